@@ -1,0 +1,484 @@
+"""What is sold and what it costs, as rows: products, plans, packs, rate cards and the price book.
+
+A product's commercial terms come from one catalog file (``manage.py catalog apply``); the price book, what *we* pay upstream,
+comes from proposals that staff approve (``manage.py prices``). Everything that decides a charge is dated and versioned: a later
+edit makes a new row, so that a past charge can always be explained by the rows it was rated with.
+
+Money is integers: ``*_nanos`` is 10⁻⁹ of the unit (nano-USD for cost; nano of the wallet's unit for price), ``*_cents`` is what
+Stripe is asked to collect, ``*_ppm`` is parts per million.
+"""
+
+from __future__ import annotations
+
+from django.contrib.postgres.constraints import ExclusionConstraint
+from django.contrib.postgres.fields import ArrayField, DateTimeRangeField, RangeOperators
+from django.core.validators import RegexValidator
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+SLUG = RegexValidator(r"^[a-z0-9]+(?:[-_][a-z0-9]+)*$", "lower-case letters, digits, - and _")
+
+
+class Unit(models.Model):
+    """What a wallet counts: ``USD``, or a product's own credit (``prpm.credit``). Its scale is fixed for ever: 10⁻⁹."""
+
+    id = models.SmallAutoField(primary_key=True)
+    code = models.CharField(max_length=64, unique=True)
+    name = models.CharField(max_length=64)
+    decimals = models.PositiveSmallIntegerField(default=2, help_text="Digits shown to people; sub-digit precision is stored.")
+
+    def __str__(self) -> str:
+        return self.code
+
+
+class Product(models.Model):
+    """One AI business run on the platform, and the policies that apply to all its accounts."""
+
+    class Visibility(models.TextChoices):
+        DEPLETION_ONLY = "depletion_only", "credits used, never a price per token"
+        AMOUNT = "amount", "what each use cost"
+        FULL_BREAKDOWN = "full_breakdown", "what each use cost, component by component"
+
+    class Overage(models.TextChoices):
+        CHARGE = "charge", "charge all of it; what is not covered becomes debt"
+        CAP = "cap", "charge at most the hold"
+        REJECT = "reject", "refuse the capture, keep the hold open"
+
+    class LateCharging(models.TextChoices):
+        CHARGE = "charge", "charge usage reported late, up to the maximum delay"
+        ABSORB = "absorb", "record usage reported late, at the product's own expense"
+
+    slug = models.CharField(max_length=64, unique=True, validators=[SLUG])
+    name = models.CharField(max_length=120)
+    unit = models.ForeignKey(Unit, on_delete=models.PROTECT, related_name="products")
+    default_plan = models.CharField(max_length=64, help_text="Slug of the plan that a new account is on.")
+    time_zone = models.CharField(max_length=64, default="UTC", help_text="Where a day quota rolls over, unless the account says otherwise.")
+    visibility = models.CharField(max_length=20, choices=Visibility, default=Visibility.AMOUNT)
+    overage = models.CharField(max_length=10, choices=Overage, default=Overage.CHARGE)
+    late_charging = models.CharField(max_length=10, choices=LateCharging, default=LateCharging.CHARGE)
+    late_charging_max_hours = models.PositiveIntegerField(default=48)
+    hold_lifetime_seconds = models.PositiveIntegerField(default=900)
+    hold_max_seconds = models.PositiveIntegerField(default=86_400)
+    minimum_balance_nanos = models.BigIntegerField(default=0, help_text="Below this an account may not start work.")
+    welcome_credit_nanos = models.BigIntegerField(default=0, help_text="Granted once, when an account is opened.")
+    announcement_credit_nanos = models.BigIntegerField(default=0, help_text="For accounts that existed before the product charged.")
+    guest_exchanges = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Free exchanges of an anonymous guest; empty = no guests."
+    )
+    guest_exchanges_setting = models.CharField(
+        max_length=80, blank=True, help_text="Environment variable that overrides the guest exchanges."
+    )
+    burn_order = ArrayField(models.CharField(max_length=20), default=list, help_text="Sources of credit, first burnt first.")
+    allowed_origins = ArrayField(models.CharField(max_length=200), default=list, help_text="Where checkout may send a customer back to.")
+    support_email = models.EmailField(blank=True)
+    brand_colour = models.CharField(max_length=7, blank=True, validators=[RegexValidator(r"^#[0-9a-f]{6}$")])
+    target_margin_ppm = models.IntegerField(null=True, blank=True)
+    alert_margin_ppm = models.IntegerField(null=True, blank=True)
+    floor_margin_ppm = models.IntegerField(null=True, blank=True)
+    payment_fee_ppm = models.PositiveIntegerField(default=0, help_text="What the payment provider keeps of a payment, for estimates.")
+    payment_fee_cents = models.PositiveIntegerField(
+        default=0, help_text="What the payment provider keeps of each payment, beside the share."
+    )
+    notes = models.TextField(blank=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="product_amounts_not_negative",
+                condition=Q(minimum_balance_nanos__gte=0, welcome_credit_nanos__gte=0, announcement_credit_nanos__gte=0),
+            ),
+            models.CheckConstraint(
+                name="product_hold_lifetimes",
+                condition=Q(hold_lifetime_seconds__gte=1, hold_max_seconds__gte=F("hold_lifetime_seconds"), hold_max_seconds__lte=86_400),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class CostTier(models.Model):
+    """How much wholesale cost an account may cause: the rows of PRPM's ``cost_limits_config``.
+
+    A limit of NULL means no limit, 0 means nothing allowed. The target margin is stored beside the limit, never derived from it.
+    """
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="cost_tiers")
+    slug = models.CharField(max_length=64, validators=[SLUG])
+    monthly_cost_nanos = models.BigIntegerField(null=True, blank=True)
+    daily_cost_nanos = models.BigIntegerField(null=True, blank=True)
+    requests_per_hour = models.IntegerField(null=True, blank=True)
+    throttle_on_exceed = models.BooleanField(default=True)
+    warn_at_ppm = ArrayField(models.IntegerField(), default=list, help_text="Shares of the monthly limit at which to warn.")
+    target_margin_ppm = models.IntegerField(null=True, blank=True)
+    staff_only = models.BooleanField(default=False, help_text="Never chosen by a rule; staff assign it.")
+    notes = models.TextField(blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["product", "slug"], name="cost_tier_once"),
+            models.CheckConstraint(
+                name="cost_tier_not_negative",
+                condition=(Q(monthly_cost_nanos__gte=0) | Q(monthly_cost_nanos=None))
+                & (Q(daily_cost_nanos__gte=0) | Q(daily_cost_nanos=None))
+                & (Q(requests_per_hour__gte=0) | Q(requests_per_hour=None)),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.product.slug}/{self.slug}"
+
+
+class RateCard(models.Model):
+    """How a product turns usage into a price, from ``valid_from`` until the next version of the same slug.
+
+    Never edited and never deleted, nor are its models and prices, which are written in the card's own transaction: a trigger in
+    ``pricing/sql/price_book.sql`` refuses the rest. New terms are a new version.
+    """
+
+    class Mode(models.TextChoices):
+        MARKUP = "markup", "wholesale cost plus a markup"
+        CREDIT_RATE = "credit_rate", "tokens per credit, times the model's multiplier"
+        PRICE_BOOK = "price_book", "the card's own retail price per model"
+        PASS_THROUGH = "pass_through", "wholesale cost, no markup"
+        BYO = "byo", "the customer's own provider key: metered, costs and charges nothing"
+        INCLUDED = "included", "part of the plan: costs us, charges nothing"
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="rate_cards")
+    slug = models.CharField(max_length=64, validators=[SLUG])
+    version = models.PositiveIntegerField(default=1)
+    valid_from = models.DateTimeField()
+    mode = models.CharField(max_length=20, choices=Mode)
+    markup_ppm = models.IntegerField(default=0, help_text="500,000 = 50 %. Only for mode markup.")
+    tokens_per_credit = models.PositiveIntegerField(null=True, blank=True, help_text="Only for mode credit_rate.")
+    default_multiplier_ppm = models.PositiveIntegerField(
+        null=True, blank=True, help_text="credit_rate: for models without their own; empty = such models are refused."
+    )
+    quantum_nanos = models.BigIntegerField(default=1, help_text="A price is rounded up to a multiple of this, once per usage record.")
+    minimum_nanos = models.BigIntegerField(default=0, help_text="Least price of a usage record that used anything.")
+    credit_value_nanos = models.BigIntegerField(default=1_000_000_000, help_text="List value of one unit of the wallet in nano-USD.")
+    notes = models.TextField(blank=True)
+    recorded_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["product", "slug", "version"], name="rate_card_version_once"),
+            models.UniqueConstraint(fields=["product", "slug", "valid_from"], name="rate_card_start_once"),
+            models.CheckConstraint(
+                name="rate_card_amounts",
+                condition=Q(markup_ppm__gte=0, quantum_nanos__gte=1, minimum_nanos__gte=0, credit_value_nanos__gte=1),
+            ),
+            models.CheckConstraint(name="rate_card_markup_only_for_markup", condition=Q(mode="markup") | Q(markup_ppm=0)),
+            models.CheckConstraint(
+                name="rate_card_credits_only_for_credit_rate",
+                condition=Q(mode="credit_rate", tokens_per_credit__gte=1)
+                | (~Q(mode="credit_rate") & Q(tokens_per_credit=None, default_multiplier_ppm=None)),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.product.slug}/{self.slug} v{self.version}"
+
+
+class RateCardModel(models.Model):
+    """One model's own term: its multiplier on a ``credit_rate`` card (1,000,000 = once), or its markup on a ``markup`` card."""
+
+    card = models.ForeignKey(RateCard, on_delete=models.PROTECT, related_name="models")
+    provider = models.CharField(max_length=64)
+    model = models.CharField(max_length=128)
+    multiplier_ppm = models.PositiveIntegerField(null=True, blank=True)
+    markup_ppm = models.PositiveIntegerField(null=True, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["card", "provider", "model"], name="rate_card_model_once"),
+            models.CheckConstraint(
+                name="rate_card_model_has_one_term",
+                condition=Q(multiplier_ppm=None, markup_ppm__gte=0) | Q(multiplier_ppm__gte=1, markup_ppm=None),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.provider}:{self.model}"
+
+
+class RateCardPrice(models.Model):
+    """One retail price of a ``price_book`` card: what a customer pays for ``per_units`` of a component of a model."""
+
+    card = models.ForeignKey(RateCard, on_delete=models.PROTECT, related_name="prices")
+    provider = models.CharField(max_length=64)
+    model = models.CharField(max_length=128)
+    component = models.CharField(max_length=32)
+    price_nanos = models.BigIntegerField()
+    per_units = models.BigIntegerField(default=1_000_000)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["card", "provider", "model", "component"], name="rate_card_price_once"),
+            models.CheckConstraint(name="rate_card_price_amounts", condition=Q(price_nanos__gte=0, per_units__gte=1)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.provider}:{self.model} {self.component}"
+
+
+class Plan(models.Model):
+    """What can be subscribed to. Its terms are in its versions."""
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="plans")
+    slug = models.CharField(max_length=64, validators=[SLUG])
+    name = models.CharField(max_length=120)
+    rank = models.PositiveSmallIntegerField(help_text="Order on the pricing page; a higher rank is an upgrade.")
+    public = models.BooleanField(default=True, help_text="Shown on the pricing page.")
+    available = models.BooleanField(default=True, help_text="In the product's catalog; otherwise only kept for those who are on it.")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["product", "slug"], name="plan_once")]
+        ordering = ["product", "rank"]
+
+    def __str__(self) -> str:
+        return f"{self.product.slug}/{self.slug}"
+
+
+class PlanVersion(models.Model):
+    """One version of a plan's terms, from ``valid_from`` until the next.
+
+    Never edited and never deleted, nor are its entitlements, which are written in the version's own transaction (a trigger).
+    """
+
+    class Interval(models.TextChoices):
+        MONTH = "month"
+        YEAR = "year"
+
+    plan = models.ForeignKey(Plan, on_delete=models.PROTECT, related_name="versions")
+    version = models.PositiveIntegerField(default=1)
+    valid_from = models.DateTimeField()
+    price_cents = models.IntegerField(null=True, blank=True, help_text="Empty = agreed per customer.")
+    currency = models.CharField(max_length=3, default="usd")
+    interval = models.CharField(max_length=10, choices=Interval, default=Interval.MONTH)
+    per_seat = models.BooleanField(default=False, help_text="The price is per member of the account.")
+    trial_days = models.PositiveIntegerField(default=0)
+    included_credit_nanos = models.BigIntegerField(default=0, help_text="Granted each paid period.")
+    rollover_cap_nanos = models.BigIntegerField(
+        null=True, blank=True, help_text="Most unused credit that rolls over; empty = all, 0 = none."
+    )
+    rollover_periods = models.PositiveSmallIntegerField(
+        default=0, help_text="How many periods rolled-over credit lives; 0 = it does not roll over."
+    )
+    rate_card = models.CharField(max_length=64, help_text="Slug of the rate card that prices this plan's usage.")
+    alternative_rate_cards = ArrayField(
+        models.CharField(max_length=64), default=list, help_text="Cards a customer may be switched to, e.g. own provider keys."
+    )
+    cost_tier = models.ForeignKey(CostTier, on_delete=models.PROTECT, null=True, blank=True)
+    stripe_product = models.CharField(max_length=120, blank=True)
+    stripe_price_setting = models.CharField(max_length=80, blank=True, help_text="Environment variable that holds the Stripe price id.")
+    legacy_price_cents = models.IntegerField(null=True, blank=True, help_text="The previous price, kept for a roll-back.")
+    charge_automatically = models.BooleanField(default=True)
+    notes = models.TextField(blank=True)
+    recorded_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["plan", "version"], name="plan_version_once"),
+            models.UniqueConstraint(fields=["plan", "valid_from"], name="plan_version_start_once"),
+            models.CheckConstraint(
+                name="plan_version_amounts",
+                condition=(Q(price_cents__gte=0) | Q(price_cents=None))
+                & (Q(legacy_price_cents__gte=0) | Q(legacy_price_cents=None))
+                & (Q(rollover_cap_nanos__gte=0) | Q(rollover_cap_nanos=None))
+                & Q(included_credit_nanos__gte=0),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.plan} v{self.version}"
+
+
+class Entitlement(models.Model):
+    """One allowance of a plan version: a feature that is on, a text (support level), or a limit on a meter.
+
+    ``limit`` NULL means no limit and 0 means nothing allowed; both are different from having no row, which means not entitled.
+    """
+
+    class Kind(models.TextChoices):
+        FLAG = "flag"
+        TEXT = "text"
+        LIMIT = "limit"
+
+    class Window(models.TextChoices):
+        REQUEST = "request", "each request"
+        OPEN = "open", "at the same time"
+        HOUR = "hour"
+        DAY = "day"
+        PERIOD = "period", "billing period"
+        LIFETIME = "lifetime"
+        COUNT = "count", "existing objects"
+
+    class Mode(models.TextChoices):
+        OFF = "off"
+        SHADOW = "shadow"
+        SOFT = "soft"
+        HARD = "hard"
+
+    plan_version = models.ForeignKey(PlanVersion, on_delete=models.PROTECT, related_name="entitlements")
+    key = models.CharField(max_length=64, validators=[SLUG], help_text="Feature or meter, e.g. api_access, messages, request_tokens.")
+    kind = models.CharField(max_length=10, choices=Kind)
+    enabled = models.BooleanField(null=True, blank=True)
+    text = models.CharField(max_length=120, blank=True)
+    window = models.CharField(max_length=10, choices=Window, blank=True)
+    limit = models.BigIntegerField(null=True, blank=True)
+    mode = models.CharField(max_length=10, choices=Mode, default=Mode.HARD)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["plan_version", "key", "window"], name="entitlement_once"),
+            models.CheckConstraint(
+                name="entitlement_says_what_its_kind_needs",
+                condition=Q(kind="flag", enabled__isnull=False, window="", limit=None)
+                | (Q(kind="text", enabled=None, window="", limit=None) & ~Q(text=""))
+                | (Q(kind="limit", enabled=None) & ~Q(window="") & (Q(limit=None) | Q(limit__gte=0))),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.plan_version} {self.key}"
+
+
+class CreditPack(models.Model):
+    """A one-time purchase of credits. A new price or face value is a new version, so that old purchases keep their cost basis.
+
+    Only ``available`` is ever changed (a trigger).
+    """
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="packs")
+    slug = models.CharField(max_length=64, validators=[SLUG])
+    version = models.PositiveIntegerField(default=1)
+    valid_from = models.DateTimeField()
+    name = models.CharField(max_length=120)
+    price_cents = models.IntegerField()
+    currency = models.CharField(max_length=3, default="usd")
+    credit_nanos = models.BigIntegerField(help_text="Face value: what the customer can spend.")
+    expires_after_days = models.PositiveIntegerField(null=True, blank=True)
+    stripe_price_setting = models.CharField(max_length=80, blank=True, help_text="Environment variable that holds the Stripe price id.")
+    available = models.BooleanField(default=True, help_text="On sale; only the latest version can be.")
+    notes = models.TextField(blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["product", "slug", "version"], name="credit_pack_version_once"),
+            models.UniqueConstraint(fields=["product", "slug", "valid_from"], name="credit_pack_start_once"),
+            models.CheckConstraint(name="credit_pack_amounts", condition=Q(price_cents__gt=0, credit_nanos__gt=0)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.product.slug}/{self.slug} v{self.version}"
+
+
+class PriceRow(models.Model):
+    """What we pay upstream for ``per_units`` of one component of one model, while ``valid``; the price book.
+
+    Rows of one (provider, model, component, context_above, service_level) never overlap in time. A row may be closed (an open end is
+    shortened, not into the past) and withdrawn, each once; amount and identity never change and rows are never deleted: the trigger in
+    ``pricing/sql/price_book.sql`` refuses the rest.
+
+    ``context_above``: the row applies to requests whose whole context (all input components) has more tokens than this; the highest
+    such row wins, for all of the request's tokens (the cliff that providers' long-context prices have).
+    """
+
+    provider = models.CharField(max_length=64)
+    model = models.CharField(max_length=128)
+    component = models.CharField(max_length=32)
+    context_above = models.PositiveIntegerField(default=0)
+    service_level = models.CharField(max_length=16, default="standard")
+    price_nanos = models.BigIntegerField()
+    per_units = models.BigIntegerField(default=1_000_000)
+    valid = DateTimeRangeField()
+    source = models.CharField(max_length=200, help_text="Where the figure comes from.")
+    catalog = models.CharField(max_length=64, blank=True, help_text="Slug of the product whose catalog carries this row; empty = imported.")
+    recorded_at = models.DateTimeField(db_default=Now(), editable=False)
+    withdrawn_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        db_table = "price_book"
+        constraints = [
+            models.CheckConstraint(name="price_amounts", condition=Q(price_nanos__gte=0, per_units__gte=1)),
+            models.CheckConstraint(
+                name="price_valid_is_half_open",
+                condition=Q(valid__isempty=False, valid__startswith__isnull=False, valid__lower_inc=True, valid__upper_inc=False),
+            ),
+            ExclusionConstraint(
+                name="price_never_overlaps",
+                expressions=[
+                    *((F(name), RangeOperators.EQUAL) for name in ("provider", "model", "component", "context_above", "service_level")),
+                    ("valid", RangeOperators.OVERLAPS),
+                ],
+                condition=Q(withdrawn_at=None),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.provider}:{self.model} {self.component}"
+
+
+class PriceProposal(models.Model):
+    """A price row that an import suggests and that staff approve or reject.
+
+    ``valid_from`` NULL means from the approval on; otherwise the provider's own date, past (a gap in the book) or future (announced).
+    """
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        APPROVED = "approved"
+        REJECTED = "rejected"
+
+    provider = models.CharField(max_length=64)
+    model = models.CharField(max_length=128)
+    component = models.CharField(max_length=32)
+    context_above = models.PositiveIntegerField(default=0)
+    service_level = models.CharField(max_length=16, default="standard")
+    price_nanos = models.BigIntegerField()
+    per_units = models.BigIntegerField(default=1_000_000)
+    valid_from = models.DateTimeField(null=True, blank=True)
+    valid_until = models.DateTimeField(null=True, blank=True, help_text="Exclusive; empty = until the next change.")
+    previous = models.ForeignKey(PriceRow, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    source = models.CharField(max_length=200)
+    state = models.CharField(max_length=10, choices=State, default=State.PENDING)
+    proposed_at = models.DateTimeField()
+    decided_at = models.DateTimeField(null=True, blank=True)
+    decided_by = models.CharField(max_length=150, blank=True)
+    reason = models.CharField(max_length=300, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["provider", "model", "component", "context_above", "service_level", "valid_from"],
+                condition=Q(state="pending"),
+                nulls_distinct=False,
+                name="price_proposal_pending_once",
+            ),
+            models.CheckConstraint(name="price_proposal_amounts", condition=Q(price_nanos__gte=0, per_units__gte=1)),
+            models.CheckConstraint(name="price_proposal_decided_by_somebody", condition=Q(state="pending") | ~Q(decided_by="")),
+        ]
+        ordering = ["provider", "model", "service_level", "context_above", "component", "id"]
+
+    def __str__(self) -> str:
+        return f"{self.provider}:{self.model} {self.component} ({self.state})"
+
+
+class CatalogChange(models.Model):
+    """One ``catalog apply`` that changed something: who, when, from when on, and what. Never edited and never deleted (a trigger)."""
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="catalog_changes")
+    actor = models.CharField(max_length=150)
+    applied_at = models.DateTimeField()
+    effective_at = models.DateTimeField()
+    digest = models.CharField(max_length=64, help_text="SHA-256 of the file.")
+    diff = models.TextField()
+
+    class Meta:
+        constraints = [models.CheckConstraint(name="catalog_change_by_somebody", condition=~Q(actor=""))]
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.product} {self.applied_at:%Y-%m-%d %H:%M} {self.actor}"
