@@ -1,0 +1,168 @@
+"""Who pays: users, the accounts they belong to, and the API keys that act for them."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+import zoneinfo
+from typing import Any, ClassVar
+
+from django.contrib.auth.base_user import BaseUserManager
+from django.contrib.auth.models import AbstractUser
+from django.contrib.postgres.fields import ArrayField
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Lower
+from django.utils import timezone
+
+from pricing.models import Product
+
+
+class UserManager(BaseUserManager["User"]):
+    """Users are created by email address; there are no user names."""
+
+    def create_user(self, email: str, password: str | None = None, **fields: Any) -> User:
+        if not email:
+            raise ValueError("A user needs an email address.")
+        user = self.model(email=self.normalize_email(email).lower(), **fields)
+        user.set_password(password)
+        user.save(using=self._db)
+        return user
+
+    def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> User:
+        return self.create_user(email, password, is_staff=True, is_superuser=True, **fields)
+
+
+class User(AbstractUser):
+    """A person who signs in. Who pays is an :class:`Account`, which a user belongs to by membership.
+
+    A user who belongs to an account is never deleted; ``registration.forget_user`` removes the personal data instead.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    username = None  # type: ignore[assignment]
+    email = models.EmailField("email address", unique=True)
+
+    USERNAME_FIELD = "email"
+    REQUIRED_FIELDS: ClassVar[list[str]] = []
+    objects: ClassVar[UserManager] = UserManager()  # type: ignore[assignment]
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="user_email_lower_case",
+                condition=Q(email=Lower("email")),
+                violation_error_message="Write the email address in lower case.",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.email
+
+
+def new_account_id() -> str:
+    return "acct_" + secrets.token_hex(10)
+
+
+def validate_time_zone(name: str) -> None:
+    """:raises ValidationError: ``name`` is not in the IANA data base, spelt as there."""
+    if name not in zoneinfo.available_timezones() - {"Factory", "localtime"}:
+        raise ValidationError("“%(name)s” is no time zone; write one such as Europe/Paris or UTC.", code="time_zone", params={"name": name})
+
+
+class Account(models.Model):
+    """The party that pays: a person or a team, of one product. Deleted never (money hangs on it); closed instead."""
+
+    class Kind(models.TextChoices):
+        PERSON = "person"
+        TEAM = "team"
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="accounts")
+    public_id = models.CharField(max_length=32, unique=True, default=new_account_id, editable=False)
+    external_id = models.CharField(max_length=128, help_text="The client app's own id for this account.")
+    name = models.CharField(max_length=120)
+    kind = models.CharField(max_length=10, choices=Kind, default=Kind.PERSON)
+    billing_email = models.EmailField(blank=True)
+    time_zone = models.CharField(
+        max_length=64, default="UTC", validators=[validate_time_zone], help_text="Where this account's day quotas roll over."
+    )
+    rate_card = models.CharField(max_length=64, blank=True, help_text="Slug of a rate card that replaces the plan's; empty = the plan's.")
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    closed_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["product", "external_id"], name="account_external_id_once"),
+            models.CheckConstraint(
+                name="account_external_id_is_not_ours", condition=~Q(external_id="") & ~Q(external_id__startswith="acct_")
+            ),
+        ]
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.product_id and self.product.slug})"
+
+
+class Membership(models.Model):
+    """A user's place in an account."""
+
+    class Role(models.TextChoices):
+        OWNER = "owner"
+        ADMIN = "admin"
+        MEMBER = "member"
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="memberships")
+    user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="memberships")
+    role = models.CharField(max_length=10, choices=Role, default=Role.OWNER)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["account", "user"], name="membership_once")]
+
+    def __str__(self) -> str:
+        return f"{self.user} · {self.account}: {self.role}"
+
+
+class ApiKey(models.Model):
+    """A bearer key. Only its SHA-256 is stored; the key itself is shown once.
+
+    A *product key* (``account`` empty) acts for any account of its product; an *account key* for its account alone.
+    """
+
+    class Scope(models.TextChoices):
+        USAGE_WRITE = "usage:write"
+        USAGE_READ = "usage:read"
+        BILLING_READ = "billing:read"
+        BILLING_WRITE = "billing:write"
+        ADMIN_READ = "admin:read"
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="api_keys")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, null=True, blank=True, related_name="api_keys")
+    name = models.CharField(max_length=120)
+    prefix = models.CharField(max_length=16, editable=False, help_text="The first characters, to recognise a key by.")
+    digest = models.BinaryField(max_length=32, unique=True, editable=False)
+    scopes = ArrayField(models.CharField(max_length=20, choices=Scope))
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    created_by = models.CharField(max_length=150, blank=True, editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="api_key_account_keys_read_no_admin", condition=Q(account=None) | ~Q(scopes__contains=["admin:read"])
+            ),
+            models.CheckConstraint(
+                name="api_key_scopes_are_known",
+                condition=Q(
+                    scopes__len__gte=1,
+                    scopes__contained_by=["usage:write", "usage:read", "billing:read", "billing:write", "admin:read"],
+                ),
+            ),
+        ]
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix}…)"
