@@ -1,0 +1,426 @@
+"""The credit ledger. Every credit that enters or leaves a wallet goes through this module.
+
+    open_account   makes an account's lock row; the first of all its ledger rows
+    grant          adds a lot of credits
+    adjust         corrects a wallet by hand, up or down
+    reverse        undoes the charge of one usage record
+    hold           reserves credits for work about to happen
+    capture        spends a hold and gives the rest back
+    await_price    keeps a hold whose usage has no price yet
+    release        gives a whole hold back
+    extend         lets a hold live longer
+    record         charges work that had no hold, one event or many
+    sweep          gives back the holds that nobody resolved in time
+
+After every function here:
+
+* a wallet's balance is the sum of its entries, and of what remains in its grants;
+* no wallet is overdrawn: ``0 <= held <= balance`` (also a database constraint);
+* an account owes nothing while anything in its wallet is free;
+* a repeated key changes nothing and returns what the first call made.
+
+Each verb is one SQL function of ``billing/sql/ledger.sql`` and so one transaction of its own, unless the caller has opened one.
+The clock is the database's, read after the account was locked; :func:`clock` sets it for tests and simulations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+from django.db import DataError, connection, transaction
+
+
+class LedgerError(Exception):
+    """The base of what the ledger refuses."""
+
+
+class InsufficientCredits(LedgerError):
+    """Less is free than is needed, or the account has debt."""
+
+    def __init__(self, *, needed_nanos: int, available_nanos: int, debt_nanos: int) -> None:
+        super().__init__("The account has debt to settle first." if debt_nanos else "The account does not have enough credits.")
+        self.needed_nanos = needed_nanos
+        self.available_nanos = available_nanos
+        self.debt_nanos = debt_nanos
+
+
+class Refused(LedgerError):
+    """A verdict reached before the ledger was asked, which counts because the key is new."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(f"Refused by {layer}.")
+        self.layer = layer
+
+
+class KeyReused(LedgerError):
+    """The key was used before, for another command."""
+
+
+class SourceReused(LedgerError):
+    """Something was already granted for this source (a payment, a period), under another key."""
+
+
+class NotFound(LedgerError):
+    """No such authorization, or no charged usage record, in this account."""
+
+
+class AlreadyResolved(LedgerError):
+    """The authorization has ended, or was reported, otherwise. ``state`` says how."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"The authorization is already {state.replace('_', ' ')}.")
+        self.state = state
+
+
+class AlreadyReversed(LedgerError):
+    """The usage record's charge was undone before."""
+
+
+class HoldExceeded(LedgerError):
+    """The price is above the hold, and the product's policy is to refuse that. The hold stays open."""
+
+
+class AmountOverflow(LedgerError):
+    """The amount, or the balance it would make, is larger than the ledger can hold (9.2 × 10⁹ units)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What grant, adjust or reverse did. ``available_nanos`` is None for a replayed answer."""
+
+    id: int
+    grant_id: int | None
+    amount_nanos: int
+    balance_nanos: int
+    debt_nanos: int
+    available_nanos: int | None
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What was asked for or done, as metering describes it. ``quantities`` are in the order of ``pricing.rating.COMPONENTS``."""
+
+    model_id: int
+    feature_id: int | None
+    api_key_id: int | None
+    rate_card_id: int | None
+    price_ids: Sequence[int]
+    quantities: Sequence[int]
+    user_ref: str | None = None
+    session_ref: str | None = None
+    run_ref: str | None = None
+
+    def parameters(self) -> tuple[Any, ...]:
+        return (
+            self.model_id, self.feature_id, self.api_key_id, self.rate_card_id, list(self.price_ids), list(self.quantities),
+            self.user_ref, self.session_ref, self.run_ref,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A rated price: cost in nano-USD, price in nanos of the wallet's unit, its list value in nano-USD; None where there is no price."""
+
+    cost_nanos: int | None
+    price_nanos: int | None
+    value_nanos: int | None
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Finished work to record: whose, when, under which key, what it was and what it costs."""
+
+    account_id: int
+    key: UUID
+    fingerprint: UUID
+    call: Call
+    unit_id: int | None
+    event_at: datetime
+    charge: Charge
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """An authorization or usage record as it stands. ``remaining`` are the limits' remainders at authorization, in metering's order."""
+
+    outcome: str
+    id: UUID
+    state: str
+    hold_nanos: int
+    price_nanos: int | None
+    cost_nanos: int | None
+    waived_nanos: int | None
+    owed_nanos: int | None
+    balance_nanos: int | None
+    available_nanos: int | None
+    debt_nanos: int | None
+    created_at: datetime
+    expires_at: datetime | None
+    remaining: list[int | None] | None
+
+    @property
+    def replayed(self) -> bool:
+        return self.outcome == "replayed"
+
+
+def key_hash(*parts: str) -> UUID:
+    """The 128-bit hash that a key is stored as. Parts are length-prefixed, so that ("a", "bc") is not ("ab", "c")."""
+    return UUID(bytes=sha256(b"".join(b"%d:%s" % (len(part.encode()), part.encode()) for part in parts)).digest()[:16])
+
+
+def fingerprint(command: Mapping[str, Any]) -> UUID:
+    """The 128-bit hash of a parsed command: equal for equal commands, whatever the order of their fields."""
+    return UUID(bytes=sha256(json.dumps(command, sort_keys=True, separators=(",", ":"), default=str).encode()).digest()[:16])
+
+
+@contextmanager
+def clock(*, at: datetime) -> Iterator[None]:
+    """Sets the ledger's clock inside one transaction, which it opens. For tests and simulations only."""
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("select set_config('tollgate.now', %s, true)", [at.isoformat()])
+        yield
+        with connection.cursor() as cursor:
+            cursor.execute("select set_config('tollgate.now', '', true)")
+
+
+def open_account(*, account_id: int) -> None:
+    """Makes the row that every verb locks. Safe to repeat."""
+    with connection.cursor() as cursor:
+        cursor.execute("select ledger_open_account(%s)", [account_id])
+
+
+def grant(
+    *, account_id: int, unit_id: int, amount_nanos: int, source: str, source_key: str, key: str, actor: str, reason: str, priority: int,
+    expires_at: datetime | None = None, cash_nanos: int = 0, fee_nanos: int = 0, currency: str = "usd",
+) -> Operation:  # fmt: skip
+    """Adds a grant of ``amount_nanos`` (> 0), for which ``cash_nanos`` was paid and ``fee_nanos`` of that went to the payment provider.
+
+    Open debt is repaid from it first. One grant per (account, source, source_key), for ever.
+
+    :raises KeyReused: the key was used for another grant.
+    :raises SourceReused: the source was granted before, under another key.
+    :raises AmountOverflow: the amount or the new balance does not fit.
+    """
+    return _grant(
+        account_id, "grant", key, actor, reason, unit_id, source, source_key, amount_nanos, priority, expires_at, cash_nanos, fee_nanos, currency
+    )
+
+
+def adjust(*, account_id: int, unit_id: int, amount_nanos: int, key: str, actor: str, reason: str, priority: int = 0) -> Operation:
+    """A correction by staff: adds a grant without cash basis, or takes free credits away in burn order.
+
+    :raises InsufficientCredits: less is free than is to be taken; an adjustment never makes debt.
+    :raises KeyReused: the key was used for another adjustment.
+    :raises AmountOverflow: the amount or the new balance does not fit.
+    """
+    if amount_nanos > 0:
+        return _grant(account_id, "adjust", key, actor, reason, unit_id, "adjustment", key, amount_nanos, priority, None, 0, 0, "usd")
+    command = fingerprint({"unit": unit_id, "amount": amount_nanos})
+    return _operation(
+        "select * from ledger_take_back(%s, %s, %s, %s, %s, %s::smallint, %s)",
+        [account_id, key_hash(key), command, actor, reason, unit_id, -amount_nanos],
+        needed_nanos=-amount_nanos,
+    )
+
+
+def reverse(*, account_id: int, usage_id: UUID, key: str, actor: str, reason: str) -> Operation:
+    """Undoes the whole charge of a usage record: credits go back to the grants that they came from.
+
+    Credits of a grant that has expired meanwhile expire at once. The cost stays: we did pay it.
+
+    :raises NotFound: the account has no such record, or it was charged nothing.
+    :raises AlreadyReversed: it was undone before, under another key.
+    :raises KeyReused: the key was used for another reversal.
+    """
+    return _operation(
+        "select * from ledger_reverse(%s, %s, %s, %s, %s, %s)",
+        [account_id, key_hash(key), fingerprint({"usage": usage_id}), actor, reason, usage_id],
+    )
+
+
+def hold(
+    *, account_id: int, key: UUID, fingerprint: UUID, refusal: str | None, call: Call, unit_id: int | None, amount_nanos: int, cost_nanos: int,
+    minimum_nanos: int, remaining: Sequence[int | None], lifetime: timedelta, hard_lifetime: timedelta,
+) -> Usage:  # fmt: skip
+    """Reserves ``amount_nanos`` (0 allowed) of free credits for ``call``; ``cost_nanos`` is its estimated wholesale cost.
+
+    The key is answered before anything is decided, ``refusal`` included. ``unit_id`` None: nothing is charged, no wallet is asked.
+
+    :raises Refused: ``refusal`` was given and the key is new.
+    :raises InsufficientCredits: less than the amount, or than ``minimum_nanos``, is free, or the account has debt.
+    :raises KeyReused: the key was used for another command.
+    """
+    usage = _usage(
+        "select * from usage_authorize(%s, %s, %s, %s, row(%s,%s,%s,%s,%s::int[],%s::bigint[],%s,%s,%s)::usage_call, %s::smallint, %s, %s, %s,"
+        " %s::bigint[], %s, %s)",
+        [
+            account_id, key, fingerprint, refusal, *call.parameters(), unit_id, amount_nanos, cost_nanos, minimum_nanos, list(remaining),
+            lifetime, hard_lifetime,
+        ],
+    )  # fmt: skip
+    if usage.outcome == "refused":
+        raise Refused(usage.state)
+    if usage.outcome in ("debt", "insufficient"):
+        raise InsufficientCredits(
+            needed_nanos=max(amount_nanos, minimum_nanos), available_nanos=usage.available_nanos or 0, debt_nanos=usage.debt_nanos or 0
+        )
+    return usage
+
+
+def capture(*, account_id: int, authorization_id: UUID, quantities: Sequence[int], price_ids: Sequence[int], charge: Charge, overage: str) -> Usage:
+    """Ends an authorization with work done: spends the price and gives the rest of the hold back.
+
+    A price above the hold is, by ``overage``: ``charge`` charged (what is not free becomes debt), ``cap`` charged up to the hold (the
+    rest is waived), ``reject`` refused.
+
+    :raises NotFound: the account has no such authorization.
+    :raises AlreadyResolved: it ended otherwise, or was captured with other quantities.
+    :raises HoldExceeded: see ``reject``.
+    :raises AmountOverflow: the debt does not fit.
+    """
+    return _usage(
+        "select * from usage_capture(%s, %s, %s::bigint[], %s, %s::int[], %s, %s, %s, %s)",
+        [
+            account_id, authorization_id, list(quantities), charge.tokens, list(price_ids), charge.cost_nanos, charge.price_nanos,
+            charge.value_nanos, overage,
+        ],
+    )  # fmt: skip
+
+
+def await_price(*, account_id: int, authorization_id: UUID, quantities: Sequence[int]) -> Usage:
+    """Stores what a capture reported when a component of it has no price yet; the hold stays until it has.
+
+    :raises NotFound: the account has no such authorization.
+    :raises AlreadyResolved: it ended before, or was reported with other quantities.
+    """
+    return _usage("select * from usage_await_price(%s, %s, %s::bigint[])", [account_id, authorization_id, list(quantities)])
+
+
+def release(*, account_id: int, authorization_id: UUID) -> Usage:
+    """Ends an authorization without work: the whole hold comes back.
+
+    :raises NotFound: the account has no such authorization.
+    :raises AlreadyResolved: it was captured, or its usage awaits a price.
+    """
+    return _usage("select * from usage_release(%s, %s)", [account_id, authorization_id])
+
+
+def extend(*, account_id: int, authorization_id: UUID, lifetime: timedelta) -> Usage:
+    """Moves the end of an open hold to ``lifetime`` from now, never earlier than it was and never past its hard end.
+
+    :raises NotFound: the account has no such authorization.
+    :raises AlreadyResolved: it is no longer open.
+    """
+    return _usage("select * from usage_extend(%s, %s, %s)", [account_id, authorization_id, lifetime])
+
+
+def record(event: Event) -> Usage:
+    """Records finished work that had no hold, and charges it: what is free is burnt, the rest is debt.
+
+    :raises KeyReused: the key was used for another event.
+    :raises AmountOverflow: the debt does not fit.
+    """
+    [usage] = record_many([event])
+    if usage.outcome == "key_reused":
+        raise KeyReused("The key was used before, for another command.")
+    return usage
+
+
+def record_many(events: Sequence[Event]) -> list[Usage]:
+    """Records a set in one transaction; answers in the order of ``events``, with outcome ``done``, ``replayed`` or ``key_reused``.
+
+    :raises AmountOverflow: one of the debts does not fit; nothing of the set is recorded then.
+    """
+    rows = [
+        {
+            "account": event.account_id, "key": str(event.key), "fingerprint": str(event.fingerprint), "model_id": event.call.model_id,
+            "feature_id": event.call.feature_id, "api_key_id": event.call.api_key_id, "rate_card_id": event.call.rate_card_id,
+            "price_ids": list(event.call.price_ids), "quantities": list(event.call.quantities), "user_ref": event.call.user_ref,
+            "session_ref": event.call.session_ref, "run_ref": event.call.run_ref, "unit": event.unit_id, "event_at": event.event_at.isoformat(),
+            "tokens": event.charge.tokens, "cost": event.charge.cost_nanos, "price": event.charge.price_nanos, "value": event.charge.value_nanos,
+        }
+        for event in events
+    ]  # fmt: skip
+    rows_sql = "select (r.answer).* from usage_record_many(%s::jsonb) r order by r.n"
+    return [Usage(*row) for row in _call(rows_sql, [json.dumps(rows)])]
+
+
+def sweep(*, limit: int) -> int:
+    """Gives back up to ``limit`` holds past their end, in one transaction; returns how many. Call until it returns 0."""
+    [(swept,)] = _call("select usage_sweep(%s)", [limit])
+    return int(swept)
+
+
+def _grant(
+    account_id: int, verb: str, key: str, actor: str, reason: str, unit_id: int, source: str, source_key: str, amount_nanos: int, priority: int,
+    expires_at: datetime | None, cash_nanos: int, fee_nanos: int, currency: str,
+) -> Operation:  # fmt: skip
+    if amount_nanos <= 0 or cash_nanos < 0 or fee_nanos < 0:
+        raise ValueError("A grant is more than nothing, and its cash and fee are not negative.")
+    command = fingerprint(
+        {
+            "unit": unit_id, "source": source, "source_key": source_key, "amount": amount_nanos, "priority": priority, "expires": expires_at,
+            "cash": cash_nanos, "fee": fee_nanos, "currency": currency,
+        }
+    )  # fmt: skip
+    return _operation(
+        "select * from ledger_grant(%s, %s, %s, %s, %s, %s, %s::smallint, %s, %s, %s, %s::smallint, %s, %s, %s, %s)",
+        [
+            account_id, verb, key_hash(key), command, actor, reason, unit_id, source, source_key, amount_nanos, priority, expires_at,
+            cash_nanos, fee_nanos, currency,
+        ],
+    )  # fmt: skip
+
+
+def _operation(sql: str, parameters: Sequence[Any], *, needed_nanos: int = 0) -> Operation:
+    [(outcome, id_, grant_id, amount, balance, debt, available)] = _call(sql, parameters)
+    match outcome:
+        case "done" | "replayed":
+            return Operation(id_, grant_id, amount, balance, debt, available, outcome == "replayed")
+        case "key_reused":
+            raise KeyReused("The key was used before, for another command.")
+        case "source_reused":
+            raise SourceReused("This source was granted before.")
+        case "insufficient":
+            raise InsufficientCredits(needed_nanos=needed_nanos, available_nanos=available, debt_nanos=debt)
+        case "already_reversed":
+            raise AlreadyReversed("The charge was undone before.")
+        case "not_found":
+            raise NotFound("The account has no such charge.")
+    raise LedgerError(f"unknown outcome {outcome}")
+
+
+def _usage(sql: str, parameters: Sequence[Any]) -> Usage:
+    [row] = _call(sql, parameters)
+    usage = Usage(*row)
+    match usage.outcome:
+        case "key_reused":
+            raise KeyReused("The key was used before, for another command.")
+        case "not_found":
+            raise NotFound("No such authorization.")
+        case "already_resolved":
+            raise AlreadyResolved(usage.state)
+        case "exceeds_hold":
+            raise HoldExceeded("The price is above the hold.")
+    return usage
+
+
+def _call(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return cursor.fetchall()
+    except DataError as error:
+        if getattr(error.__cause__, "sqlstate", None) == "22003":  # numeric_value_out_of_range
+            raise AmountOverflow("The amount is larger than the ledger can hold.") from error
+        raise

@@ -1,0 +1,718 @@
+-- The verbs of the ledger, and the only code that writes its tables. billing/ledger.py is their typed face.
+--
+-- Every verb: lock the account → look the key up → (only for a new key) check → write. Expected refusals are answers, not exceptions.
+-- Decisions are taken by app_now(), read after the lock. Rows are read in statements after the lock, never in the same one.
+-- Verbs run with the owner's rights (SECURITY DEFINER) and a pinned search_path; the app's role can execute them and nothing else.
+
+create function app_now() returns timestamptz language sql volatile as $$
+  select coalesce(nullif(current_setting('tollgate.now', true), '')::timestamptz, clock_timestamp())
+$$;
+comment on function app_now() is 'The ledger''s clock: clock_timestamp(), unless a test or a simulation set tollgate.now for its transaction.';
+
+-- Time-ordered ids keep the primary key''s inserts on the right-hand pages; before PostgreSQL 18 they are random.
+do $$
+begin
+  if current_setting('server_version_num')::int >= 180000 then
+    create function new_id() returns uuid language sql volatile as 'select uuidv7()';
+  else
+    create function new_id() returns uuid language sql volatile as 'select gen_random_uuid()';
+  end if;
+end $$;
+
+-- ------------------------------------------------------------------------------------------------------------------------------
+-- Parts: a wallet is opened (locked, what is due applied), worked on in a variable, and closed (written once).
+
+create type open_wallet as (
+  account_id bigint, unit_id smallint, balance bigint, held bigint, debt bigint, seq bigint,
+  usage_id uuid, operation_id bigint, now timestamptz,
+  cash_nanos bigint, fee_nanos bigint);   -- moved so far by this verb
+
+create function ledger_lock(p_account bigint) returns timestamptz language plpgsql as $$
+begin
+  perform from account_state where account_id = p_account for update;
+  if not found then
+    raise exception 'account % has no ledger', p_account using errcode = 'no_data_found';
+  end if;
+  return app_now();
+end $$;
+
+-- What of a lump's cash (or fee) belongs to p_part of its p_whole credits, cumulatively: the parts of a whole always sum to it.
+create function share(p_lump bigint, p_part bigint, p_whole bigint) returns bigint language sql immutable as $$
+  select floor(p_lump::numeric * p_part / p_whole)::bigint
+$$;
+
+-- One movement of p_amount (signed) on one grant, with its entry. Cash and fee follow the credits.
+create function ledger_move(w open_wallet, g credit_grant, p_kind entry_kind, p_amount bigint, p_debt_delta bigint, p_effective timestamptz)
+returns open_wallet language plpgsql as $$
+declare
+  v_gone bigint := g.granted - g.remaining;
+  v_cash bigint := 0;
+  v_fee bigint := 0;
+begin
+  if g.cash_nanos > 0 then
+    v_cash := share(g.cash_nanos, v_gone - p_amount, g.granted) - share(g.cash_nanos, v_gone, g.granted);
+    v_fee := share(g.fee_nanos, v_gone - p_amount, g.granted) - share(g.fee_nanos, v_gone, g.granted);
+  end if;
+  update credit_grant set remaining = remaining + p_amount, closed = (remaining + p_amount = 0 and frozen = 0)
+  where account_id = g.account_id and id = g.id;
+  w.balance := w.balance + p_amount;
+  w.debt := w.debt + p_debt_delta;
+  w.seq := w.seq + 1;
+  w.cash_nanos := w.cash_nanos + v_cash;
+  w.fee_nanos := w.fee_nanos + v_fee;
+  insert into ledger_entry values (
+    w.account_id, w.unit_id, w.seq, g.id, p_kind, p_amount, p_debt_delta, w.balance, w.debt, v_cash, v_fee,
+    case when p_kind not in ('expiry', 'rollover') then w.usage_id end,
+    case when p_kind not in ('expiry', 'rollover') then w.operation_id end, p_effective, w.now);
+  return w;
+end $$;
+
+-- A movement of debt alone.
+create function ledger_owe(w open_wallet, p_kind entry_kind, p_debt_delta bigint) returns open_wallet language plpgsql as $$
+begin
+  w.debt := w.debt + p_debt_delta;
+  w.seq := w.seq + 1;
+  insert into ledger_entry values (
+    w.account_id, w.unit_id, w.seq, null, p_kind, 0, p_debt_delta, w.balance, w.debt, 0, 0, w.usage_id, w.operation_id, w.now, w.now);
+  return w;
+end $$;
+
+-- Takes p_amount from the grants in burn order: priority, earliest expiry, oldest. The caller has made sure that this much is there.
+create function ledger_burn(w open_wallet, p_amount bigint, p_kind entry_kind) returns open_wallet language plpgsql as $$
+declare
+  g credit_grant;
+  v_left bigint := p_amount;
+  v_part bigint;
+begin
+  for g in
+    select * from credit_grant c
+    where c.account_id = w.account_id and c.unit_id = w.unit_id and not c.closed and c.remaining > 0
+    order by c.priority, c.expires_at, c.id
+  loop
+    exit when v_left = 0;
+    v_part := least(v_left, g.remaining);
+    w := ledger_move(w, g, p_kind, -v_part, case when p_kind = 'debt_repaid' then -v_part else 0 end, w.now);
+    v_left := v_left - v_part;
+  end loop;
+  if v_left > 0 then
+    raise exception 'wallet of account % holds % less than its balance says', w.account_id, v_left using errcode = 'data_corrupted';
+  end if;
+  return w;
+end $$;
+
+-- Expires what is due and not covered by holds. Holds cover the grants virtually, in burn order, so they cover the front of the queue.
+create function ledger_expire(w open_wallet) returns open_wallet language plpgsql as $$
+declare
+  g credit_grant;
+  v_before bigint := 0;
+  v_free bigint;
+begin
+  if not exists (
+    select from credit_grant c
+    where c.account_id = w.account_id and c.unit_id = w.unit_id and not c.closed and c.expires_at <= w.now and c.remaining > 0) then
+    return w;
+  end if;
+  for g in
+    select * from credit_grant c
+    where c.account_id = w.account_id and c.unit_id = w.unit_id and not c.closed and c.remaining > 0
+    order by c.priority, c.expires_at, c.id
+  loop
+    v_free := g.remaining - greatest(0, least(g.remaining, w.held - v_before));
+    v_before := v_before + g.remaining;
+    if g.expires_at <= w.now and v_free > 0 then
+      w := ledger_move(w, g, 'expiry', -v_free, 0, g.expires_at);
+    end if;
+  end loop;
+  return w;
+end $$;
+
+-- Loads a wallet (making an empty one the first time) and applies what is due.
+create function ledger_open(p_account bigint, p_unit smallint, p_now timestamptz, p_usage uuid, p_operation bigint)
+returns open_wallet language plpgsql as $$
+declare
+  w open_wallet;
+begin
+  select account_id, unit_id, balance, held, debt, seq, p_usage, p_operation, p_now, 0, 0 into w
+  from wallet where account_id = p_account and unit_id = p_unit;
+  if not found then
+    insert into wallet (account_id, unit_id) values (p_account, p_unit);
+    w := row(p_account, p_unit, 0, 0, 0, 0, p_usage, p_operation, p_now, 0, 0);
+  end if;
+  return ledger_expire(w);
+end $$;
+
+-- Whatever has become free repays debt first; what is left of it expires if it is overdue; then the wallet is written.
+create function ledger_close(w open_wallet) returns open_wallet language plpgsql as $$
+declare
+  v_cash bigint;
+  v_fee bigint;
+begin
+  v_cash := w.cash_nanos;
+  v_fee := w.fee_nanos;
+  if w.debt > 0 and w.balance > w.held then
+    w := ledger_burn(w, least(w.debt, w.balance - w.held), 'debt_repaid');
+  end if;
+  w := ledger_expire(w);
+  update wallet set balance = w.balance, held = w.held, debt = w.debt, seq = w.seq
+  where account_id = w.account_id and unit_id = w.unit_id;
+  w.cash_nanos := v_cash;   -- the cash behind the verb's own movements, without that of expiry and old debt
+  w.fee_nanos := v_fee;
+  return w;
+end $$;
+
+-- ------------------------------------------------------------------------------------------------------------------------------
+-- Opening an account's ledger, and the rare verbs: grant, adjust, reverse. Each has an actor, a reason and a key.
+
+create function ledger_open_account(p_account bigint) returns void language sql as $$
+  insert into account_state (account_id) values (p_account) on conflict do nothing
+$$;
+
+create type operation_answer as (
+  outcome text,            -- done | replayed | key_reused | source_reused | insufficient | not_found | already_reversed
+  operation_id bigint, grant_id bigint, amount bigint, balance bigint, debt bigint, available bigint);
+
+create function ledger_replay(p_account bigint, p_verb text, p_key uuid, p_fingerprint uuid) returns operation_answer language plpgsql as $$
+declare
+  o operation_key;
+begin
+  select * into o from operation_key where account_id = p_account and verb = p_verb and key_hash = p_key;
+  if not found then
+    return null;
+  end if;
+  return row(case when o.fingerprint = p_fingerprint then 'replayed' else 'key_reused' end,
+             o.id, o.grant_id, o.amount, o.balance_after, o.debt_after, null)::operation_answer;
+end $$;
+
+-- Adds a grant: p_verb 'grant' (kind grant) or 'adjust' (kind adjustment). It repays open debt before anything of it is free.
+create function ledger_grant(
+  p_account bigint, p_verb text, p_key uuid, p_fingerprint uuid, p_actor text, p_reason text, p_unit smallint, p_source text, p_source_key text,
+  p_amount bigint, p_priority smallint, p_expires timestamptz, p_cash bigint, p_fee bigint, p_currency text)
+returns operation_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  a operation_answer := ledger_replay(p_account, p_verb, p_key, p_fingerprint);
+  w open_wallet;
+  g credit_grant;
+  v_operation bigint := nextval(pg_get_serial_sequence('operation_key', 'id'));
+begin
+  if a.outcome is not null then
+    return a;
+  end if;
+  if exists (select from credit_grant where account_id = p_account and source = p_source and source_key = p_source_key) then
+    return row('source_reused', null, null, null, null, null, null)::operation_answer;
+  end if;
+  w := ledger_open(p_account, p_unit, v_now, null, v_operation);
+  insert into credit_grant (account_id, unit_id, source, source_key, granted, remaining, priority, starts_at, expires_at, cash_nanos, fee_nanos, currency)
+  values (p_account, p_unit, p_source, p_source_key, p_amount, 0, p_priority, v_now, coalesce(p_expires, 'infinity'), p_cash, p_fee, p_currency)
+  returning * into g;
+  w := ledger_receive(w, g, case p_verb when 'grant' then 'grant' else 'adjustment' end::entry_kind);
+  w := ledger_close(w);
+  insert into operation_key (account_id, verb, key_hash, fingerprint, id, actor, reason, created_at, grant_id, amount, balance_after, debt_after)
+  overriding system value
+  values (p_account, p_verb, p_key, p_fingerprint, v_operation, p_actor, p_reason, v_now, g.id, p_amount, w.balance, w.debt);
+  return row('done', v_operation, g.id, p_amount, w.balance, w.debt, w.balance - w.held)::operation_answer;
+end $$;
+
+-- A new grant's first movement: all of it comes in. Its cash moves when it is burnt, so nothing moves here.
+create function ledger_receive(w open_wallet, g credit_grant, p_kind entry_kind) returns open_wallet language plpgsql as $$
+begin
+  update credit_grant set remaining = granted where account_id = g.account_id and id = g.id;
+  w.balance := w.balance + g.granted;
+  w.seq := w.seq + 1;
+  insert into ledger_entry values (
+    w.account_id, w.unit_id, w.seq, g.id, p_kind, g.granted, 0, w.balance, w.debt, 0, 0, w.usage_id, w.operation_id, w.now, w.now);
+  return w;
+end $$;
+
+-- Takes p_amount (> 0) of free credits away: a staff correction. It never makes debt: more than is free is refused.
+create function ledger_take_back(p_account bigint, p_key uuid, p_fingerprint uuid, p_actor text, p_reason text, p_unit smallint, p_amount bigint)
+returns operation_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  a operation_answer := ledger_replay(p_account, 'adjust', p_key, p_fingerprint);
+  w open_wallet;
+  v_operation bigint := nextval(pg_get_serial_sequence('operation_key', 'id'));
+begin
+  if a.outcome is not null then
+    return a;
+  end if;
+  w := ledger_open(p_account, p_unit, v_now, null, v_operation);
+  if w.balance - w.held < p_amount then
+    w := ledger_close(w);
+    return row('insufficient', null, null, null, w.balance, w.debt, w.balance - w.held)::operation_answer;
+  end if;
+  w := ledger_close(ledger_burn(w, p_amount, 'adjustment'));
+  insert into operation_key (account_id, verb, key_hash, fingerprint, id, actor, reason, created_at, amount, balance_after, debt_after)
+  overriding system value
+  values (p_account, 'adjust', p_key, p_fingerprint, v_operation, p_actor, p_reason, v_now, -p_amount, w.balance, w.debt);
+  return row('done', v_operation, null, -p_amount, w.balance, w.debt, w.balance - w.held)::operation_answer;
+end $$;
+
+-- Undoes the whole charge of one usage record: credits return to the grants that they came from (and expire at once if those have),
+-- debt that it made is forgiven; what of that debt was repaid meanwhile comes back as a grant of its own.
+create function ledger_reverse(p_account bigint, p_key uuid, p_fingerprint uuid, p_actor text, p_reason text, p_usage uuid)
+returns operation_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  a operation_answer := ledger_replay(p_account, 'reverse', p_key, p_fingerprint);
+  u usage_record;
+  w open_wallet;
+  g credit_grant;
+  e ledger_entry;
+  v_owed bigint := 0;
+  v_amount bigint;
+  v_grant bigint;
+  v_operation bigint := nextval(pg_get_serial_sequence('operation_key', 'id'));
+begin
+  if a.outcome is not null then
+    return a;
+  end if;
+  select * into u from usage_record where account_id = p_account and id = p_usage;
+  if not found or coalesce(u.price_nanos, 0) = 0 then
+    return row('not_found', null, null, null, null, null, null)::operation_answer;
+  end if;
+  if exists (select from operation_key where account_id = p_account and verb = 'reverse' and target = p_usage) then
+    return row('already_reversed', null, null, null, null, null, null)::operation_answer;
+  end if;
+  w := ledger_open(p_account, u.unit_id, v_now, null, v_operation);
+  for e in
+    select * from ledger_entry
+    where account_id = p_account and unit_id = u.unit_id and seq >= u.first_seq and seq < u.first_seq + u.entries
+    order by seq desc
+  loop
+    if e.grant_id is null then
+      v_owed := v_owed + e.debt_delta;
+    else
+      select * into g from credit_grant where account_id = p_account and id = e.grant_id;
+      w := ledger_move(w, g, 'reversal', -e.amount, 0, w.now);
+    end if;
+  end loop;
+  v_amount := least(v_owed, w.debt);
+  if v_amount > 0 then
+    w := ledger_owe(w, 'reversal', -v_amount);
+  end if;
+  if v_owed > v_amount then
+    insert into credit_grant (account_id, unit_id, source, source_key, granted, remaining, priority, starts_at, cash_nanos, fee_nanos, currency)
+    values (p_account, u.unit_id, 'reversal', p_usage::text, v_owed - v_amount, 0, 0, v_now, 0, 0, 'usd')
+    returning * into g;
+    v_grant := g.id;
+    w := ledger_receive(w, g, 'reversal');
+  end if;
+  w := ledger_close(w);
+  insert into operation_key (account_id, verb, key_hash, fingerprint, id, target, actor, reason, created_at, grant_id, amount, balance_after, debt_after)
+  overriding system value
+  values (p_account, 'reverse', p_key, p_fingerprint, v_operation, p_usage, p_actor, p_reason, v_now, v_grant, u.price_nanos, w.balance, w.debt);
+  insert into rollup_delta values (
+    p_account, (u.event_at at time zone 'UTC')::date, u.model_id, u.feature_id, 0, 0, 0, -u.price_nanos, -u.value_nanos, w.cash_nanos, w.fee_nanos);
+  return row('done', v_operation, v_grant, u.price_nanos, w.balance, w.debt, w.balance - w.held)::operation_answer;
+end $$;
+
+-- ------------------------------------------------------------------------------------------------------------------------------
+-- The hot path: authorize → capture | release, or record afterwards.
+
+-- What was asked for or done, as metering describes it.
+create type usage_call as (
+  model_id int, feature_id int, api_key_id bigint, rate_card_id int, price_ids int[], quantities bigint[],
+  user_ref text, session_ref text, run_ref text);
+
+create type usage_answer as (
+  outcome text,            -- done | replayed | key_reused | refused | debt | insufficient | already_resolved | exceeds_hold | not_found
+  id uuid, state text, hold bigint, price_nanos bigint, cost_nanos bigint, waived_nanos bigint, owed_nanos bigint,
+  balance bigint, available bigint, debt bigint,
+  created_at timestamptz, expires_at timestamptz, remaining bigint[]);
+
+-- The first answer to a key of finished work, rebuilt from what never changes.
+create function usage_replayed(u usage_record, p_outcome text) returns usage_answer language sql stable as $$
+  select row(p_outcome, u.id, u.outcome::text, u.hold, u.price_nanos, u.cost_nanos, u.waived_nanos,
+             (select coalesce(sum(e.debt_delta), 0)::bigint from ledger_entry e
+              where e.account_id = u.account_id and e.unit_id = u.unit_id and e.seq >= u.first_seq and e.seq < u.first_seq + u.entries),
+             u.balance_after, null, u.debt_after, coalesce(u.authorized_at, u.recorded_at), u.expires_at, u.remaining)::usage_answer
+$$;
+
+-- May this account spend p_hold? A verdict that was reached outside (p_refusal) counts only for a new key.
+create function usage_authorize(
+  p_account bigint, p_key uuid, p_fingerprint uuid, p_refusal text, p_call usage_call, p_unit smallint, p_hold bigint, p_cost bigint,
+  p_minimum bigint, p_remaining bigint[], p_lifetime interval, p_hard_lifetime interval)
+returns usage_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  a open_authorization;
+  u usage_record;
+  w open_wallet;
+  v_id uuid := new_id();
+  v_remaining bigint[] := p_remaining;
+begin
+  select * into a from open_authorization where account_id = p_account and key_hash = p_key;
+  if found then
+    return usage_pending(a, case when a.fingerprint = p_fingerprint then 'replayed' else 'key_reused' end);
+  end if;
+  select * into u from usage_record where account_id = p_account and key_hash = p_key;
+  if found then
+    return usage_replayed(u, case when u.fingerprint = p_fingerprint then 'replayed' else 'key_reused' end);
+  end if;
+  if p_refusal is not null then
+    return row('refused', null, p_refusal, p_hold, null, null, null, null, null, null, null, v_now, null, null)::usage_answer;
+  end if;
+  if p_unit is not null then
+    w := ledger_open(p_account, p_unit, v_now, v_id, null);
+    if w.debt > 0 or w.balance - w.held < greatest(p_hold, p_minimum) then
+      w := ledger_close(w);
+      return row(case when w.debt > 0 then 'debt' else 'insufficient' end, null, 'credits', p_hold, null, null, null, null,
+                 w.balance, w.balance - w.held, w.debt, v_now, null, null)::usage_answer;
+    end if;
+    w.held := w.held + p_hold;
+    v_remaining := v_remaining || (w.balance - w.held);
+    update wallet set balance = w.balance, held = w.held, debt = w.debt, seq = w.seq where account_id = p_account and unit_id = p_unit;
+  else
+    v_remaining := v_remaining || null::bigint;
+  end if;
+  insert into open_authorization (
+    account_id, id, key_hash, fingerprint, unit_id, hold, held, cost_nanos, remaining, model_id, feature_id, api_key_id, rate_card_id, price_ids,
+    quantities, user_ref, session_ref, run_ref, created_at, expires_at, hard_expires_at)
+  values (
+    p_account, v_id, p_key, p_fingerprint, p_unit, p_hold, case when p_unit is null then 0 else p_hold end, p_cost, v_remaining, p_call.model_id, p_call.feature_id, p_call.api_key_id,
+    p_call.rate_card_id, p_call.price_ids, p_call.quantities, p_call.user_ref, p_call.session_ref, p_call.run_ref,
+    v_now, v_now + p_lifetime, v_now + p_hard_lifetime);
+  update account_state set open_count = open_count + 1 where account_id = p_account;
+  return row('done', v_id, 'authorized', p_hold, null, null, null, null, w.balance, w.balance - w.held, w.debt,
+             v_now, v_now + p_lifetime, v_remaining)::usage_answer;
+end $$;
+
+-- Charges an opened wallet: what is free is burnt, the rest becomes debt.
+create function usage_charge(w open_wallet, p_price bigint) returns open_wallet language plpgsql as $$
+declare
+  v_covered bigint := least(p_price, greatest(w.balance - w.held, 0));
+begin
+  if v_covered > 0 then
+    w := ledger_burn(w, v_covered, 'usage');
+  end if;
+  if p_price > v_covered then
+    w := ledger_owe(w, 'debt', p_price - v_covered);
+  end if;
+  return w;
+end $$;
+
+-- The record that an authorization moves into.
+create function usage_of(a open_authorization, p_outcome usage_outcome, p_quantities bigint[], p_now timestamptz) returns usage_record language plpgsql as $$
+declare
+  u usage_record;
+begin
+  u.account_id := a.account_id;
+  u.id := a.id;
+  u.key_hash := a.key_hash;
+  u.fingerprint := a.fingerprint;
+  u.event_at := a.created_at;
+  u.recorded_at := p_now;
+  u.authorized_at := a.created_at;
+  u.expires_at := a.expires_at;
+  u.hold := a.hold;
+  u.remaining := a.remaining;
+  u.outcome := p_outcome;
+  u.model_id := a.model_id;
+  u.feature_id := a.feature_id;
+  u.rate_card_id := a.rate_card_id;
+  u.api_key_id := a.api_key_id;
+  u.unit_id := a.unit_id;
+  u.price_ids := a.price_ids;
+  u.quantities := p_quantities;
+  u.user_ref := a.user_ref;
+  u.session_ref := a.session_ref;
+  u.run_ref := a.run_ref;
+  u.waived_nanos := 0;
+  u.entries := 0;
+  return u;
+end $$;
+
+-- Writes finished work: the record, and for the rollups what was done, charged and paid for.
+create function usage_write(u usage_record, w open_wallet, p_tokens bigint) returns usage_record language plpgsql as $$
+begin
+  u.balance_after := w.balance;
+  u.debt_after := w.debt;
+  insert into usage_record select (u).*;
+  if u.outcome in ('captured', 'recorded') then
+    insert into rollup_delta values (
+      u.account_id, (u.event_at at time zone 'UTC')::date, u.model_id, u.feature_id, 1, p_tokens, u.cost_nanos, u.price_nanos, u.value_nanos,
+      coalesce(w.cash_nanos, 0), coalesce(w.fee_nanos, 0));
+  end if;
+  return u;
+end $$;
+
+-- Ends an authorization with work done: spends its hold (more or less of it) and gives the rest back.
+-- p_overage 'charge' | 'cap' | 'reject' says what happens when the price is above the hold.
+create function usage_capture(
+  p_account bigint, p_id uuid, p_quantities bigint[], p_tokens bigint, p_price_ids int[], p_cost bigint, p_price bigint, p_value bigint, p_overage text)
+returns usage_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  a open_authorization;
+  u usage_record;
+  w open_wallet;
+begin
+  select * into a from open_authorization where account_id = p_account and id = p_id;
+  if not found then
+    return usage_settled(p_account, p_id, 'captured', p_quantities);
+  end if;
+  if a.state = 'awaiting_price' and a.captured <> p_quantities then
+    return usage_pending(a, 'already_resolved');
+  end if;
+  if p_price > a.hold and p_overage = 'reject' then
+    return usage_pending(a, 'exceeds_hold');
+  end if;
+  u := usage_of(a, 'captured', p_quantities, v_now);
+  u.price_ids := p_price_ids;
+  u.cost_nanos := p_cost;
+  u.price_nanos := case when p_overage = 'cap' then least(p_price, a.hold) else p_price end;
+  u.value_nanos := case when u.price_nanos = p_price then p_value else share(p_value, u.price_nanos, p_price) end;
+  u.waived_nanos := p_price - u.price_nanos;
+  if a.unit_id is not null then
+    w := ledger_open(p_account, a.unit_id, v_now, p_id, null);
+    w.held := w.held - a.held;
+    u.first_seq := w.seq + 1;
+    w := usage_charge(w, u.price_nanos);
+    u.entries := w.seq + 1 - u.first_seq;
+    w := ledger_close(w);
+  end if;
+  u := usage_write(u, w, p_tokens);
+  perform usage_close(a);
+  return usage_replayed(u, 'done');
+end $$;
+
+-- The answer about an authorization that is still unfinished.
+create function usage_pending(a open_authorization, p_outcome text) returns usage_answer language sql immutable as $$
+  select row(p_outcome, a.id, case a.state when 'open' then 'authorized' else a.state::text end, a.hold, null, null, null, null, null, null, null,
+             a.created_at, a.expires_at, a.remaining)::usage_answer
+$$;
+
+-- What is left of an authorization when it has moved into usage_record.
+create function usage_close(a open_authorization) returns void language plpgsql as $$
+begin
+  delete from open_authorization where account_id = a.account_id and id = a.id;
+  if a.state = 'open' then
+    update account_state set open_count = open_count - 1 where account_id = a.account_id;
+  end if;
+end $$;
+
+-- A capture or release of what is already finished: the same command again is answered again, another one is refused.
+create function usage_settled(p_account bigint, p_id uuid, p_outcome usage_outcome, p_quantities bigint[]) returns usage_answer language plpgsql as $$
+declare
+  u usage_record;
+begin
+  select * into u from usage_record where account_id = p_account and id = p_id and authorized_at is not null;
+  if not found then
+    return row('not_found', null, null, null, null, null, null, null, null, null, null, null, null, null)::usage_answer;
+  end if;
+  return usage_replayed(u, case when u.outcome = p_outcome and (p_quantities is null or u.quantities = p_quantities) then 'replayed' else 'already_resolved' end);
+end $$;
+
+-- Keeps an authorization whose usage has no price yet: its hold stays, its concurrency slot is freed, its quantities are stored.
+create function usage_await_price(p_account bigint, p_id uuid, p_quantities bigint[]) returns usage_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  a open_authorization;
+  v_outcome text := 'done';
+begin
+  select * into a from open_authorization where account_id = p_account and id = p_id;
+  if not found then
+    return usage_settled(p_account, p_id, 'captured', p_quantities);
+  end if;
+  if a.state = 'awaiting_price' then
+    v_outcome := case when a.captured = p_quantities then 'replayed' else 'already_resolved' end;
+  else
+    update open_authorization set state = 'awaiting_price', captured = p_quantities, captured_at = v_now where account_id = p_account and id = p_id;
+    if a.state = 'open' then
+      update account_state set open_count = open_count - 1 where account_id = p_account;
+    end if;
+  end if;
+  a.state := 'awaiting_price';
+  return usage_pending(a, v_outcome);
+end $$;
+
+-- Ends an authorization without work: the whole hold comes back.
+create function usage_release(p_account bigint, p_id uuid) returns usage_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  a open_authorization;
+begin
+  select * into a from open_authorization where account_id = p_account and id = p_id;
+  if not found then
+    return usage_settled(p_account, p_id, 'released', null);
+  end if;
+  if a.state = 'awaiting_price' then
+    return usage_pending(a, 'already_resolved');
+  end if;
+  return usage_replayed(usage_end_without_work(a, 'released', v_now), 'done');
+end $$;
+
+create function usage_end_without_work(a open_authorization, p_outcome usage_outcome, p_now timestamptz) returns usage_record language plpgsql as $$
+declare
+  w open_wallet;
+  u usage_record := usage_of(a, p_outcome, '{}', p_now);
+begin
+  if a.held > 0 then
+    w := ledger_open(a.account_id, a.unit_id, p_now, a.id, null);
+    w.held := w.held - a.held;
+    w := ledger_close(w);
+  end if;
+  u.cost_nanos := 0;
+  u.price_nanos := 0;
+  u.value_nanos := 0;
+  u := usage_write(u, w, 0);
+  perform usage_close(a);
+  return u;
+end $$;
+
+-- Moves the end of an open hold further out, never past its hard end.
+create function usage_extend(p_account bigint, p_id uuid, p_lifetime interval) returns usage_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  a open_authorization;
+begin
+  update open_authorization set expires_at = greatest(expires_at, least(hard_expires_at, v_now + p_lifetime))
+  where account_id = p_account and id = p_id and state = 'open'
+  returning * into a;
+  if not found then
+    return case when exists (select from open_authorization where account_id = p_account and id = p_id)
+      then row('already_resolved', p_id, null, null, null, null, null, null, null, null, null, null, null, null)::usage_answer
+      else usage_settled(p_account, p_id, null, null) end;
+  end if;
+  return usage_pending(a, 'done');
+end $$;
+
+-- Records work that was done without an authorization. p_price null: it has no price yet (outcome unpriced).
+create function usage_record_one(
+  p_account bigint, p_key uuid, p_fingerprint uuid, p_call usage_call, p_unit smallint, p_event_at timestamptz, p_tokens bigint,
+  p_cost bigint, p_price bigint, p_value bigint)
+returns usage_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  u usage_record;
+  w open_wallet;
+begin
+  select * into u from usage_record where account_id = p_account and key_hash = p_key;
+  if found then
+    return usage_replayed(u, case when u.fingerprint = p_fingerprint then 'replayed' else 'key_reused' end);
+  end if;
+  if exists (select from open_authorization where account_id = p_account and key_hash = p_key) then
+    return row('key_reused', null, null, null, null, null, null, null, null, null, null, null, null, null)::usage_answer;
+  end if;
+  u.account_id := p_account;
+  u.id := new_id();
+  u.key_hash := p_key;
+  u.fingerprint := p_fingerprint;
+  u.event_at := p_event_at;
+  u.recorded_at := v_now;
+  u.outcome := case when p_price is null then 'unpriced' else 'recorded' end;
+  u.model_id := p_call.model_id;
+  u.feature_id := p_call.feature_id;
+  u.rate_card_id := p_call.rate_card_id;
+  u.api_key_id := p_call.api_key_id;
+  u.unit_id := p_unit;
+  u.price_ids := p_call.price_ids;
+  u.quantities := p_call.quantities;
+  u.user_ref := p_call.user_ref;
+  u.session_ref := p_call.session_ref;
+  u.run_ref := p_call.run_ref;
+  u.cost_nanos := p_cost;
+  u.price_nanos := p_price;
+  u.value_nanos := p_value;
+  u.waived_nanos := 0;
+  u.hold := 0;
+  u.entries := 0;
+  if p_price > 0 and p_unit is not null then
+    w := ledger_open(p_account, p_unit, v_now, u.id, null);
+    u.first_seq := w.seq + 1;
+    w := usage_charge(w, p_price);
+    u.entries := w.seq + 1 - u.first_seq;
+    w := ledger_close(w);
+  end if;
+  return usage_replayed(usage_write(u, w, p_tokens), 'done');
+end $$;
+
+-- Records a set, one transaction, accounts locked in id order. Each event has the fields of usage_record_one; answers keep the events' numbers.
+create function usage_record_many(p_events jsonb) returns table (n bigint, answer usage_answer) language plpgsql as $$
+declare
+  e record;
+begin
+  perform from account_state where account_id in (select (x ->> 'account')::bigint from jsonb_array_elements(p_events) x) order by account_id for update;
+  for e in
+    select i.ordinality, r.*
+    from jsonb_array_elements(p_events) with ordinality i,
+      jsonb_to_record(i.value) as r(
+        account bigint, key uuid, fingerprint uuid, model_id int, feature_id int, api_key_id bigint, rate_card_id int, price_ids int[],
+        quantities bigint[], user_ref text, session_ref text, run_ref text, unit smallint, event_at timestamptz, tokens bigint,
+        cost bigint, price bigint, value bigint)
+    order by i.ordinality
+  loop
+    n := e.ordinality;
+    answer := usage_record_one(
+      e.account, e.key, e.fingerprint,
+      row(e.model_id, e.feature_id, e.api_key_id, e.rate_card_id, e.price_ids, e.quantities, e.user_ref, e.session_ref, e.run_ref)::usage_call,
+      e.unit, e.event_at, e.tokens, e.cost, e.price, e.value);
+    return next;
+  end loop;
+end $$;
+
+-- Gives back up to p_limit holds that nobody resolved in time; they keep waiting for their capture, and end for good 7 days later.
+create function usage_sweep(p_limit int) returns int language plpgsql as $$
+declare
+  k record;
+  a open_authorization;
+  w open_wallet;
+  v_now timestamptz;
+  v_swept int := 0;
+begin
+  for k in
+    select account_id, id from open_authorization
+    where (state = 'open' and expires_at <= app_now()) or (state = 'timed_out' and expires_at <= app_now() - interval '7 days')
+    order by account_id, id limit p_limit
+  loop
+    v_now := ledger_lock(k.account_id);
+    select * into a from open_authorization where account_id = k.account_id and id = k.id;
+    if not found then
+      continue;
+    end if;
+    if a.state = 'open' and a.expires_at <= v_now then
+      if a.held > 0 then
+        w := ledger_open(a.account_id, a.unit_id, v_now, a.id, null);
+        w.held := w.held - a.held;
+        w := ledger_close(w);
+      end if;
+      update open_authorization set state = 'timed_out', held = 0 where account_id = a.account_id and id = a.id;
+      update account_state set open_count = open_count - 1 where account_id = a.account_id;
+      v_swept := v_swept + 1;
+    elsif a.state = 'timed_out' and a.expires_at <= v_now - interval '7 days' then
+      perform usage_end_without_work(a, 'timed_out', v_now);
+      v_swept := v_swept + 1;
+    end if;
+  end loop;
+  return v_swept;
+end $$;
+
+-- ------------------------------------------------------------------------------------------------------------------------------
+-- Rights: the verbs run as the owner, with a pinned search_path; the parts cannot be called from outside.
+do $$
+declare
+  f regprocedure;
+begin
+  for f in
+    select p.oid::regprocedure from pg_proc p
+    where p.pronamespace = 'public'::regnamespace and (p.proname like 'ledger\_%' or p.proname like 'usage\_%' or p.proname in ('share', 'add_hash_partitions'))
+  loop
+    execute format('revoke all on function %s from public', f);
+  end loop;
+  foreach f in array array[
+    'ledger_open_account(bigint)',
+    'ledger_grant(bigint, text, uuid, uuid, text, text, smallint, text, text, bigint, smallint, timestamptz, bigint, bigint, text)',
+    'ledger_take_back(bigint, uuid, uuid, text, text, smallint, bigint)',
+    'ledger_reverse(bigint, uuid, uuid, text, text, uuid)',
+    'usage_authorize(bigint, uuid, uuid, text, usage_call, smallint, bigint, bigint, bigint, bigint[], interval, interval)',
+    'usage_capture(bigint, uuid, bigint[], bigint, int[], bigint, bigint, bigint, text)',
+    'usage_await_price(bigint, uuid, bigint[])',
+    'usage_release(bigint, uuid)',
+    'usage_extend(bigint, uuid, interval)',
+    'usage_record_one(bigint, uuid, uuid, usage_call, smallint, timestamptz, bigint, bigint, bigint, bigint)',
+    'usage_record_many(jsonb)',
+    'usage_sweep(integer)']::regprocedure[] loop
+    execute format('alter function %s security definer set search_path = public, pg_temp', f);
+  end loop;
+end $$;

@@ -1,0 +1,251 @@
+-- The tables of the ledger. Only the verbs in ledger.sql write them; the triggers below and the privileges of config/roles.py see to it.
+-- Amounts are nanos (10⁻⁹) of the wallet's unit, costs are nano-USD. Every table's key begins with the account.
+
+create type entry_kind as enum (
+  'grant', 'usage', 'expiry', 'rollover', 'refund', 'freeze', 'unfreeze', 'reversal', 'adjustment', 'debt', 'debt_repaid');
+create type usage_outcome as enum ('captured', 'recorded', 'released', 'timed_out', 'unpriced');
+create type authorization_state as enum ('open', 'timed_out', 'awaiting_price');
+
+-- THE lock: one row an account, also for an account without a wallet. Every verb locks it before it reads anything of the account.
+create table account_state (
+  account_id bigint primary key references accounts_account,
+  open_count int not null default 0 check (open_count >= 0)
+) with (fillfactor = 50);
+
+create table wallet (
+  account_id bigint not null references account_state,
+  unit_id smallint not null references pricing_unit,
+  balance bigint not null default 0,
+  held bigint not null default 0,
+  debt bigint not null default 0,
+  seq bigint not null default 0,
+  primary key (account_id, unit_id),
+  constraint wallet_never_overdrawn check (0 <= held and held <= balance),
+  constraint wallet_debt_not_negative check (debt >= 0),
+  constraint wallet_no_debt_beside_free_credit check (debt = 0 or balance = held)
+) with (fillfactor = 50);
+
+-- A grant: a lot of credits that arrived together. granted − remaining − frozen − clawed has been burnt or has expired.
+create table credit_grant (
+  account_id bigint not null,
+  unit_id smallint not null,
+  id bigint generated always as identity,
+  source text not null check (source ~ '^[a-z_]{1,20}$'),
+  source_key text not null check (length(source_key) between 1 and 200),
+  root_id bigint,
+  granted bigint not null check (granted > 0),
+  remaining bigint not null,
+  frozen bigint not null default 0,
+  clawed bigint not null default 0,
+  priority smallint not null,
+  starts_at timestamptz not null,
+  expires_at timestamptz not null default 'infinity',
+  cash_nanos bigint not null check (cash_nanos >= 0),
+  fee_nanos bigint not null check (fee_nanos >= 0),
+  currency char(3) not null,
+  closed boolean not null default false,
+  primary key (account_id, id),
+  foreign key (account_id, unit_id) references wallet,
+  constraint grant_source_once unique (account_id, source, source_key),
+  constraint grant_never_overdrawn check (0 <= remaining and 0 <= frozen and 0 <= clawed and remaining + frozen + clawed <= granted),
+  constraint grant_starts_before_it_expires check (starts_at < expires_at),
+  constraint grant_closed_is_empty check (not closed or (remaining = 0 and frozen = 0))
+) with (fillfactor = 50);
+-- "where not closed", never "where remaining > 0": the flag flips once, so that every other update stays in its page (HOT).
+create index credit_grant_burn_order on credit_grant (account_id, unit_id, priority, expires_at, id) where not closed;
+
+-- Work that was allowed and is not finished. Whatever ends it moves it into usage_record; a timed-out hold waits here 7 days for its capture.
+create table open_authorization (
+  account_id bigint not null references account_state,
+  id uuid not null,
+  key_hash uuid not null,
+  fingerprint uuid not null,
+  state authorization_state not null default 'open',
+  unit_id smallint,
+  hold bigint not null check (hold >= 0),   -- what was promised
+  held bigint not null check (held between 0 and hold),   -- what of it is still reserved in the wallet
+  cost_nanos bigint not null check (cost_nanos >= 0),
+  remaining bigint[] not null,
+  model_id int not null,
+  feature_id int,
+  api_key_id bigint,
+  rate_card_id int not null,
+  price_ids int[] not null,
+  quantities bigint[] not null,
+  user_ref text,
+  session_ref text,
+  run_ref text,
+  created_at timestamptz not null,
+  expires_at timestamptz not null,
+  hard_expires_at timestamptz not null,
+  captured bigint[],
+  captured_at timestamptz,
+  primary key (account_id, id),
+  constraint open_authorization_key_once unique (account_id, key_hash),
+  constraint open_authorization_lifetime check (created_at < expires_at and expires_at <= hard_expires_at),
+  constraint open_authorization_awaiting check ((state = 'awaiting_price') = (captured is not null and captured_at is not null))
+) with (fillfactor = 70);
+create index open_authorization_due on open_authorization (expires_at);
+
+-- Finished work, every outcome of it, so that a key is answered for ever.
+create table usage_record (
+  account_id bigint not null,
+  id uuid not null,
+  key_hash uuid not null,
+  fingerprint uuid not null,
+  event_at timestamptz not null,
+  recorded_at timestamptz not null,
+  authorized_at timestamptz,
+  expires_at timestamptz,
+  cost_nanos bigint check (cost_nanos >= 0),
+  price_nanos bigint check (price_nanos >= 0),
+  value_nanos bigint check (value_nanos >= 0),
+  waived_nanos bigint not null default 0 check (waived_nanos >= 0),
+  hold bigint not null default 0 check (hold >= 0),
+  first_seq bigint,
+  balance_after bigint,
+  debt_after bigint,
+  outcome usage_outcome not null,
+  model_id int not null,
+  feature_id int,
+  rate_card_id int,
+  api_key_id bigint,
+  unit_id smallint,
+  entries smallint not null default 0,
+  price_ids int[],
+  quantities bigint[] not null,
+  remaining bigint[],
+  user_ref text,
+  session_ref text,
+  run_ref text,
+  primary key (account_id, id),
+  constraint usage_record_key_once unique (account_id, key_hash),
+  constraint usage_record_unpriced_has_no_price check ((outcome = 'unpriced') = (cost_nanos is null) and (cost_nanos is null) = (price_nanos is null) and (price_nanos is null) = (value_nanos is null))
+) partition by hash (account_id);
+
+create table ledger_entry (
+  account_id bigint not null,
+  unit_id smallint not null,
+  seq bigint not null check (seq > 0),
+  grant_id bigint,
+  kind entry_kind not null,
+  amount bigint not null,
+  debt_delta bigint not null default 0,
+  balance_after bigint not null check (balance_after >= 0),
+  debt_after bigint not null check (debt_after >= 0),
+  cash_nanos bigint not null default 0,
+  fee_nanos bigint not null default 0,
+  usage_id uuid,
+  operation_id bigint,
+  effective_at timestamptz not null,
+  recorded_at timestamptz not null,
+  primary key (account_id, unit_id, seq),
+  constraint ledger_entry_moves_something check (amount <> 0 or debt_delta <> 0),
+  constraint ledger_entry_moves_one_grant check ((grant_id is null) = (amount = 0)),
+  constraint ledger_entry_has_one_cause check (num_nonnulls(usage_id, operation_id) = case when kind in ('expiry', 'rollover') then 0 else 1 end)
+) partition by hash (account_id);
+
+-- The rare verbs' keys, with who did it and why.
+create table operation_key (
+  account_id bigint not null references account_state,
+  verb text not null check (verb in ('grant', 'adjust', 'reverse')),
+  key_hash uuid not null,
+  fingerprint uuid not null,
+  id bigint generated always as identity,
+  target uuid,
+  actor text not null check (length(actor) between 1 and 150),
+  reason text not null check (length(reason) between 1 and 500),
+  created_at timestamptz not null,
+  grant_id bigint,
+  amount bigint not null,
+  balance_after bigint not null,
+  debt_after bigint not null,
+  primary key (account_id, verb, key_hash),
+  unique (account_id, id)
+);
+create unique index operation_key_reverses_once on operation_key (account_id, target) where verb = 'reverse';
+
+-- What the rollups have not folded in yet; appended by the settle transaction, taken by analytics.
+create table rollup_delta (
+  account_id bigint not null,
+  day date not null,
+  model_id int not null,
+  feature_id int,
+  records int not null,
+  tokens bigint not null,
+  cost_nanos bigint not null,
+  price_nanos bigint not null,
+  value_nanos bigint not null,
+  cash_nanos bigint not null,
+  fee_nanos bigint not null
+);
+
+create function refuse_change() returns trigger language plpgsql as $$
+begin
+  raise exception '% on % refused: it is append-only', tg_op, tg_table_name using errcode = 'restrict_violation';
+end $$;
+
+-- TRUNCATE triggers are not inherited by partitions, so partitions come from here only; a test walks the tree.
+create function add_hash_partitions(p_parent text, p_modulus int) returns void language plpgsql as $$
+declare
+  v_name text;
+begin
+  for i in 0 .. p_modulus - 1 loop
+    v_name := format('%s_%s', p_parent, i);
+    execute format('create table %I partition of %I for values with (modulus %s, remainder %s)', v_name, p_parent, p_modulus, i);
+    execute format('create trigger never_truncated before truncate on %I for each statement execute function refuse_change()', v_name);
+  end loop;
+end $$;
+select add_hash_partitions('usage_record', 8);
+select add_hash_partitions('ledger_entry', 8);
+create index usage_record_event_at on usage_record using brin (event_at);
+create index ledger_entry_recorded_at on ledger_entry using brin (recorded_at);
+
+create trigger append_only before update or delete on usage_record for each row execute function refuse_change();
+create trigger append_only before update or delete on ledger_entry for each row execute function refuse_change();
+create trigger append_only before update or delete on operation_key for each row execute function refuse_change();
+create trigger never_deleted before delete on wallet for each row execute function refuse_change();
+create trigger never_deleted before delete on account_state for each row execute function refuse_change();
+create trigger never_deleted before delete on credit_grant for each row execute function refuse_change();
+do $$
+declare
+  v_table text;
+begin
+  foreach v_table in array array['usage_record', 'ledger_entry', 'operation_key', 'wallet', 'account_state', 'credit_grant', 'open_authorization'] loop
+    execute format('create trigger never_truncated before truncate on %I for each statement execute function refuse_change()', v_table);
+  end loop;
+end $$;
+
+-- A balance never changes without its entry: the verbs write the entry first, then the wallet.
+create function wallet_guard() returns trigger language plpgsql as $$
+begin
+  if (new.account_id, new.unit_id) is distinct from (old.account_id, old.unit_id) or new.seq < old.seq or not exists (
+    select from ledger_entry e
+    where e.account_id = new.account_id and e.unit_id = new.unit_id and e.seq = new.seq
+      and e.balance_after = new.balance and e.debt_after = new.debt) then
+    raise exception 'wallet % changed without a ledger entry', new.account_id using errcode = 'restrict_violation';
+  end if;
+  return new;
+end $$;
+create trigger has_entry before update on wallet for each row
+  when (new.balance <> old.balance or new.debt <> old.debt or new.seq <> old.seq or new.account_id <> old.account_id or new.unit_id <> old.unit_id)
+  execute function wallet_guard();
+create function wallet_starts_empty() returns trigger language plpgsql as $$
+begin
+  if (new.balance, new.held, new.debt, new.seq) is distinct from (0::bigint, 0::bigint, 0::bigint, 0::bigint) then
+    raise exception 'a wallet starts empty' using errcode = 'restrict_violation';
+  end if;
+  return new;
+end $$;
+create trigger starts_empty before insert on wallet for each row execute function wallet_starts_empty();
+
+-- What was granted, from where and for how much cash is history; only what is left of it changes.
+create function credit_grant_guard() returns trigger language plpgsql as $$
+begin
+  raise exception 'the terms of grant % never change', old.id using errcode = 'restrict_violation';
+end $$;
+create trigger terms_never_change before update on credit_grant for each row
+  when ((new.account_id, new.unit_id, new.id, new.source, new.source_key, new.root_id, new.granted, new.priority, new.starts_at, new.expires_at, new.cash_nanos, new.fee_nanos, new.currency)
+        is distinct from
+        (old.account_id, old.unit_id, old.id, old.source, old.source_key, old.root_id, old.granted, old.priority, old.starts_at, old.expires_at, old.cash_nanos, old.fee_nanos, old.currency))
+  execute function credit_grant_guard();

@@ -1,0 +1,124 @@
+"""What was used: the names that usage rows refer to by number, and the rows themselves.
+
+``OpenAuthorization`` and ``UsageRecord`` are the ledger's tables (``billing/sql/tables.sql``), written by its verbs only; the models
+read them. ``quantities`` are in the order of :data:`pricing.rating.COMPONENTS`, with trailing zeros left out.
+"""
+
+from __future__ import annotations
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+
+from accounts.models import Account
+from pricing.models import Product
+
+
+class UsageModel(models.Model):
+    """An upstream model that somebody asked for, priced or not, as ``provider:name``."""
+
+    provider = models.CharField(max_length=64)
+    name = models.CharField(max_length=128)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["provider", "name"], name="usage_model_once")]
+
+    def __str__(self) -> str:
+        return f"{self.provider}:{self.name}"
+
+
+class Feature(models.Model):
+    """A part of a product that uses models, as its client apps name it."""
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="+")
+    slug = models.CharField(max_length=64)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["product", "slug"], name="feature_once")]
+
+    def __str__(self) -> str:
+        return self.slug
+
+
+class _Usage(models.Model):
+    """What open and finished work have in common."""
+
+    key_hash = models.UUIDField()
+    fingerprint = models.UUIDField()
+    model = models.ForeignKey(UsageModel, on_delete=models.DO_NOTHING, related_name="+")
+    feature = models.ForeignKey(Feature, on_delete=models.DO_NOTHING, null=True, related_name="+")
+    api_key_id = models.BigIntegerField(null=True)
+    unit_id = models.SmallIntegerField(null=True)
+    rate_card_id = models.IntegerField(null=True)
+    price_ids = ArrayField(models.IntegerField(), null=True)
+    quantities = ArrayField(models.BigIntegerField())
+    hold = models.BigIntegerField()
+    cost_nanos = models.BigIntegerField(null=True)
+    remaining = ArrayField(models.BigIntegerField(null=True), null=True)
+    expires_at = models.DateTimeField(null=True)
+    user_ref = models.TextField(null=True)
+    session_ref = models.TextField(null=True)
+    run_ref = models.TextField(null=True)
+
+    class Meta:
+        abstract = True
+
+
+class OpenAuthorization(_Usage):
+    """Work that was allowed and is not finished."""
+
+    class State(models.TextChoices):
+        OPEN = "open"
+        TIMED_OUT = "timed_out", "timed out"
+        AWAITING_PRICE = "awaiting_price", "awaiting a price"
+
+    id = models.UUIDField(primary_key=True)
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="open_authorizations")
+    state = models.CharField(max_length=20, choices=State)
+    held = models.BigIntegerField()
+    created_at = models.DateTimeField()
+    hard_expires_at = models.DateTimeField()
+    captured = ArrayField(models.BigIntegerField(), null=True)
+    captured_at = models.DateTimeField(null=True)
+
+    class Meta:
+        managed = False
+        db_table = "open_authorization"
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class UsageRecord(_Usage):
+    """Finished work, rated: what it cost us (``cost_nanos``, nano-USD) and what was charged (``price_nanos``, of the wallet's unit).
+
+    ``value_nanos`` is the list value of the price in nano-USD; ``waived_nanos`` what the product's overage policy let go.
+    """
+
+    class Outcome(models.TextChoices):
+        CAPTURED = "captured"
+        RECORDED = "recorded"
+        RELEASED = "released"
+        TIMED_OUT = "timed_out", "timed out"
+        UNPRICED = "unpriced"
+
+    id = models.UUIDField(primary_key=True)
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="usage_records")
+    outcome = models.CharField(max_length=10, choices=Outcome)
+    event_at = models.DateTimeField()
+    recorded_at = models.DateTimeField()
+    authorized_at = models.DateTimeField(null=True)
+    price_nanos = models.BigIntegerField(null=True)
+    value_nanos = models.BigIntegerField(null=True)
+    waived_nanos = models.BigIntegerField()
+    first_seq = models.BigIntegerField(null=True)
+    entries = models.SmallIntegerField()
+    balance_after = models.BigIntegerField(null=True)
+    debt_after = models.BigIntegerField(null=True)
+
+    class Meta:
+        managed = False
+        db_table = "usage_record"
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return str(self.id)
