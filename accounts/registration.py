@@ -1,0 +1,136 @@
+"""Accounts come into being here, and people are forgotten here.
+
+open_account  the account of a product that has this external id; opened, with its signal, if there was none
+forget_user   removes a person's data; accounts and all that hangs on them stay
+product_for   which product a visitor signs up to
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from urllib.parse import urlsplit
+
+from allauth.account.models import EmailAddress
+from allauth.mfa.models import Authenticator
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import transaction
+
+from accounts import signals
+from accounts.models import Account, ApiKey, Membership, User
+from pricing.models import Product
+
+
+class InvalidAccount(ValueError):
+    """An account with these properties may not exist. ``field`` and the message say why."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class UnknownProduct(LookupError):
+    """No product has this name, or none can be told from the address."""
+
+
+def open_account(
+    *,
+    product: Product,
+    external_id: str,
+    name: str,
+    now: datetime,
+    kind: str = Account.Kind.PERSON,
+    owner: User | None = None,
+    billing_email: str = "",
+    time_zone: str = "",
+) -> Account:
+    """The account of ``product`` whose external id this is.
+
+    One that exists is returned as it is, whatever the other arguments say: the external id is the idempotency key, also of two calls at
+    once. A new one is opened, with ``owner`` as its owner, and announced by :data:`accounts.signals.account_opened` in the same
+    transaction: when a receiver fails, no account was opened. An empty ``time_zone`` is the product's.
+
+    :raises InvalidAccount: an empty or too long external id or name, an id that looks like ours, an unknown time zone or kind.
+    """
+    account = Account(
+        product=product,
+        external_id=external_id,
+        name=name,
+        kind=kind,
+        billing_email=billing_email,
+        time_zone=time_zone or product.time_zone,
+        created_at=now,
+    )
+    _check(account)
+    with transaction.atomic():
+        account, opened = Account.objects.get_or_create(
+            product=product,
+            external_id=external_id,
+            defaults={
+                "name": name,
+                "kind": kind,
+                "billing_email": billing_email,
+                "time_zone": account.time_zone,
+                "created_at": now,
+            },
+        )
+        if opened:
+            if owner is not None:
+                Membership.objects.create(account=account, user=owner, role=Membership.Role.OWNER, created_at=now)
+            signals.account_opened.send(sender=Account, account=account, now=now)
+    return account
+
+
+def forget_user(*, user: User, now: datetime) -> None:
+    """Removes what identifies ``user`` and ends every sign-in (sessions end with the password that they were opened with).
+
+    Memberships, accounts and money stay. A person account that was theirs alone loses its name and address and is closed, its keys
+    with it. Doing it again changes nothing.
+    """
+    with transaction.atomic():
+        user = User.objects.select_for_update().get(pk=user.pk)
+        ApiKey.objects.filter(created_by=user.email).update(created_by=f"forgotten-{user.pk}")
+        EmailAddress.objects.filter(user=user).delete()
+        Authenticator.objects.filter(user=user).delete()
+        user.email = f"forgotten-{user.pk}@invalid"
+        user.first_name = user.last_name = ""
+        user.is_active = user.is_staff = user.is_superuser = False
+        user.set_unusable_password()
+        user.save()
+        theirs = Account.objects.filter(kind=Account.Kind.PERSON, memberships__user=user, closed_at=None)
+        for account in theirs.exclude(memberships__in=Membership.objects.exclude(user=user)):
+            account.name, account.billing_email, account.closed_at = "Forgotten", "", now
+            account.save(update_fields=["name", "billing_email", "closed_at"])
+
+
+def product_for(*, slug: str, host: str) -> Product:
+    """The product named by ``slug``; without one, the product one of whose allowed origins is ``host``, else ``DEFAULT_PRODUCT``, else
+    the only product there is.
+
+    :raises UnknownProduct: none, or more than one, fits.
+    """
+    if slug:
+        product = Product.objects.filter(slug=slug).first()
+        if product is None:
+            raise UnknownProduct(f"There is no product “{slug}”.")
+        return product
+    products = list(Product.objects.all())
+    hosted = [product for product in products if host in {urlsplit(origin).netloc for origin in product.allowed_origins}]
+    default = [product for product in products if product.slug == getattr(settings, "DEFAULT_PRODUCT", "")]
+    for fitting in (hosted, default, products):
+        if len(fitting) == 1:
+            return fitting[0]
+    raise UnknownProduct("The address does not say which product to sign up to.")
+
+
+def _check(account: Account) -> None:
+    try:
+        account.clean_fields(exclude={"product"})
+    except ValidationError as error:
+        field, messages = next(iter(error.message_dict.items()))
+        raise InvalidAccount(field, messages[0]) from error
+    for field in ("external_id", "name"):
+        if not getattr(account, field).isprintable():
+            raise InvalidAccount(field, "Control characters are not allowed.")
+    if account.external_id.startswith("acct_"):
+        raise InvalidAccount("external_id", "An external id may not begin with acct_, as ours do.")
