@@ -1,0 +1,32 @@
+"""A developer's machine: plain HTTP on localhost, embedded servers unless the environment names others, no secrets needed."""
+
+import os
+
+import environ
+
+from config import embedded
+
+environ.Env.read_env(embedded.BASE_DIR / ".env")
+if "DATABASE_URL" not in os.environ or "REDIS_URL" not in os.environ:
+    _servers = embedded.borrow("dev")
+    os.environ.setdefault("DATABASE_URL", _servers.database_url)
+    os.environ.setdefault("REDIS_URL", _servers.redis_url)
+os.environ.setdefault("SECRET_KEY", "local-only-" + "0" * 50)
+os.environ.setdefault("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+os.environ.setdefault("STRIPE_SECRET_KEY", "sk_test_" + "0" * 24)
+
+from config.settings.base import *  # noqa: E402, F403
+from config.settings.base import LOGGING, STORAGES  # noqa: E402
+
+DEBUG = environ.Env().bool("DEBUG", default=True)
+SECURE_SSL_REDIRECT = False
+SECURE_HSTS_SECONDS = 0
+SESSION_COOKIE_NAME = "session"
+SESSION_COOKIE_SECURE = False
+CSRF_COOKIE_NAME = "csrf"
+CSRF_COOKIE_SECURE = False
+ACCOUNT_EMAIL_VERIFICATION = "none"
+STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = True
+LOGGING["handlers"]["stderr"]["formatter"] = "text"

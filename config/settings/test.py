@@ -1,0 +1,34 @@
+"""The test suite: real embedded servers that do not sync, production's behaviour otherwise."""
+
+import os
+
+from config import embedded
+
+if "DATABASE_URL" not in os.environ or "REDIS_URL" not in os.environ:
+    _servers = embedded.borrow("test", durable=False)
+    os.environ.setdefault("DATABASE_URL", _servers.database_url)
+    os.environ.setdefault("REDIS_URL", _servers.redis_url)
+os.environ |= {
+    "SECRET_KEY": "test-only-" + "0" * 50,
+    "ALLOWED_HOSTS": "testserver,localhost,127.0.0.1",
+    "STRIPE_SECRET_KEY": "sk_test_" + "0" * 24,
+    "SENTRY_DSN": "",
+    "RESEND_API_KEY": "",
+}
+
+from config.settings.base import *  # noqa: F403
+from config.settings.base import CACHES, LOGGING, STORAGES
+
+SECURE_SSL_REDIRECT = False
+SESSION_COOKIE_NAME = "session"
+SESSION_COOKIE_SECURE = False
+CSRF_COOKIE_NAME = "csrf"
+CSRF_COOKIE_SECURE = False
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
+STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
+WHITENOISE_USE_FINDERS = True
+CELERY_TASK_ALWAYS_EAGER = True
+CELERY_TASK_EAGER_PROPAGATES = True
+CACHES["default"]["KEY_PREFIX"] = f"test-{os.getpid()}"  # several test processes share one Valkey
+LOGGING["root"]["level"] = "WARNING"
