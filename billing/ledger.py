@@ -212,7 +212,20 @@ def grant(
     :raises AmountOverflow: the amount or the new balance does not fit.
     """
     return _grant(
-        account_id, "grant", key, actor, reason, unit_id, source, source_key, amount_nanos, priority, expires_at, cash_nanos, fee_nanos, currency
+        account_id,
+        "grant",
+        key,
+        actor,
+        reason,
+        unit_id,
+        source,
+        source_key,
+        amount_nanos,
+        priority,
+        expires_at,
+        cash_nanos,
+        fee_nanos,
+        currency,
     )
 
 
@@ -277,7 +290,9 @@ def hold(
     return usage
 
 
-def capture(*, account_id: int, authorization_id: UUID, quantities: Sequence[int], price_ids: Sequence[int], charge: Charge, overage: str) -> Usage:
+def capture(
+    *, account_id: int, authorization_id: UUID, quantities: Sequence[int], price_ids: Sequence[int], charge: Charge, overage: str
+) -> Usage:
     """Ends an authorization with work done: spends the price and gives the rest of the hold back.
 
     A price above the hold is, by ``overage``: ``charge`` charged (what is not free becomes debt), ``cap`` charged up to the hold (the

@@ -150,7 +150,10 @@ class Subscription(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["account"], condition=~Q(status="canceled"), name="subscription_live_once"),
             models.CheckConstraint(name="subscription_period", condition=Q(current_period_start__lt=models.F("current_period_end"))),
-            models.CheckConstraint(name="subscription_ended", condition=Q(status="canceled", ended_at__isnull=False) | (~Q(status="canceled") & Q(ended_at=None))),
+            models.CheckConstraint(
+                name="subscription_ended",
+                condition=Q(status="canceled", ended_at__isnull=False) | (~Q(status="canceled") & Q(ended_at=None)),
+            ),
         ]
 
     def __str__(self) -> str:
