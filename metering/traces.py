@@ -61,7 +61,7 @@ def read(path: Path) -> Iterator[Row | Broken]:
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             lines = _lines(file)
-            _, header = next(lines, (0, ""))
+            _, header = next(lines, (0, None))
             parse = _parser(path, header)
             for number, line in lines:
                 try:
@@ -87,7 +87,10 @@ def _lines(file: TextIO) -> Iterator[tuple[int, str | None]]:
 
 
 def _parser(path: Path, header: str | None) -> Callable[[int, str | None], Row]:
-    names = _cells(header) if header else []
+    try:
+        names = _cells(header)
+    except ValueError:
+        names = []
     for columns, parse in ((AZURE, _azure), (BURST_GPT, _burst_gpt)):
         if all(names.count(column) == 1 for column in columns):
             places = [names.index(column) for column in columns]
@@ -100,8 +103,8 @@ def _parser(path: Path, header: str | None) -> Callable[[int, str | None], Row]:
                 return parse(number, [cells[place] for place in places], kind)  # noqa: B023 -- the loop ends here
 
             return row
-    found = f"its first line is {header[:80]!r}" if header else "it has no first line that could be one"
-    raise TraceError(f"{path} has no header of a known trace: {found}. Known are {','.join(AZURE)} and {','.join(BURST_GPT)}.")
+    found = f"begins with {header[:80]!r}" if header else "has no first line"
+    raise TraceError(f"{path} {found}; expected the header {','.join(AZURE)} or {','.join(BURST_GPT)}.")
 
 
 def _azure(number: int, cells: list[str], kind: str) -> Row:
