@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from allauth.account.adapter import DefaultAccountAdapter
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import HttpRequest
 from django.utils import timezone
@@ -12,6 +13,8 @@ from django.utils import timezone
 from accounts import registration
 from accounts.models import User
 from pricing.models import Product
+
+EMAIL_LENGTH = 254
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth has no type hints
@@ -25,6 +28,12 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
             return False
         return True
 
+    def clean_email(self, email: str) -> str:
+        """allauth would cut a longer address off at the column's length and sign up somebody else's."""
+        if len(email) > EMAIL_LENGTH:
+            raise ValidationError(f"Write an address of at most {EMAIL_LENGTH} characters.", code="max_length")
+        return email
+
     def save_user(self, request: HttpRequest, user: User, form: Any, commit: bool = True) -> User:
         product = _product(request)
         with transaction.atomic():
@@ -32,7 +41,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
             registration.open_account(
                 product=product,
                 external_id=str(user.pk),
-                name=user.email.partition("@")[0],
+                name=_name(user.email),
                 owner=user,
                 billing_email=user.email,
                 now=timezone.now(),
@@ -42,3 +51,9 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
 
 def _product(request: HttpRequest) -> Product:
     return registration.product_for(slug=request.GET.get("product", ""), host=request.get_host())
+
+
+def _name(email: str) -> str:
+    """What stands before the @; quoted addresses may hold more than a name may."""
+    local_part = email.rpartition("@")[0]
+    return "".join(filter(str.isprintable, local_part))[:120] or email

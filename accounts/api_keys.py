@@ -95,7 +95,8 @@ def issue(
 ) -> Issued:
     """A new key of ``product``, or of ``account`` alone.
 
-    :raises InvalidGrant: no name; no scope, an unknown one or one that account keys may not have; another product's account; already expired.
+    :raises InvalidGrant: no name; no scope, an unknown one or one that account keys may not have; another product's account; already
+        expired.
     """
     if not name.strip() or len(name) > 120 or not name.isprintable():
         raise InvalidGrant("Name the key in 1 to 120 characters.")

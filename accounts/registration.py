@@ -109,14 +109,14 @@ def product_for(*, slug: str, host: str) -> Product:
 
     :raises UnknownProduct: none, or more than one, fits.
     """
-    if slug:
-        product = Product.objects.filter(slug=slug).first()
-        if product is None:
-            raise UnknownProduct(f"There is no product “{slug}”.")
-        return product
     products = list(Product.objects.all())
+    if slug:
+        named = [product for product in products if product.slug == slug]
+        if not named:
+            raise UnknownProduct(f"There is no product “{slug}”.")
+        return named[0]
     hosted = [product for product in products if host in {urlsplit(origin).netloc for origin in product.allowed_origins}]
-    default = [product for product in products if product.slug == getattr(settings, "DEFAULT_PRODUCT", "")]
+    default = [product for product in products if product.slug == settings.DEFAULT_PRODUCT]
     for fitting in (hosted, default, products):
         if len(fitting) == 1:
             return fitting[0]
