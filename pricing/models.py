@@ -17,7 +17,12 @@ from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-SLUG = RegexValidator(r"^[a-z0-9]+(?:[-_][a-z0-9]+)*$", "lower-case letters, digits, - and _")
+SLUG_PATTERN = r"^[a-z0-9]+(?:[-_][a-z0-9]+)*$"
+SLUG = RegexValidator(SLUG_PATTERN, "lower-case letters, digits, - and _")
+
+
+#: Where credit comes from: a grant's source, and the words of a product's burn order.
+CREDIT_SOURCES = ("welcome", "announcement", "included", "rollover", "staff", "purchase")
 
 
 class Unit(models.Model):
@@ -361,7 +366,7 @@ class CreditPack(models.Model):
     credit_nanos = models.BigIntegerField(help_text="Face value: what the customer can spend.")
     expires_after_days = models.PositiveIntegerField(null=True, blank=True)
     stripe_price_setting = models.CharField(max_length=80, blank=True, help_text="Environment variable that holds the Stripe price id.")
-    available = models.BooleanField(default=True, help_text="On sale; only the latest version can be.")
+    available = models.BooleanField(default=True, help_text="In the product's catalog; otherwise off sale.")
     notes = models.TextField(blank=True)
 
     class Meta:

@@ -400,7 +400,7 @@ class Migration(migrations.Migration):
                     "stripe_price_setting",
                     models.CharField(blank=True, help_text="Environment variable that holds the Stripe price id.", max_length=80),
                 ),
-                ("available", models.BooleanField(default=True, help_text="On sale; only the latest version can be.")),
+                ("available", models.BooleanField(default=True, help_text="In the product's catalog; otherwise off sale.")),
                 ("notes", models.TextField(blank=True)),
                 ("product", models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name="packs", to="pricing.product")),
             ],
