@@ -27,6 +27,9 @@ LEDGER_TABLES = (
     "ledger_entry",
     "operation_key",
     "rollup_delta",
+    "rollup_model",
+    "rollup_account",
+    "rollup_state",
     "usage_counter",
 )
 
