@@ -138,7 +138,10 @@ begin
     insert into wallet (account_id, unit_id) values (p_account, p_unit);
     w := row(p_account, p_unit, 0, 0, 0, 0, p_usage, p_operation, p_now, 0, 0);
   end if;
-  return ledger_expire(w);
+  w := ledger_expire(w);
+  w.cash_nanos := 0;   -- what has expired is no part of what the verb will move
+  w.fee_nanos := 0;
+  return w;
 end $$;
 
 -- Whatever has become free repays debt first; what is left of it expires if it is overdue; then the wallet is written.
