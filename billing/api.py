@@ -1,0 +1,420 @@
+"""What an account has and owes, what it is on, and what is for sale: the GET endpoints of billing.
+
+Balance, Ledger, Subscription   an account's own
+Packs, Plans                    the public catalogue of the key's product
+ChatBalance, PricingHealth      two paths and shapes that a source document fixes
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Annotated, Any
+
+import structlog
+from django.db import DatabaseError
+from django.db.models import DateTimeField, Value
+from django.db.models.functions import Cast, NullIf
+from django.http import HttpResponse
+from django.utils import timezone
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
+from pydantic import Field
+from rest_framework.permissions import AllowAny, IsAuthenticated
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts import api, reads, tenancy
+from accounts.models import Account, User
+from billing import models, subscriptions
+from pricing import catalog
+from pricing.models import CreditPack, Plan, PriceRow, Product
+
+MAX_GRANTS = 100
+MAX_SEQ = 2**63 - 1
+log = structlog.get_logger(__name__)
+
+#: ``expires_at`` for Python, which has no infinity: None = never.
+_ENDS_AT = NullIf("expires_at", Cast(Value("infinity"), DateTimeField()))
+
+
+class GrantAnswer(reads.Answer):
+    """What is left of one grant; ``expires_at`` null = never."""
+
+    id: int
+    source: str
+    granted: reads.Amount
+    remaining: reads.Amount
+    starts_at: datetime
+    expires_at: datetime | None
+
+
+class BalanceAnswer(reads.Answer):
+    """``available`` is what can be spent: ``balance`` less what is held for work under way. ``grants`` in the order in which they burn."""
+
+    account: str
+    unit: str
+    balance: reads.Amount
+    held: reads.Amount
+    available: reads.Amount
+    debt: reads.Amount
+    grants: list[GrantAnswer]
+
+
+class Balance(reads.Read):
+    permission_classes = [api.HasScope.of("billing:read")]
+
+    @extend_schema(operation_id="balance", parameters=reads.parameters(reads.OfAccount), responses=BalanceAnswer)
+    def get(self, request: Request) -> Response:
+        """The account's credits now, and the grants that they are in."""
+        account = self.account(request, self.asked(request, reads.OfAccount))
+        now = timezone.now()
+        with tenancy.acting_as(account=account):
+            wallet, grants = _wallet(account, now)
+        return BalanceAnswer(
+            account=account.public_id,
+            unit=_product(account.product_id).unit.code,
+            balance=wallet.balance,
+            held=wallet.held,
+            available=wallet.available,
+            debt=wallet.debt,
+            grants=[
+                GrantAnswer(
+                    id=grant["id"],
+                    source=grant["source"],
+                    granted=grant["granted"],
+                    remaining=grant["remaining"],
+                    starts_at=grant["starts_at"],
+                    expires_at=grant["ends_at"],
+                )
+                for grant in grants[:MAX_GRANTS]
+            ],
+        ).response()
+
+
+def _wallet(account: Account, now: datetime) -> tuple[models.Wallet, list[dict[str, Any]]]:
+    """The account's wallet in its product's unit (an empty one if nothing ever came in), and what is left in its grants, as the next
+    verb of the ledger will find them: what is due at ``now`` has expired, except what holds keep alive.
+    """
+    unit_id = account.product.unit_id
+    wallet = models.Wallet.objects.filter(account_id=account.pk, unit_id=unit_id).first()
+    if wallet is None:
+        return models.Wallet(account_id=account.pk, unit_id=unit_id, balance=0, held=0, debt=0, seq=0), []
+    rows = models.Grant.objects.filter(account_id=account.pk, unit_id=unit_id, closed=False, remaining__gt=0)
+    left: list[dict[str, Any]] = []
+    before = 0
+    for grant in (
+        rows.annotate(ends_at=_ENDS_AT)
+        .order_by("priority", "expires_at", "id")
+        .values("id", "source", "granted", "remaining", "starts_at", "ends_at")
+    ):
+        covered = max(0, min(grant["remaining"], wallet.held - before))
+        before += grant["remaining"]
+        if grant["ends_at"] is not None and grant["ends_at"] <= now:
+            wallet.balance -= grant["remaining"] - covered
+            grant["remaining"] = covered
+        if grant["remaining"]:
+            left.append(grant)
+    return wallet, left
+
+
+class EntryAnswer(reads.Answer):
+    """One movement. ``amount`` moves the balance, ``debt_change`` the debt; ``usage`` is the usage record that caused it."""
+
+    seq: int
+    kind: models.LedgerEntry.Kind
+    amount: reads.Amount
+    debt_change: reads.Amount
+    balance_after: reads.Amount
+    debt_after: reads.Amount
+    grant: int | None
+    usage: str | None
+    effective_at: datetime
+    recorded_at: datetime
+
+
+class LedgerAnswer(reads.Answer):
+    """A page of the statement. ``next_cursor`` null = the last page."""
+
+    account: str
+    unit: str
+    items: list[EntryAnswer]
+    next_cursor: int | None
+
+
+class LedgerQuery(reads.Page):
+    cursor: Annotated[reads.Number, Field(ge=1, le=MAX_SEQ)] | None = Field(None, description="`next_cursor` of the page before.")
+
+
+class Ledger(reads.Read):
+    permission_classes = [api.HasScope.of("billing:read")]
+
+    @extend_schema(operation_id="ledger", parameters=reads.parameters(LedgerQuery), responses=LedgerAnswer)
+    def get(self, request: Request) -> Response:
+        """The account's statement: every movement of its credits, the newest first."""
+        query = self.asked(request, LedgerQuery)
+        account = self.account(request, query)
+        entries = models.LedgerEntry.objects.filter(account_id=account.pk, unit_id=account.product.unit_id)
+        if query.cursor is not None:
+            entries = entries.filter(seq__lt=query.cursor)
+        with tenancy.acting_as(account=account):
+            found = list(entries.order_by("-seq")[: query.limit + 1])
+        page = found[: query.limit]
+        return LedgerAnswer(
+            account=account.public_id,
+            unit=_product(account.product_id).unit.code,
+            items=[
+                EntryAnswer(
+                    seq=entry.seq,
+                    kind=models.LedgerEntry.Kind(entry.kind),
+                    amount=entry.amount,
+                    debt_change=entry.debt_delta,
+                    balance_after=entry.balance_after,
+                    debt_after=entry.debt_after,
+                    grant=entry.grant_id,
+                    usage=entry.usage_id and reads.public_id("rec", account, entry.usage_id),
+                    effective_at=entry.effective_at,
+                    recorded_at=entry.recorded_at,
+                )
+                for entry in page
+            ],
+            next_cursor=page[-1].seq if len(found) > query.limit else None,
+        ).response()
+
+
+class LimitTerms(reads.Answer):
+    """``limit`` null = no limit, 0 = nothing allowed."""
+
+    key: str
+    window: str
+    limit: int | None
+
+
+class PlanAnswer(reads.Answer):
+    """A plan's terms. ``price`` null = agreed per customer; ``included_credits`` come with each paid period."""
+
+    slug: str
+    name: str
+    version: int
+    price: str | None
+    currency: str
+    interval: str
+    per_seat: bool
+    trial_days: int
+    included_credits: reads.Amount
+    unit: str
+    features: dict[str, bool]
+    texts: dict[str, str]
+    limits: list[LimitTerms]
+
+
+class PlansAnswer(reads.Answer):
+    items: list[PlanAnswer]
+
+
+class PeriodAnswer(reads.Answer):
+    """From ``start``, inclusive, to ``end``, exclusive."""
+
+    start: datetime
+    end: datetime
+
+
+class SubscriptionTerms(reads.Answer):
+    status: models.Subscription.Status
+    plan: PlanAnswer
+    current_period: PeriodAnswer
+    cancel_at_period_end: bool
+    started_at: datetime
+
+
+class SubscriptionAnswer(reads.Answer):
+    """``subscription`` null = on no plan."""
+
+    account: str
+    subscription: SubscriptionTerms | None
+
+
+class Subscription(reads.Read):
+    permission_classes = [api.HasScope.of("billing:read")]
+
+    @extend_schema(operation_id="subscription", parameters=reads.parameters(reads.OfAccount), responses=SubscriptionAnswer)
+    def get(self, request: Request) -> Response:
+        """The plan that the account is on, with the terms that it subscribed to."""
+        account = self.account(request, self.asked(request, reads.OfAccount))
+        with tenancy.acting_as(account=account):
+            live = models.Subscription.objects.filter(account_id=account.pk).exclude(status=models.Subscription.Status.CANCELED).first()
+        terms = live and SubscriptionTerms(
+            status=models.Subscription.Status(live.status),
+            plan=_plan(catalog.plan_version_by_id(plan_version_id=live.plan_version_id), _product(account.product_id)),
+            current_period=PeriodAnswer(start=live.current_period_start, end=live.current_period_end),
+            cancel_at_period_end=live.cancel_at_period_end,
+            started_at=live.started_at,
+        )
+        return SubscriptionAnswer(account=account.public_id, subscription=terms).response()
+
+
+class Plans(reads.Read):
+    permission_classes = [api.HasScope.of("billing:read")]
+
+    @extend_schema(operation_id="plans", responses=PlansAnswer)
+    def get(self, request: Request) -> Response:
+        """The plans that the key's product offers to everybody, the lowest first, on the terms of today."""
+        self.asked(request, reads.Query)
+        product, now = _product(_principal(request).product_id), timezone.now()
+        plans = Plan.objects.filter(product=product, public=True, available=True, versions__valid_from__lte=now)
+        slugs = plans.order_by("rank", "id").values_list("slug", flat=True).distinct()
+        terms = (catalog.plan_version(product_id=product.pk, slug=slug, at=now) for slug in dict.fromkeys(slugs))
+        return PlansAnswer(items=[_plan(each, product) for each in terms]).response()
+
+
+def _plan(terms: catalog.PlanTerms, product: Product) -> PlanAnswer:
+    version = terms.version
+    enforced = (limit for limit in terms.limits if limit.mode in ("soft", "hard"))
+    return PlanAnswer(
+        slug=version.plan.slug,
+        name=version.plan.name,
+        version=version.version,
+        price=None if version.price_cents is None else _price(version.price_cents),
+        currency=version.currency,
+        interval=version.interval,
+        per_seat=version.per_seat,
+        trial_days=version.trial_days,
+        included_credits=version.included_credit_nanos,
+        unit=product.unit.code,
+        features=terms.flags,
+        texts=terms.texts,
+        limits=[LimitTerms(key=limit.key, window=limit.window, limit=limit.limit) for limit in enforced],
+    )
+
+
+class PackAnswer(reads.Answer):
+    """``expires_after_days`` null = the credits never expire."""
+
+    slug: str
+    name: str
+    version: int
+    price: str
+    currency: str
+    credits: reads.Amount
+    unit: str
+    expires_after_days: int | None
+
+
+class PacksAnswer(reads.Answer):
+    items: list[PackAnswer]
+
+
+class Packs(reads.Read):
+    permission_classes = [api.HasScope.of("billing:read")]
+
+    @extend_schema(operation_id="packs", responses=PacksAnswer)
+    def get(self, request: Request) -> Response:
+        """The credit packs that the key's product has on sale, the cheapest first."""
+        self.asked(request, reads.Query)
+        product, now = _product(_principal(request).product_id), timezone.now()
+        packs = CreditPack.objects.filter(product=product, available=True, valid_from__lte=now).order_by("price_cents", "slug", "id")
+        return PacksAnswer(
+            items=[
+                PackAnswer(
+                    slug=pack.slug,
+                    name=pack.name,
+                    version=pack.version,
+                    price=_price(pack.price_cents),
+                    currency=pack.currency,
+                    credits=pack.credit_nanos,
+                    unit=product.unit.code,
+                    expires_after_days=pack.expires_after_days,
+                )
+                for pack in packs
+            ]
+        ).response()
+
+
+# Two shapes that a source document fixes --------------------------------------------------------------------------------------
+
+
+class KeyOrSession(api.BearerKey):
+    """A bearer key; without one the user who is signed in. For reads only: nothing here checks for forged requests."""
+
+    def authenticate(self, request: Request) -> tuple[Any, Any] | None:
+        user = request._request.user
+        if "Authorization" not in request.headers and user.is_authenticated:
+            return user, None
+        return super().authenticate(request)
+
+
+class ChatBalance(reads.Read):
+    authentication_classes = [KeyOrSession]
+    permission_classes: list[Any] = []
+
+    @extend_schema(
+        operation_id="chatBalance",
+        parameters=reads.parameters(reads.OfAccount),
+        responses=OpenApiResponse(
+            {
+                "type": "object",
+                "required": ["balance", "currency"],
+                "properties": {"balance": {"type": "number", "multipleOf": 0.01}, "currency": {"type": "string"}},
+            },
+            examples=[OpenApiExample("Ten dollars", {"balance": 10.00, "currency": "USD"})],
+        ),
+        auth=[{"apiKey": []}, {"session": []}],
+    )
+    def get(self, request: Request) -> HttpResponse:
+        """The balance as a JSON number with two decimals, rounded down, for a bearer key or the user who is signed in."""
+        query = self.asked(request, reads.OfAccount)
+        user = request.user if isinstance(request.user, User) else None
+        if user is None:
+            _principal(request).require("billing:read")
+            account = self.account(request, query)
+        else:
+            account = _account_of(user, query.account)
+        with tenancy.acting_as(user=user) if user else tenancy.acting_as(account=account):
+            wallet, _ = _wallet(account, timezone.now())
+        whole, rest = divmod(wallet.balance // 10_000_000, 100)
+        unit = json.dumps(_product(account.product_id).unit.code)
+        return HttpResponse(f'{{"balance": {whole}.{rest:02d}, "currency": {unit}}}', content_type="application/json")
+
+
+def _account_of(user: User, name: str | None) -> Account:
+    """The account that a signed-in user asks about.
+
+    :raises Problem: 404 where it is not theirs, 422 where they have several and name none.
+    """
+    with tenancy.acting_as(user=user):
+        accounts = list(Account.objects.filter(memberships__user=user, closed_at=None).order_by("id"))
+    mine = [account for account in accounts if name in (None, account.public_id)]
+    if not mine:
+        raise api.Problem(404, "not_found", "No such account.")
+    if len(mine) > 1:
+        errors = [{"field": "account", "message": "You have several accounts: name one by its id (acct_…)."}]
+        raise api.Problem(422, "invalid_request", "Name the account.", errors=errors)
+    return mine[0]
+
+
+class Status(reads.Answer):
+    status: str
+
+
+class StatusError(Status):
+    error: str
+
+
+class PricingHealth(reads.Read):
+    authentication_classes: list[Any] = []
+    permission_classes = [AllowAny]
+
+    @extend_schema(operation_id="pricingHealth", responses={200: Status, 500: StatusError}, auth=[])
+    def get(self, request: Request) -> Response:
+        """Can usage be priced and charged? Asks the price table and the balance table."""
+        self.asked(request, reads.Query)
+        try:
+            priced = PriceRow.objects.filter(withdrawn_at=None).exists()
+            models.Wallet.objects.exists()
+        except DatabaseError as error:
+            log.error("pricing is not healthy", exc_info=error)
+            return Response({"status": "error", "error": "The price table or the balance table does not answer."}, status=500)
+        if not priced:
+            return Response({"status": "error", "error": "The price table is empty."}, status=500)
+        return Response({"status": "ok"})

@@ -1,0 +1,90 @@
+-- Every equation of the ledger, as queries that return what violates it; no row means clean. Read by billing/audit.py, one name a block.
+
+-- name: balance is the sum of the entries
+select w.account_id, format('wallet %s: balance %s, Σ entries %s', w.unit_id, w.balance, coalesce(e.total, 0)) as finding
+from wallet w
+left join (select account_id, unit_id, sum(amount) as total from ledger_entry group by 1, 2) e using (account_id, unit_id)
+where w.balance <> coalesce(e.total, 0);
+
+-- name: balance is what remains in the grants
+select w.account_id, format('wallet %s: balance %s, Σ remaining %s', w.unit_id, w.balance, coalesce(g.total, 0))
+from wallet w
+left join (select account_id, unit_id, sum(remaining) as total from credit_grant group by 1, 2) g using (account_id, unit_id)
+where w.balance <> coalesce(g.total, 0);
+
+-- name: debt is the sum of the entries
+select w.account_id, format('wallet %s: debt %s, Σ entries %s', w.unit_id, w.debt, coalesce(e.total, 0))
+from wallet w
+left join (select account_id, unit_id, sum(debt_delta) as total from ledger_entry group by 1, 2) e using (account_id, unit_id)
+where w.debt <> coalesce(e.total, 0);
+
+-- name: held is the sum of the open holds
+select w.account_id, format('wallet %s: held %s, Σ open holds %s', w.unit_id, w.held, coalesce(a.total, 0))
+from wallet w
+left join (select account_id, unit_id, sum(held) as total from open_authorization where unit_id is not null group by 1, 2) a using (account_id, unit_id)
+where w.held <> coalesce(a.total, 0);
+
+-- name: open work is counted
+select s.account_id, format('open count %s, open authorizations %s', s.open_count, coalesce(a.total, 0))
+from account_state s
+left join (select account_id, count(*) as total from open_authorization where state = 'open' group by 1) a using (account_id)
+where s.open_count <> coalesce(a.total, 0);
+
+-- name: a grant's movements leave what remains
+select g.account_id, format('grant %s: remaining %s, Σ entries %s', g.id, g.remaining, coalesce(e.total, 0))
+from credit_grant g
+left join (select account_id, grant_id, sum(amount) as total from ledger_entry group by 1, 2) e on e.account_id = g.account_id and e.grant_id = g.id
+where g.remaining <> coalesce(e.total, 0);
+
+-- name: a grant's cash moved with its credits
+select g.account_id, format('grant %s: cash %s of %s moved, expected %s', g.id, e.cash, g.cash_nanos, floor(g.cash_nanos::numeric * (g.granted - g.remaining) / g.granted))
+from credit_grant g
+join (select account_id, grant_id, sum(cash_nanos) as cash from ledger_entry group by 1, 2) e on e.account_id = g.account_id and e.grant_id = g.id
+where e.cash <> floor(g.cash_nanos::numeric * (g.granted - g.remaining) / g.granted);
+
+-- name: entries are numbered without gaps and their running balance holds
+select account_id, format('wallet %s entry %s: balance %s after %s %+s', unit_id, seq, balance_after, previous_balance, amount)
+from (
+  select e.*, lag(seq, 1, 0::bigint) over w as previous_seq, lag(balance_after, 1, 0::bigint) over w as previous_balance,
+    lag(debt_after, 1, 0::bigint) over w as previous_debt
+  from ledger_entry e window w as (partition by account_id, unit_id order by seq)) x
+where seq <> previous_seq + 1 or balance_after <> previous_balance + amount or debt_after <> previous_debt + debt_delta;
+
+-- name: the last entry is the wallet
+select w.account_id, format('wallet %s: number %s, entries %s', w.unit_id, w.seq, coalesce(e.last, 0))
+from wallet w
+left join (select account_id, unit_id, max(seq) as last from ledger_entry group by 1, 2) e using (account_id, unit_id)
+where w.seq <> coalesce(e.last, 0);
+
+-- name: every priced record has its entries
+select u.account_id, format('record %s: price %s, entries %s', u.id, u.price_nanos, coalesce(e.total, 0))
+from usage_record u
+left join (
+  select account_id, usage_id, sum(case kind when 'usage' then -amount when 'debt' then debt_delta else 0 end) as total
+  from ledger_entry where usage_id is not null group by 1, 2) e on e.account_id = u.account_id and e.usage_id = u.id
+where u.unit_id is not null and coalesce(u.price_nanos, 0) <> coalesce(e.total, 0);
+
+-- name: every usage entry has its record
+select e.account_id, format('entry %s of record %s', e.seq, e.usage_id)
+from ledger_entry e
+left join usage_record u on u.account_id = e.account_id and u.id = e.usage_id
+left join open_authorization a on a.account_id = e.account_id and a.id = e.usage_id
+where e.usage_id is not null and u.id is null and (a.id is null or e.kind in ('usage', 'debt'));
+
+-- name: a reversed record is undone whole
+select o.account_id, format('reversal %s: undone %s of %s', o.id, coalesce(e.total, 0), o.amount)
+from operation_key o
+left join (
+  select account_id, operation_id, sum(amount - debt_delta) as total from ledger_entry where kind = 'reversal' group by 1, 2) e
+  on e.account_id = o.account_id and e.operation_id = o.id
+where o.verb = 'reverse' and o.amount <> coalesce(e.total, 0);
+
+-- name: nothing stays past its expiry unless holds cover it
+select g.account_id, format('grant %s expired at %s with %s left and nothing held', g.id, g.expires_at, g.remaining)
+from credit_grant g join wallet w using (account_id, unit_id)
+where g.remaining > 0 and g.expires_at < app_now() - interval '1 hour' and w.held = 0 and exists (
+  select from ledger_entry e where e.account_id = g.account_id and e.unit_id = g.unit_id and e.recorded_at > g.expires_at and e.seq = w.seq);
+
+-- name: no work is in two places
+select a.account_id, format('authorization %s is open and finished', a.id)
+from open_authorization a join usage_record u on u.account_id = a.account_id and (u.id = a.id or u.key_hash = a.key_hash);

@@ -1,0 +1,118 @@
+"""Which plan an account is on.
+
+    start     puts an account on a plan
+    current   the subscription that counts now
+    allowed   what its plan allows, and the rate card that prices its usage
+
+A plan version is kept for the whole subscription: a later version is for later subscribers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db import transaction
+
+from accounts.models import Account
+from billing import ledger, periods
+from billing.models import Subscription
+from pricing import catalog
+from pricing.models import PlanVersion, Product
+
+#: In any other status the plan's allowances do not count.
+ENTITLED = (Subscription.Status.ACTIVE, Subscription.Status.TRIALING, Subscription.Status.PAST_DUE)
+MONTHS = {PlanVersion.Interval.MONTH: 1, PlanVersion.Interval.YEAR: 12}
+SYSTEM = "tollgate"
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What an account may do: the terms of its plan, and the slug of the rate card that prices its usage."""
+
+    plan: catalog.PlanTerms
+    rate_card: str
+    subscription_id: int
+    period_start: datetime
+    period_end: datetime
+
+
+def start(*, account: Account, plan: str, now: datetime) -> Subscription:
+    """Puts ``account`` on the version of ``plan`` that is sold at ``now``. A free plan's included credit is granted for the first period.
+
+    :raises catalog.NotInCatalog: the product has no such plan, or none yet.
+    :raises IntegrityError: the account has a live subscription.
+    """
+    terms = catalog.plan_version(product_id=account.product_id, slug=plan, at=now)
+    version = terms.version
+    period_start, period_end = periods.period_at(now, now, months=MONTHS[PlanVersion.Interval(version.interval)])
+    with transaction.atomic():
+        subscription = Subscription.objects.create(
+            account=account,
+            plan_version=version,
+            anchor_at=now,
+            started_at=now,
+            current_period_start=period_start,
+            current_period_end=period_end,
+        )
+        if version.price_cents == 0 and version.included_credit_nanos:
+            grant_included_credit(subscription=subscription)
+    return subscription
+
+
+def grant_included_credit(*, subscription: Subscription) -> ledger.Operation:
+    """Grants the plan's included credit for the current period, once; it expires with the period."""
+    account, version = subscription.account, subscription.plan_version
+    key = f"{subscription.pk}:{subscription.current_period_start.isoformat()}"
+    return ledger.grant(
+        account_id=account.pk,
+        unit_id=account.product.unit_id,
+        amount_nanos=version.included_credit_nanos,
+        source="monthly",
+        source_key=key,
+        key=f"monthly:{key}",
+        actor=SYSTEM,
+        reason=f"Included in {version.plan.name}",
+        priority=priority(product=account.product, source="monthly"),
+        expires_at=subscription.current_period_end,
+    )
+
+
+def grant_welcome_credit(*, account: Account) -> ledger.Operation:
+    """Grants the product's welcome credit, once for ever."""
+    return ledger.grant(
+        account_id=account.pk,
+        unit_id=account.product.unit_id,
+        amount_nanos=account.product.welcome_credit_nanos,
+        source="welcome",
+        source_key="welcome",
+        key="welcome",
+        actor=SYSTEM,
+        reason="Welcome credit",
+        priority=priority(product=account.product, source="welcome"),
+    )
+
+
+def priority(*, product: Product, source: str) -> int:
+    """Where a grant from ``source`` stands in the product's burn order; a source that it does not name burns before all that it does."""
+    return 10 * (product.burn_order.index(source) + 1) if source in product.burn_order else 0
+
+
+def current(*, account_id: int) -> Subscription | None:
+    """The account's live subscription; None where it has none."""
+    live = Subscription.objects.exclude(status=Subscription.Status.CANCELED)
+    return live.select_related("account", "plan_version__plan").filter(account_id=account_id).first()
+
+
+def allowed(*, account: Account) -> Allowed | None:
+    """What the account's plan allows; None where no subscription counts."""
+    subscription = (
+        Subscription.objects.filter(account_id=account.pk, status__in=ENTITLED)
+        .values_list("id", "plan_version_id", "current_period_start", "current_period_end")
+        .first()
+    )
+    if subscription is None:
+        return None
+    id_, plan_version_id, period_start, period_end = subscription
+    plan = catalog.plan_version_by_id(plan_version_id=plan_version_id)
+    return Allowed(plan, account.rate_card or plan.version.rate_card, id_, period_start, period_end)

@@ -1,0 +1,476 @@
+"""The hot path: may this account spend this, and what did it spend.
+
+    authorize   decides, before the call, and holds the worst case
+    capture     charges what was used and gives the rest back
+    release     gives a hold back: no work was done
+    extend      keeps a hold open longer
+    record      charges finished work that had no hold, one event or a thousand
+    decide      what authorize would say, layer by layer, without holding anything
+
+Reads top to bottom: limits are looked at in the order of :data:`LAYERS`, the first that refuses names the answer. What can be decided
+from cached reads is decided here and handed to the ledger as a verdict, because the ledger answers a repeated key before it decides
+anything. Credits are decided by the ledger, under the account's lock.
+
+After every function here: a repeated key, or a repeated capture or release, has changed nothing and answers as the first one did; usage
+that was reported is stored, priced or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from prometheus_client import Counter
+
+from accounts.models import Account
+from billing import ledger, subscriptions
+from billing.models import Wallet
+from metering import names
+from metering.models import OpenAuthorization
+from pricing import catalog, rating
+from pricing.models import Entitlement
+
+#: The layers that have a number; ``remaining`` arrays in the ledger are in this order. Append only.
+LAYERS = ("request_size", "credits")
+#: Held for the answer of a model call that gives no ``max_output_tokens``.
+DEFAULT_MAX_OUTPUT_TOKENS = 4_096
+#: At most this many events are recorded in one transaction.
+CHUNK = 100
+#: An event may be this far ahead of our clock, and this old.
+MAX_AHEAD = timedelta(minutes=5)
+MAX_AGE = timedelta(days=366)
+
+log = structlog.get_logger(__name__)
+REFUSALS = Counter("usage_refusals", "Refused authorizations, by the layer that refused.", ["layer"])
+UNPRICED = Counter("usage_unpriced", "Usage that was reported and has no price yet.")
+
+
+class UsageError(Exception):
+    """The base of what metering refuses."""
+
+
+class InvalidUsage(UsageError):
+    """A quantity, a time or a name that cannot be: see the message. ``field`` says which."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class UnknownModel(UsageError):
+    """Nobody has priced this model, or not all that was asked for. Nothing is guessed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one limit says. ``limit`` None means no limit, 0 nothing allowed; amounts of ``credits`` are nanos of the wallet's unit."""
+
+    name: str
+    allowed: bool = True
+    mode: str = "hard"
+    limit: int | None = None
+    used: int | None = None
+    remaining: int | None = None
+    resets_at: datetime | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What every layer says, in order. The first hard refusal is the answer."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def refusal(self) -> Layer | None:
+        return next((layer for layer in self.layers if not layer.allowed and layer.mode == Entitlement.Mode.HARD), None)
+
+
+class Refused(UsageError):
+    """A layer said no. ``decision`` has them all."""
+
+    def __init__(self, layer: Layer, decision: Decision) -> None:
+        super().__init__(layer.reason)
+        self.layer = layer
+        self.decision = decision
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a client app wants to do: ``quantities`` are the worst case."""
+
+    model: str
+    quantities: Mapping[str, int]
+    feature: str | None = None
+    service_level: str = "standard"
+    user: str | None = None
+    session: str | None = None
+    run: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Finished work that a client app reports: ``key`` makes it count once, for ever."""
+
+    key: str
+    account: Account
+    at: datetime
+    model: str
+    quantities: Mapping[str, int]
+    feature: str | None = None
+    service_level: str = "standard"
+    user: str | None = None
+    session: str | None = None
+    run: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """Leave to do work: what is held for it, until when, and what every layer had left."""
+
+    account: Account
+    usage: ledger.Usage
+    decision: Decision
+
+
+# Before the call --------------------------------------------------------------------------------------------------------------
+
+
+def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id: int | None = None) -> Authorization:
+    """Holds the worst case of ``ask``, if every layer allows it.
+
+    :raises Refused: a layer said no; ``credits`` when too little is free.
+    :raises UnknownModel: the model, or a component asked for, has no price.
+    :raises InvalidUsage: a quantity that cannot be, or a worst case beyond what the ledger can hold.
+    :raises ledger.KeyReused: the key was used for another command.
+    """
+    allowed = subscriptions.allowed(account=account)
+    estimate = _estimate(account, allowed, ask, now)
+    decision = Decision((_entitlement(account, allowed, ask.feature), _request_size(allowed, ask)))
+    refusal = decision.refusal
+    try:
+        usage = ledger.hold(
+            account_id=account.pk,
+            key=ledger.key_hash("usage", key),
+            fingerprint=_fingerprint(ask),
+            refusal=refusal.name if refusal else None,
+            call=_call(account, ask, estimate.card.id, estimate.book.row_ids, api_key_id),
+            unit_id=account.product.unit_id if _charges(estimate.card) else None,
+            amount_nanos=estimate.rated.price_nanos,
+            cost_nanos=estimate.rated.cost_nanos,
+            minimum_nanos=account.product.minimum_balance_nanos,
+            remaining=[layer.remaining for layer in decision.layers if layer.name in LAYERS],
+            lifetime=timedelta(seconds=account.product.hold_lifetime_seconds),
+            hard_lifetime=timedelta(seconds=account.product.hold_max_seconds),
+        )
+    except ledger.Refused:
+        assert refusal is not None
+        REFUSALS.labels(refusal.name).inc()
+        raise Refused(refusal, _with(decision, _credits(account))) from None
+    except ledger.InsufficientCredits as error:
+        REFUSALS.labels("credits").inc()
+        layer = Layer("credits", allowed=False, remaining=error.available_nanos, reason=str(error))
+        raise Refused(layer, _with(decision, layer)) from error
+    remaining = dict(zip(LAYERS, usage.remaining or (), strict=False))
+    return Authorization(account, usage, _as_authorized(decision, remaining))
+
+
+def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
+    """What :func:`authorize` would say now, without holding anything; without an ``ask``, what the layers have left.
+
+    :raises UnknownModel: the model, or a component asked for, has no price.
+    """
+    allowed = subscriptions.allowed(account=account)
+    layers = (_entitlement(account, allowed, ask.feature if ask else None), _request_size(allowed, ask))
+    needed = max(_estimate(account, allowed, ask, now).rated.price_nanos, account.product.minimum_balance_nanos) if ask else 0
+    return _with(Decision(layers), _credits(account, needed))
+
+
+def _entitlement(account: Account, allowed: subscriptions.Allowed | None, feature: str | None) -> Layer:
+    """A live plan, and a plan that has the feature. A feature that no plan of the product names is only a label."""
+    if allowed is None:
+        return Layer("entitlement", allowed=False, reason="The account has no active plan.")
+    if feature is not None and not allowed.plan.flags.get(feature, False):
+        named = Entitlement.objects.filter(plan_version__plan__product_id=account.product_id, kind=Entitlement.Kind.FLAG, key=feature)
+        if feature in allowed.plan.flags or named.exists():
+            return Layer("entitlement", allowed=False, reason=f"The plan {allowed.plan.version.plan.name} does not include {feature}.")
+    return Layer("entitlement")
+
+
+def _request_size(allowed: subscriptions.Allowed | None, ask: Ask | None) -> Layer:
+    """The most tokens that one request may have: what goes in, and the most that may come out where the request says so."""
+    limit = allowed.plan.limit("request_tokens", Entitlement.Window.REQUEST) if allowed else None
+    if limit is None or limit.limit is None or limit.mode == Entitlement.Mode.OFF:
+        return Layer("request_size", mode=limit.mode if limit else Entitlement.Mode.OFF)
+    asked = sum(quantity for name, quantity in ask.quantities.items() if name in rating.TOKEN_COMPONENTS) if ask else 0
+    return Layer(
+        "request_size",
+        allowed=asked <= limit.limit,
+        mode=limit.mode,
+        limit=limit.limit,
+        used=asked,
+        remaining=max(limit.limit - asked, 0),
+        reason="" if asked <= limit.limit else f"The request has {asked} tokens; the plan allows {limit.limit}.",
+    )
+
+
+def _credits(account: Account, needed_nanos: int = 0) -> Layer:
+    wallet = Wallet.objects.filter(account_id=account.pk, unit_id=account.product.unit_id).first()
+    available, debt = (wallet.available, wallet.debt) if wallet else (0, 0)
+    refused = debt > 0 or available < needed_nanos
+    reason = str(ledger.InsufficientCredits(needed_nanos=needed_nanos, available_nanos=available, debt_nanos=debt)) if refused else ""
+    return Layer("credits", allowed=not refused, remaining=available, reason=reason)
+
+
+def _with(decision: Decision, layer: Layer) -> Decision:
+    return Decision((*decision.layers, layer))
+
+
+def _as_authorized(decision: Decision, remaining: Mapping[str, int | None]) -> Decision:
+    """The layers as they were when the key was new: that is what a repeated key is answered with."""
+    request_size = next(layer for layer in decision.layers if layer.name == "request_size")
+    left = remaining.get("request_size")
+    if left != request_size.remaining:
+        request_size = Layer(
+            "request_size",
+            mode=request_size.mode,
+            remaining=left,
+            used=request_size.used,
+            limit=None if left is None else left + (request_size.used or 0),
+        )
+    return Decision((Layer("entitlement"), request_size, Layer("credits", remaining=remaining.get("credits"))))
+
+
+# After the call ---------------------------------------------------------------------------------------------------------------
+
+
+def capture(*, account: Account, authorization_id: UUID, quantities: Mapping[str, int]) -> ledger.Usage:
+    """Charges ``quantities``, at the rate card and price rows that were promised at the authorization, and gives the rest of the hold back.
+
+    What has no price yet keeps its hold and answers ``awaiting_price``.
+
+    :raises ledger.NotFound, ledger.AlreadyResolved, ledger.HoldExceeded, ledger.AmountOverflow: see :func:`billing.ledger.capture`.
+    :raises InvalidUsage: a quantity that cannot be.
+    """
+    promised = OpenAuthorization.objects.select_related("model").filter(account_id=account.pk, pk=authorization_id).first()
+    if promised is None:  # finished already: the ledger compares and answers
+        nothing = ledger.Charge(0, 0, 0, 0)
+        return ledger.capture(
+            account_id=account.pk,
+            authorization_id=authorization_id,
+            quantities=_array(quantities),
+            price_ids=[],
+            charge=nothing,
+            overage="charge",
+        )
+    assert promised.rate_card_id is not None
+    model = str(promised.model)
+    card = catalog.rate_card_by_id(rate_card_id=promised.rate_card_id)
+    book = catalog.book_of_rows(model=model, row_ids=promised.price_ids or ())
+    quantities = _folded(quantities, book)
+    try:
+        rated = _rated(card, book, model, quantities, next(iter(book.levels), "standard"))
+    except rating.UnpricedUsage as error:
+        _report_unpriced(model, account, error)
+        return ledger.await_price(account_id=account.pk, authorization_id=authorization_id, quantities=_array(quantities))
+    usage = ledger.capture(
+        account_id=account.pk,
+        authorization_id=authorization_id,
+        quantities=_array(quantities),
+        price_ids=rated.price_row_ids,
+        charge=_charge(rated, quantities),
+        overage=account.product.overage,
+    )
+    log.info("Usage recorded", account=account.public_id, model=model, cost_nanos=usage.cost_nanos, price_nanos=usage.price_nanos)
+    return usage
+
+
+def release(*, account: Account, authorization_id: UUID) -> ledger.Usage:
+    """Gives the whole hold back. Raises what :func:`billing.ledger.release` raises."""
+    return ledger.release(account_id=account.pk, authorization_id=authorization_id)
+
+
+def extend(*, account: Account, authorization_id: UUID, lifetime: timedelta) -> ledger.Usage:
+    """Keeps the hold open for ``lifetime`` from now. Raises what :func:`billing.ledger.extend` raises."""
+    return ledger.extend(account_id=account.pk, authorization_id=authorization_id, lifetime=lifetime)
+
+
+# Without a hold ---------------------------------------------------------------------------------------------------------------
+
+
+def record(*, events: Sequence[Event], now: datetime, api_key_id: int | None = None) -> Iterator[ledger.Usage | UsageError]:
+    """Records and charges finished work, in transactions of at most ``CHUNK`` events; answers in the order of ``events``.
+
+    An event that cannot be (:class:`InvalidUsage`) is answered as an error and the rest goes on. One without a price is stored
+    ``unpriced``. One whose key was used for another event is answered with the outcome ``key_reused``.
+
+    :raises ledger.AmountOverflow: an account's debt would not fit; the events of its chunk are not recorded.
+    """
+    for start in range(0, len(events), CHUNK):
+        prepared = [_prepare(event, now, api_key_id) for event in events[start : start + CHUNK]]
+        answers = iter(ledger.record_many([item for item in prepared if isinstance(item, ledger.Event)]))
+        yield from (item if isinstance(item, UsageError) else next(answers) for item in prepared)
+
+
+def _prepare(event: Event, now: datetime, api_key_id: int | None) -> ledger.Event | InvalidUsage:
+    try:
+        return _rate_event(event, now, api_key_id)
+    except InvalidUsage as error:
+        return error
+
+
+def _rate_event(event: Event, now: datetime, api_key_id: int | None) -> ledger.Event:
+    if not now - MAX_AGE <= event.at <= now + MAX_AHEAD:
+        raise InvalidUsage("time", "The event's time is more than five minutes ahead or more than a year ago.")
+    account = event.account
+    allowed = subscriptions.allowed(account=account)
+    slug = allowed.rate_card if allowed else account.rate_card
+    card = _card(account, slug, event.at) if slug else None
+    book = _book(event.model, event.at, event.service_level)
+    quantities = _folded(event.quantities, book)
+    rated = None
+    try:
+        if card is None:
+            raise rating.UnpricedUsage(model=event.model, components=event.quantities, missing="rate card")
+        rated = _rated(card, book, event.model, quantities, event.service_level)
+    except rating.UnpricedUsage as error:
+        _report_unpriced(event.model, account, error)
+    ask = Ask(event.model, quantities, event.feature, event.service_level, event.user, event.session, event.run)
+    return ledger.Event(
+        account_id=account.pk,
+        key=ledger.key_hash("usage", event.key),
+        fingerprint=_fingerprint(ask, at=event.at.astimezone(UTC).isoformat()),
+        call=_call(account, ask, card.id if card else None, rated.price_row_ids if rated else (), api_key_id),
+        unit_id=account.product.unit_id if card and _charges(card) else None,
+        event_at=event.at,
+        charge=_charge(rated, quantities),
+    )
+
+
+# Parts ------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Estimate:
+    card: rating.RateCard
+    book: rating.Book
+    rated: rating.Rated = field()
+
+
+def _estimate(account: Account, allowed: subscriptions.Allowed | None, ask: Ask, now: datetime) -> _Estimate:
+    slug = allowed.rate_card if allowed else account.rate_card
+    card = _card(account, slug, now) if slug else rating.RateCard(id=0, mode="included")
+    book = _book(ask.model, now, ask.service_level)
+    try:
+        return _Estimate(card, book, _rated(card, book, ask.model, _folded(ask.quantities, book), ask.service_level))
+    except rating.UnpricedUsage as error:
+        raise UnknownModel(str(error)) from error
+
+
+def _card(account: Account, slug: str, at: datetime) -> rating.RateCard:
+    return catalog.rate_card(product_id=account.product_id, slug=slug, at=at)
+
+
+def _book(model: str, at: datetime, service_level: str) -> rating.Book:
+    """The prices of ``model`` at one service level, so that a stored list of rows says which level it was."""
+    try:
+        book = catalog.price_book(model=model, at=at)
+    except catalog.InvalidModel as error:
+        raise InvalidUsage("model", str(error)) from error
+    tables = book.levels.get(service_level)
+    return rating.Book(model, {service_level: tables} if tables else {})
+
+
+def _rated(card: rating.RateCard, book: rating.Book, model: str, quantities: Mapping[str, int], service_level: str) -> rating.Rated:
+    try:
+        return rating.rate(card=card, book=book, model=model, quantities=quantities, service_level=service_level)
+    except rating.InvalidQuantity as error:
+        raise InvalidUsage("quantities", str(error)) from error
+
+
+def _folded(quantities: Mapping[str, int], book: rating.Book) -> Mapping[str, int]:
+    """Reasoning is billed as output wherever the price book has no price of its own for it."""
+    reasoning = quantities.get("reasoning_tokens", 0)
+    if not reasoning or any("reasoning_tokens" in table.rates for tables in book.levels.values() for table in tables):
+        return quantities
+    rest = {name: quantity for name, quantity in quantities.items() if name != "reasoning_tokens"}
+    return rest | {"output_tokens": rest.get("output_tokens", 0) + reasoning}
+
+
+def _charges(card: rating.RateCard) -> bool:
+    return card.mode not in ("byo", "included")
+
+
+def _charge(rated: rating.Rated | None, quantities: Mapping[str, int]) -> ledger.Charge:
+    tokens = sum(quantity for name, quantity in quantities.items() if name in rating.TOKEN_COMPONENTS)
+    if rated is None:
+        return ledger.Charge(None, None, None, tokens)
+    return ledger.Charge(rated.cost_nanos, rated.price_nanos, rated.list_value_nanos, tokens)
+
+
+def _call(account: Account, ask: Ask, rate_card_id: int | None, price_ids: Sequence[int], api_key_id: int | None) -> ledger.Call:
+    return ledger.Call(
+        model_id=names.model_id(ask.model),
+        feature_id=names.feature_id(account.product_id, ask.feature),
+        api_key_id=api_key_id,
+        rate_card_id=rate_card_id,
+        price_ids=price_ids,
+        quantities=_array(ask.quantities),
+        user_ref=ask.user,
+        session_ref=ask.session,
+        run_ref=ask.run,
+    )
+
+
+def _array(quantities: Mapping[str, int]) -> list[int]:
+    """Quantities in the order of ``rating.COMPONENTS``, trailing zeros left out: how they are stored and compared."""
+    for name in quantities:
+        if name not in rating.COMPONENTS:
+            raise InvalidUsage("quantities", f"{name!r} is no component.")
+    array = [quantities.get(name, 0) for name in rating.COMPONENTS]
+    while array and array[-1] == 0:
+        array.pop()
+    return array
+
+
+def _fingerprint(ask: Ask, **more: Any) -> UUID:
+    return ledger.fingerprint(
+        {
+            "model": ask.model,
+            "quantities": {name: quantity for name, quantity in ask.quantities.items() if quantity},
+            "feature": ask.feature,
+            "service_level": ask.service_level,
+            "user": ask.user,
+            "session": ask.session,
+            "run": ask.run,
+        }
+        | more
+    )
+
+
+def _report_unpriced(model: str, account: Account, error: rating.UnpricedUsage) -> None:
+    UNPRICED.inc()
+    log.error("No pricing found for model", model=model, account=account.public_id, missing=str(error))
+
+
+# Public ids -------------------------------------------------------------------------------------------------------------------
+
+
+def public_id(account: Account, id_: UUID, *, kind: str = "auth") -> str:
+    """``auth_…`` or ``rec_…``: names the account too, because that is how the rows are found."""
+    return f"{kind}_{account.public_id.removeprefix('acct_')}{id_.hex}"
+
+
+def split_id(value: str) -> tuple[str, UUID]:
+    """The account's public id and the row's id. :raises ledger.NotFound: it is none of ours."""
+    kind, _, rest = value.partition("_")
+    if kind not in ("auth", "rec") or len(rest) != 52:
+        raise ledger.NotFound("No such usage.")
+    try:
+        return f"acct_{rest[:20]}", UUID(hex=rest[20:])
+    except ValueError:
+        raise ledger.NotFound("No such usage.") from None
