@@ -1,0 +1,86 @@
+"""``manage.py prices propose|list|approve|reject``: upstream prices, from a source to the price book."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+
+from pricing import price_import
+from pricing.management.commands.catalog import instant
+from pricing.models import PriceProposal, PriceRow
+
+
+class Command(BaseCommand):
+    help = "Propose upstream prices that differ from the price book, and decide on them."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        verbs = parser.add_subparsers(dest="verb", required=True)
+        propose = verbs.add_parser("propose", help="propose every difference; the price book does not change")
+        propose.add_argument("--source", choices=price_import.SOURCES, default=price_import.SOURCES[0])
+        propose.add_argument("--providers", default=",".join(price_import.PROVIDERS), help="Separated by commas.")
+        propose.add_argument("--since", type=instant, help="Also propose what was valid since then, where the price book has nothing.")
+        verbs.add_parser("list", help="show what is pending")
+        for verb in ("approve", "reject"):
+            decide = verbs.add_parser(verb, help=f"{verb} proposals")
+            decide.add_argument("ids", nargs="*", type=int, metavar="ID")
+            decide.add_argument("--all", action="store_true", help="Every pending proposal.")
+            decide.add_argument("--actor", required=True, help="Who decides; kept with the proposal.")
+            decide.add_argument("--reason", required=True, help="Why; kept with the proposal.")
+            if verb == "approve":
+                decide.add_argument("--effective", type=instant, help="When prices without a date begin (ISO 8601); now, if left out.")
+
+    def handle(self, *, verb: str, **options: Any) -> None:
+        if verb == "propose":
+            self.propose(options["providers"], options["since"])
+        elif verb == "list":
+            self.list()
+        else:
+            self.decide(verb, options)
+
+    def propose(self, providers: str, since: datetime | None) -> None:
+        names = list(dict.fromkeys(name.strip() for name in providers.split(",") if name.strip()))
+        if not names:
+            raise CommandError("--providers: expected at least one provider.")
+        try:
+            report = price_import.propose(providers=names, now=timezone.now(), since=since)
+        except price_import.UnknownProvider as error:
+            raise CommandError(str(error)) from error
+        for skipped in report.skipped:
+            self.stdout.write(f"left out: {skipped}")
+        self.stdout.write(f"{report.proposed} proposed, {report.unchanged} as in the price book or rejected before.")
+
+    def list(self) -> None:
+        pending = PriceProposal.objects.filter(state=PriceProposal.State.PENDING).select_related("previous")
+        for proposal in pending:
+            above = f" above {proposal.context_above}" if proposal.context_above else ""
+            before = _figure(proposal.previous) if proposal.previous else "new"
+            begins = f" from {proposal.valid_from:%Y-%m-%d}" if proposal.valid_from else ""
+            self.stdout.write(
+                f"{proposal.id}: {proposal.provider}:{proposal.model} {proposal.component}{above} ({proposal.service_level}) "
+                f"{before} → {_figure(proposal)}{begins}"
+            )
+        self.stdout.write(f"{len(pending)} pending.")
+
+    def decide(self, verb: str, options: dict[str, Any]) -> None:
+        actor, reason = options["actor"].strip(), options["reason"].strip()
+        if bool(options["ids"]) == options["all"]:
+            raise CommandError("Expected the ids of proposals, or --all.")
+        if not actor or len(actor) > 150 or not reason or len(reason) > 300:
+            raise CommandError("Expected who decides (at most 150 characters) and why (at most 300).")
+        ids = None if options["all"] else options["ids"]
+        try:
+            if verb == "approve":
+                count = price_import.approve(ids=ids, actor=actor, reason=reason, effective=options["effective"])
+            else:
+                count = price_import.reject(ids=ids, actor=actor, reason=reason)
+        except price_import.NotApprovable as error:
+            raise CommandError(str(error)) from error
+        self.stdout.write(f"{count} {verb}{'d' if verb.endswith('e') else 'ed'}.")
+
+
+def _figure(row: PriceRow | PriceProposal) -> str:
+    return f"${Decimal(row.price_nanos).scaleb(-9).normalize():f} per {row.per_units:,}"
