@@ -1,7 +1,8 @@
 """Reads of what is sold and what it costs, as it was at an instant, compiled for the hot path.
 
     product, product_by_id     one business and its policies
-    plan_version               a plan's terms and allowances
+    plan_version               a plan's terms and allowances; plan_version_by_id the ones somebody is on
+    packs, pack                credit on sale
     rate_card, rate_card_by_id how usage becomes a price
     price_book, book_of_rows   what a model costs us
 
@@ -23,7 +24,7 @@ from django.db import connection
 from prometheus_client import Counter
 
 from pricing import rating
-from pricing.models import CostTier, Entitlement, PlanVersion, PriceRow, Product, RateCard
+from pricing.models import CostTier, CreditPack, Entitlement, PlanVersion, PriceRow, Product, RateCard
 
 MAX_AGE_SECONDS = 60
 #: Model names come from outside: beyond this many answers everything is forgotten and read again.
@@ -111,6 +112,18 @@ def plan_version_by_id(*, plan_version_id: int) -> PlanTerms:
     return _first(_kept("plan_version", plan_version_id, lambda: _plan_terms(id=plan_version_id)), f"plan version {plan_version_id}")
 
 
+def packs(*, product_id: int, at: datetime) -> list[CreditPack]:
+    """The packs on sale at ``at``, each in its version of that time, the cheapest first."""
+    rows = _kept("packs", product_id, lambda: list(CreditPack.objects.filter(product_id=product_id, available=True).order_by("valid_from")))
+    on_sale = {row.slug: row for row in rows if row.valid_from <= at}
+    return sorted(on_sale.values(), key=lambda row: (row.price_cents, row.slug))
+
+
+def pack(*, product_id: int, slug: str, at: datetime) -> CreditPack:
+    """:raises NotInCatalog: no such pack is on sale at that time."""
+    return _first([row for row in packs(product_id=product_id, at=at) if row.slug == slug], f"pack {slug!r} on sale")
+
+
 def rate_card(*, product_id: int, slug: str, at: datetime) -> rating.RateCard:
     """The terms of the rate card at ``at``.
 
@@ -139,10 +152,15 @@ def price_book(*, model: str, at: datetime) -> rating.Book:
 
 
 def book_of_rows(*, model: str, row_ids: Iterable[int]) -> rating.Book:
-    """The book made of just these rows of ``model``, withdrawn ones too: how a stored charge is explained."""
+    """The book made of just these rows of ``model``, withdrawn ones too: what was promised, and how a stored charge is explained."""
     provider, name = split_model(model)
-    rows = PriceRow.objects.filter(provider=provider, model=name, id__in=list(row_ids))
-    return rating.compile_book(model=model, prices=[_price(row) for row in rows])
+    wanted = tuple(row_ids)
+
+    def compiled() -> rating.Book:
+        rows = PriceRow.objects.filter(provider=provider, model=name, id__in=wanted)
+        return rating.compile_book(model=model, prices=[_price(row) for row in rows])
+
+    return _kept("book_of_rows", (model, wanted), compiled)
 
 
 def split_model(model: str) -> tuple[str, str]:
@@ -182,7 +200,10 @@ def _kept(kind: str, key: Any, load: Callable[[], T]) -> T:
 
 
 #: Looking a label up takes longer than the rest of a hit.
-_HITS = {kind: READS.labels(kind, "hit") for kind in ("product", "plan", "plan_version", "rate_card", "rate_card_version", "price_book")}
+_HITS = {
+    kind: READS.labels(kind, "hit")
+    for kind in ("product", "plan", "plan_version", "packs", "rate_card", "rate_card_version", "price_book", "book_of_rows")
+}
 
 
 class _History(Generic[V]):

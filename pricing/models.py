@@ -22,7 +22,7 @@ SLUG = RegexValidator(SLUG_PATTERN, "lower-case letters, digits, - and _")
 
 
 #: Where credit comes from: a grant's source, and the words of a product's burn order.
-CREDIT_SOURCES = ("welcome", "announcement", "included", "rollover", "staff", "purchase")
+CREDIT_SOURCES = ("monthly", "rollover", "welcome", "announcement", "staff", "purchased")
 
 
 class Unit(models.Model):
