@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import urllib3
 from django.db.models import Count, Sum
@@ -39,7 +39,7 @@ _REFUSALS: Final = frozenset({402, 403, 413, 422, 429})
 
 
 #: Microseconds, eight bytes each: a trace has millions of rows.
-Micros = array[int]
+Micros: TypeAlias = "array[int]"  # Python 3.11 cannot subscript it at run time
 
 
 class Unreachable(Exception):
