@@ -14,6 +14,7 @@ if "DATABASE_URL" not in os.environ or "REDIS_URL" not in os.environ:
 os.environ.setdefault("SECRET_KEY", "local-only-" + "0" * 50)
 os.environ.setdefault("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 os.environ.setdefault("STRIPE_SECRET_KEY", "sk_test_" + "0" * 24)
+os.environ.setdefault("DEFAULT_PRODUCT", "rover")
 
 from config.settings.base import *  # noqa: E402, F403
 from config.settings.base import LOGGING, STORAGES  # noqa: E402

@@ -12,6 +12,7 @@ os.environ |= {
     "SECRET_KEY": "test-only-" + "0" * 50,
     "ALLOWED_HOSTS": "testserver,localhost,127.0.0.1",
     "STRIPE_SECRET_KEY": "sk_test_" + "0" * 24,
+    "DEFAULT_PRODUCT": "",
     "SENTRY_DSN": "",
     "RESEND_API_KEY": "",
 }

@@ -1,0 +1,143 @@
+"""``manage.py up``: everything that ``make run`` and ``make demo`` do once the packages are there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError
+
+WEB_SECONDS = 60
+STOP_SECONDS = 20
+#: The workload's run: the same name each time, so that starting again charges nothing again.
+RUN_ID = "welcome"
+WORKLOAD_ROWS = 2_000
+ACTOR = "manage.py up"
+
+
+class Command(BaseCommand):
+    help = (
+        "Migrate, load the five catalogs and the price book, make the demo accounts, then serve web, worker and beat and send the "
+        "demo workload through them. With --demo: only a web server, the workload's report, and the end."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--port", type=int, default=int(os.environ.get("PORT") or 8000), help="Where the web server listens (8000).")
+        parser.add_argument("--demo", action="store_true", help="Replay once against a web server of its own, report, and stop.")
+        parser.add_argument(
+            "--trace", type=Path, metavar="FILE", help="With --demo: the trace to replay instead of the generated workload."
+        )
+
+    def handle(self, *, port: int, demo: bool, trace: Path | None, **options: Any) -> None:
+        if trace and not (demo and trace.exists()):
+            raise CommandError(f"--trace: there is no {trace}." if demo else "--trace belongs to --demo.")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopping us stops what we started
+        if not demo and not _free(port):
+            raise CommandError(f"Port {port} is taken. PORT=8001 make run uses another.")
+        self._prepare()
+        with contextlib.suppress(KeyboardInterrupt):
+            if demo:
+                self._demo(trace)
+            else:
+                self._serve(port)
+
+    def _prepare(self) -> None:
+        """Everything here may be done again: what is there already stays as it is."""
+        self._say("Migrating")
+        call_command("migrate", interactive=False, verbosity=0)
+        self._say("Loading the catalogs and the price book")
+        catalogs = sorted((settings.BASE_DIR / "pricing" / "catalogs").glob("*.toml"))
+        call_command("catalog", "apply", *catalogs, actor=ACTOR)
+        call_command("prices", "propose", stdout=StringIO())  # its list of what it left out is for those who decide
+        call_command("prices", "approve", all=True, actor=ACTOR, reason="The prices that Tollgate comes with")
+        self._say("Making the demo accounts")
+        call_command("demo_accounts")
+
+    def _serve(self, port: int) -> None:
+        url = f"http://localhost:{port}"
+        with _running([sys.executable, "-m", "honcho", "start"], port=port) as services:
+            self._await(services, port)
+            self._say(f"Tollgate is at {url}: sign in there, staff at {url}/admin/, API at {url}/api/docs. Ctrl-C stops it.")
+            traces = os.environ.get("TOLLGATE_TRACES")
+            source = [traces] if traces else ["--generated"]
+            workload = [sys.executable, "manage.py", "replay", *source, "--limit", str(WORKLOAD_ROWS), "--run-id", RUN_ID]
+            with _running([*workload, "--url", f"http://127.0.0.1:{port}"], port=port):
+                services.wait()
+        raise CommandError("One of web, worker and beat ended; its last lines are above.")
+
+    def _demo(self, trace: Path | None) -> None:
+        port = _any_port()
+        web = [sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
+        with _running(
+            [*web, "--blocking-threads", "8", "--no-ws", "--log-level", "warning", "config.wsgi:application"], port=port
+        ) as service:
+            self._await(service, port)
+            source = {"files": [trace]} if trace else {"generated": True}
+            call_command("replay", url=f"http://127.0.0.1:{port}", **source)
+
+    def _await(self, service: subprocess.Popen[bytes], port: int) -> None:
+        deadline = time.monotonic() + WEB_SECONDS
+        while time.monotonic() < deadline:
+            if service.poll() is not None:
+                raise CommandError("The web server ended before it answered; its last lines are above.")
+            with contextlib.suppress(OSError, urllib.error.HTTPError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5).close()
+                return
+            time.sleep(0.1)
+        raise CommandError(f"The web server did not answer within {WEB_SECONDS} seconds.")
+
+    def _say(self, text: str) -> None:
+        self.stdout.write(self.style.MIGRATE_HEADING(text))
+        self.stdout.flush()
+
+
+@contextlib.contextmanager
+def _running(command: list[str], *, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The command as a child, on the servers that we hold, stopped at the end whatever happened."""
+    environment = os.environ | {
+        "DJANGO_SETTINGS_MODULE": os.environ["DJANGO_SETTINGS_MODULE"],
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PORT": str(port),
+        "LOG_LEVEL": os.environ.get("LOG_LEVEL", "WARNING"),
+    }
+    child = subprocess.Popen(command, cwd=settings.BASE_DIR, env=environment)  # noqa: S603 -- our own commands
+    try:
+        yield child
+    finally:
+        with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C hurries nobody
+            child.terminate()
+            try:
+                child.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _any_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
