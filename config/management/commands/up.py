@@ -38,9 +38,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--port", type=int, default=int(os.environ.get("PORT") or 8000), help="Where the web server listens (8000).")
         parser.add_argument("--demo", action="store_true", help="Replay once against a web server of its own, report, and stop.")
-        parser.add_argument(
-            "--trace", type=Path, metavar="FILE", help="With --demo: the trace to replay instead of the generated workload."
-        )
+        parser.add_argument("--trace", type=Path, metavar="FILE", help="With --demo: replay this, not the generated workload.")
 
     def handle(self, *, port: int, demo: bool, trace: Path | None, **options: Any) -> None:
         if trace and not (demo and trace.exists()):

@@ -1,0 +1,54 @@
+# Tollgate on a machine that has Python 3.11 or newer and make. `make help` says what there is.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help run demo test check bench clean
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PY := .venv/bin/python
+
+# A set of packages is installed again only when its list differs from the one installed last.
+define install
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: PYTHON=/path/to/python3.11 make ..." >&2; exit 1; }
+	@test -x $(PY) || { echo "Making .venv"; $(PYTHON) -m venv .venv; } || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; rm -rf .venv; exit 1; }
+	@cat requirements.txt $(1) | cmp -s - .venv/$(1).installed || { echo "Installing $(1)"; \
+		$(PY) -m pip install --quiet --disable-pip-version-check --no-input -r $(1) && cat requirements.txt $(1) > .venv/$(1).installed; }
+endef
+
+help:  ## What can be done here
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@echo "  Where it listens: PORT=8000. Own servers: DATABASE_URL and REDIS_URL. All variables: .env.example"
+
+run:  ## Everything, at http://localhost:8000, with demo accounts and a workload; Ctrl-C stops it
+	$(call install,requirements.txt)
+	@exec $(PY) manage.py up
+
+demo:  ## Replay a workload through the API and report: make demo TRACE=file.csv
+	$(call install,requirements.txt)
+	@exec $(PY) manage.py up --demo $(if $(TRACE),--trace "$(TRACE)")
+
+test:  ## The test suite, on servers of its own
+	$(call install,requirements-dev.txt)
+	@exec $(PY) -m pytest
+
+check:  ## Style, types, imports, migrations, deployment settings, documents, dj-stripe's schema
+	$(call install,requirements-dev.txt)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy .
+	.venv/bin/lint-imports
+	DJANGO_SETTINGS_MODULE=config.settings.test $(PY) manage.py makemigrations --check --dry-run
+	DJANGO_SETTINGS_MODULE=config.settings.base SECRET_KEY=$$($(PY) -c "import secrets; print(secrets.token_urlsafe(64))") \
+		ALLOWED_HOSTS=billing.example.com DATABASE_URL=postgresql://nobody@127.0.0.1:1/none REDIS_URL=redis://127.0.0.1:1/0 \
+		STRIPE_SECRET_KEY=rk_live_000000000000000000000000 $(PY) manage.py check --deploy --fail-level WARNING
+	$(PY) -m pytest -q tests/test_docs.py tests/test_architecture.py
+	$(PY) -m config.djstripe_schema
+
+bench:  ## The measurements of docs/benchmarks.md
+	$(call install,requirements-dev.txt)
+	@exec $(PY) -m benchmarks
+
+clean:  ## Stop the embedded servers; delete their data and everything that was made here
+	@test ! -x $(PY) || for name in dev test; do $(PY) -m config.embedded remove --name $$name; done
+	rm -rf .venv var staticfiles .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
