@@ -8,35 +8,28 @@ ChatBalance, PricingHealth      two paths and shapes that a source document fixe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any
 
 import structlog
 from django.db import DatabaseError
-from django.db.models import DateTimeField, Value
-from django.db.models.functions import Cast, NullIf
 from django.http import HttpResponse
 from django.utils import timezone
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
 from pydantic import Field
-from rest_framework.permissions import AllowAny, IsAuthenticated
+from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts import api, reads, tenancy
 from accounts.models import Account, User
-from billing import models, subscriptions
+from billing import balances, models
 from pricing import catalog
 from pricing.models import CreditPack, Plan, PriceRow, Product
 
 MAX_GRANTS = 100
 MAX_SEQ = 2**63 - 1
 log = structlog.get_logger(__name__)
-
-#: ``expires_at`` for Python, which has no infinity: None = never.
-_ENDS_AT = NullIf("expires_at", Cast(Value("infinity"), DateTimeField()))
 
 
 class GrantAnswer(reads.Answer):
@@ -69,54 +62,34 @@ class Balance(reads.Read):
     def get(self, request: Request) -> Response:
         """The account's credits now, and the grants that they are in."""
         account = self.account(request, self.asked(request, reads.OfAccount))
-        now = timezone.now()
         with tenancy.acting_as(account=account):
-            wallet, grants = _wallet(account, now)
+            balance = _balance(account, timezone.now())
         return BalanceAnswer(
             account=account.public_id,
-            unit=_product(account.product_id).unit.code,
-            balance=wallet.balance,
-            held=wallet.held,
-            available=wallet.available,
-            debt=wallet.debt,
+            unit=catalog.product_by_id(product_id=account.product_id).unit.code,
+            balance=balance.balance,
+            held=balance.held,
+            available=balance.available,
+            debt=balance.debt,
             grants=[
                 GrantAnswer(
-                    id=grant["id"],
-                    source=grant["source"],
-                    granted=grant["granted"],
-                    remaining=grant["remaining"],
-                    starts_at=grant["starts_at"],
-                    expires_at=grant["ends_at"],
+                    id=lot.id,
+                    source=lot.source,
+                    granted=lot.granted,
+                    remaining=lot.remaining,
+                    starts_at=lot.starts_at,
+                    expires_at=lot.ends_at,
                 )
-                for grant in grants[:MAX_GRANTS]
+                for lot in balance.lots[:MAX_GRANTS]
             ],
         ).response()
 
 
-def _wallet(account: Account, now: datetime) -> tuple[models.Wallet, list[dict[str, Any]]]:
-    """The account's wallet in its product's unit (an empty one if nothing ever came in), and what is left in its grants, as the next
-    verb of the ledger will find them: what is due at ``now`` has expired, except what holds keep alive.
-    """
+def _balance(account: Account, now: datetime) -> balances.Balance:
+    """The account's wallet in its product's unit; an empty one if nothing ever came in."""
     unit_id = account.product.unit_id
-    wallet = models.Wallet.objects.filter(account_id=account.pk, unit_id=unit_id).first()
-    if wallet is None:
-        return models.Wallet(account_id=account.pk, unit_id=unit_id, balance=0, held=0, debt=0, seq=0), []
-    rows = models.Grant.objects.filter(account_id=account.pk, unit_id=unit_id, closed=False, remaining__gt=0)
-    left: list[dict[str, Any]] = []
-    before = 0
-    for grant in (
-        rows.annotate(ends_at=_ENDS_AT)
-        .order_by("priority", "expires_at", "id")
-        .values("id", "source", "granted", "remaining", "starts_at", "ends_at")
-    ):
-        covered = max(0, min(grant["remaining"], wallet.held - before))
-        before += grant["remaining"]
-        if grant["ends_at"] is not None and grant["ends_at"] <= now:
-            wallet.balance -= grant["remaining"] - covered
-            grant["remaining"] = covered
-        if grant["remaining"]:
-            left.append(grant)
-    return wallet, left
+    nothing = balances.Balance(unit_id=unit_id, balance=0, held=0, debt=0, seq=0, lots=())
+    return next((balance for balance in balances.of_account(account, now=now) if balance.unit_id == unit_id), nothing)
 
 
 class EntryAnswer(reads.Answer):
@@ -163,7 +136,7 @@ class Ledger(reads.Read):
         page = found[: query.limit]
         return LedgerAnswer(
             account=account.public_id,
-            unit=_product(account.product_id).unit.code,
+            unit=catalog.product_by_id(product_id=account.product_id).unit.code,
             items=[
                 EntryAnswer(
                     seq=entry.seq,
@@ -173,7 +146,7 @@ class Ledger(reads.Read):
                     balance_after=entry.balance_after,
                     debt_after=entry.debt_after,
                     grant=entry.grant_id,
-                    usage=entry.usage_id and reads.public_id("rec", account, entry.usage_id),
+                    usage=entry.usage_id and f"rec_{account.public_id.removeprefix('acct_')}{entry.usage_id.hex}",
                     effective_at=entry.effective_at,
                     recorded_at=entry.recorded_at,
                 )
@@ -244,9 +217,10 @@ class Subscription(reads.Read):
         account = self.account(request, self.asked(request, reads.OfAccount))
         with tenancy.acting_as(account=account):
             live = models.Subscription.objects.filter(account_id=account.pk).exclude(status=models.Subscription.Status.CANCELED).first()
+        product = catalog.product_by_id(product_id=account.product_id)
         terms = live and SubscriptionTerms(
             status=models.Subscription.Status(live.status),
-            plan=_plan(catalog.plan_version_by_id(plan_version_id=live.plan_version_id), _product(account.product_id)),
+            plan=_plan(catalog.plan_version_by_id(plan_version_id=live.plan_version_id), product),
             current_period=PeriodAnswer(start=live.current_period_start, end=live.current_period_end),
             cancel_at_period_end=live.cancel_at_period_end,
             started_at=live.started_at,
@@ -261,7 +235,7 @@ class Plans(reads.Read):
     def get(self, request: Request) -> Response:
         """The plans that the key's product offers to everybody, the lowest first, on the terms of today."""
         self.asked(request, reads.Query)
-        product, now = _product(_principal(request).product_id), timezone.now()
+        product, now = catalog.product_by_id(product_id=reads.principal(request).product_id), timezone.now()
         plans = Plan.objects.filter(product=product, public=True, available=True, versions__valid_from__lte=now)
         slugs = plans.order_by("rank", "id").values_list("slug", flat=True).distinct()
         terms = (catalog.plan_version(product_id=product.pk, slug=slug, at=now) for slug in dict.fromkeys(slugs))
@@ -275,7 +249,7 @@ def _plan(terms: catalog.PlanTerms, product: Product) -> PlanAnswer:
         slug=version.plan.slug,
         name=version.plan.name,
         version=version.version,
-        price=None if version.price_cents is None else _price(version.price_cents),
+        price=None if version.price_cents is None else _cents(version.price_cents),
         currency=version.currency,
         interval=version.interval,
         per_seat=version.per_seat,
@@ -286,6 +260,10 @@ def _plan(terms: catalog.PlanTerms, product: Product) -> PlanAnswer:
         texts=terms.texts,
         limits=[LimitTerms(key=limit.key, window=limit.window, limit=limit.limit) for limit in enforced],
     )
+
+
+def _cents(amount: int) -> str:
+    return f"{amount // 100}.{amount % 100:02d}"
 
 
 class PackAnswer(reads.Answer):
@@ -312,7 +290,7 @@ class Packs(reads.Read):
     def get(self, request: Request) -> Response:
         """The credit packs that the key's product has on sale, the cheapest first."""
         self.asked(request, reads.Query)
-        product, now = _product(_principal(request).product_id), timezone.now()
+        product, now = catalog.product_by_id(product_id=reads.principal(request).product_id), timezone.now()
         packs = CreditPack.objects.filter(product=product, available=True, valid_from__lte=now).order_by("price_cents", "slug", "id")
         return PacksAnswer(
             items=[
@@ -320,7 +298,7 @@ class Packs(reads.Read):
                     slug=pack.slug,
                     name=pack.name,
                     version=pack.version,
-                    price=_price(pack.price_cents),
+                    price=_cents(pack.price_cents),
                     currency=pack.currency,
                     credits=pack.credit_nanos,
                     unit=product.unit.code,
@@ -366,14 +344,14 @@ class ChatBalance(reads.Read):
         query = self.asked(request, reads.OfAccount)
         user = request.user if isinstance(request.user, User) else None
         if user is None:
-            _principal(request).require("billing:read")
+            reads.principal(request).require("billing:read")
             account = self.account(request, query)
         else:
             account = _account_of(user, query.account)
         with tenancy.acting_as(user=user) if user else tenancy.acting_as(account=account):
-            wallet, _ = _wallet(account, timezone.now())
-        whole, rest = divmod(wallet.balance // 10_000_000, 100)
-        unit = json.dumps(_product(account.product_id).unit.code)
+            balance = _balance(account, timezone.now()).balance
+        whole, rest = divmod(balance // 10_000_000, 100)
+        unit = json.dumps(catalog.product_by_id(product_id=account.product_id).unit.code)
         return HttpResponse(f'{{"balance": {whole}.{rest:02d}, "currency": {unit}}}', content_type="application/json")
 
 

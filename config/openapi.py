@@ -1,0 +1,292 @@
+"""The OpenAPI document: what drf-spectacular finds, and beside it the hot endpoints, which are plain views, and the problems.
+
+``complete`` is a post-processing hook (``SPECTACULAR_SETTINGS``), ``document`` serves the result. The answers of the hot endpoints are
+described here as models; ``tests/test_api_contract.py`` holds real answers against them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import Any, Literal
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.http import require_safe
+from drf_spectacular.generators import SchemaGenerator
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from accounts.api import PROBLEM_JSON
+from accounts.reads import Amount
+from metering import api
+from metering.reads import LayerAnswer
+
+REFERENCE = "#/components/schemas/{model}"
+Document = dict[str, Any]
+
+
+@require_safe
+def document(request: HttpRequest) -> HttpResponse:
+    """The document, made once by each process."""
+    return JsonResponse(_document(), content_type="application/vnd.oai.openapi+json")
+
+
+@cache
+def _document() -> Document:
+    schema: Document = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
+    return schema
+
+
+# The shapes -------------------------------------------------------------------------------------------------------------------
+
+
+class FieldError(BaseModel):
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457). Decide by `code`, never by the words. Some codes bring further members."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+    title: str
+    status: int
+    code: str = Field(examples=["insufficient_credits"])
+    detail: str
+    errors: list[FieldError] | None = Field(None, description="With `invalid_request`: every wrong field.")
+    limits: list[LayerAnswer] | None = Field(None, description="With a refused authorization: every layer.")
+
+
+class Authorization(BaseModel):
+    """Leave to do the work: `hold` is reserved until `expires_at`."""
+
+    id: str
+    status: Literal["authorized"]
+    account: str
+    hold: Amount
+    unit: str
+    created_at: datetime
+    expires_at: datetime
+    limits: list[LayerAnswer]
+
+
+class Settlement(BaseModel):
+    """How an authorization ended. While a price is missing (`awaiting_price`) there is nothing about money but the hold."""
+
+    id: str
+    status: str
+    account: str
+    unit: str
+    hold: Amount
+    charged: Amount | None = None
+    released: Amount | None = None
+    owed: Amount | None = None
+    waived: Amount | None = None
+    balance: Amount | None = None
+
+
+class Extension(BaseModel):
+    id: str
+    status: Literal["authorized"]
+    expires_at: datetime
+
+
+class Result(BaseModel):
+    """What became of one event: `id`, `account`, `charged` and `unit`, or the `problem` with it. `charged` null = no price yet."""
+
+    index: int = Field(description="The event's place in the batch, from 0.")
+    status: Literal["created", "duplicate", "unpriced", "conflict", "invalid"]
+    id: str | None = None
+    account: str | None = None
+    charged: Amount | None = None
+    unit: str | None = None
+    problem: Problem | None = None
+
+
+class Results(BaseModel):
+    """Every event's own result, in their order, and how many there are of each status."""
+
+    results: list[Result]
+    created: int
+    duplicate: int
+    unpriced: int
+    conflict: int
+    invalid: int
+
+
+# The hot endpoints ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Operation:
+    path: str
+    id: str
+    summary: str
+    description: str
+    requests: tuple[type[BaseModel], ...]
+    answers: tuple[type[BaseModel], ...]
+    examples: dict[str, Any]
+    problems: dict[int, str]
+    parameters: list[Document] = field(default_factory=list)
+    body_required: bool = True
+
+
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": True,
+    "description": "The same for every retry of one call: the first answer is given again, with `Idempotency-Replayed: true`.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": api.MAX_KEY_LENGTH, "pattern": "^[ -~]+$"},
+    "example": "chat-7f3a-1",
+}
+_ID = {
+    "name": "authorization",
+    "in": "path",
+    "required": True,
+    "description": "The `id` that authorize answered.",
+    "schema": {"type": "string"},
+}
+_RESOLVED = "`hold_already_resolved`, `hold_expired`: it ended otherwise; `state` says how."
+
+OPERATIONS = (
+    Operation(
+        "/api/v1/usage/authorize", "authorize", "May this account spend this?",
+        "Asks every limit in order and holds the price of the worst case. The answer names each layer and what it has left.",
+        (api.Authorize,), (Authorization,),
+        {
+            "A chat message": {
+                "account": "customer-42", "model": "anthropic:claude-sonnet-4-5", "feature": "chat",
+                "estimate": {"input_tokens": 2000, "max_output_tokens": 1000},
+            }
+        },
+        {
+            402: "`insufficient_credits`", 403: "`not_entitled`, `missing_scope`", 404: "`not_found`: no such account of this key",
+            409: "`idempotency_key_reused`", 422: "`request_too_large`, `unknown_model`, `amount_too_large`, `invalid_request`",
+        },
+        [_KEY],
+    ),
+    Operation(
+        "/api/v1/usage/authorizations/{authorization}/capture", "capture", "This is what it used.",
+        "Charges what was used, at the prices promised, and gives the rest of the hold back. Repeating it changes nothing. Give either"
+        " `quantities` or the provider's own usage object as `provider_usage`.",
+        (api.Capture,), (Settlement,),
+        {
+            "Quantities": {"quantities": {"input_tokens": 1000, "cached_input_tokens": 9000, "output_tokens": 350}},
+            "The provider's report": {"provider_usage": {"input_tokens": 1000, "cache_read_input_tokens": 9000, "output_tokens": 350}},
+        },
+        {404: "`not_found`", 409: _RESOLVED, 422: "`capture_exceeds_hold`, `amount_too_large`, `invalid_request`"},
+        [_ID],
+    ),
+    Operation(
+        "/api/v1/usage/authorizations/{authorization}/release", "release", "Nothing was used.", "Gives the whole hold back.",
+        (api.Nothing,), (Settlement,), {"No fields": {}}, {404: "`not_found`", 409: _RESOLVED}, [_ID], body_required=False,
+    ),
+    Operation(
+        "/api/v1/usage/authorizations/{authorization}/extend", "extend", "Still at it.",
+        "Keeps the hold open for so many seconds from now, never past the product's hard maximum.",
+        (api.Extend,), (Extension,), {"Ten minutes more": {"seconds": 600}}, {404: "`not_found`", 409: _RESOLVED}, [_ID],
+    ),
+    Operation(
+        "/api/v1/usage/records", "record", "This was used, without asking.",
+        "Charges finished work: one event, a CloudEvents 1.0 envelope, or a batch of up to 1,000 of both. An event's `id` makes it count"
+        " once, for ever. In a batch every event is judged alone: the answer is 200 and has each event's own result.",
+        (api.Event, api.CloudEvent, api.Batch), (Result, Results),
+        {
+            "A batch": {
+                "events": [
+                    {
+                        "id": "job-1-step-1", "account": "customer-42", "time": "2026-01-31T12:00:00Z", "model": "openai:gpt-5",
+                        "quantities": {"input_tokens": 1200, "output_tokens": 80},
+                    }
+                ]
+            }
+        },
+        {
+            404: "`not_found`: no such account of this key", 409: "`event_id_reused`: the one event's id was used for another",
+            422: "`amount_too_large`, `invalid_request`",
+        },
+    ),
+)  # fmt: skip
+_BODY_PROBLEMS = {400: "`invalid_json`", 413: "`body_too_large`", 415: "`unsupported_media_type`"}
+_EVERY_PROBLEM = {
+    401: "`invalid_key`",
+    403: "`missing_scope`",
+    422: "`invalid_request`: `errors` names every wrong field or parameter",
+    503: "`dependency_unavailable`: nothing was done, try again after `Retry-After` seconds",
+}
+
+
+def complete(result: Document, generator: object, request: object, public: bool) -> Document:
+    """Adds the hot endpoints, the problems and the session cookie. Called by drf-spectacular."""
+    requests = {model for operation in OPERATIONS for model in operation.requests}
+    answers = {Problem, *(model for operation in OPERATIONS for model in operation.answers)}
+    schemas = result["components"].setdefault("schemas", {})
+    schemas |= _schemas(requests, "validation") | _schemas(answers, "serialization")
+    schemas["Batch"]["properties"]["events"]["items"] = {"anyOf": [_reference(api.Event), _reference(api.CloudEvent)]}
+    for operation in OPERATIONS:
+        result["paths"].setdefault(operation.path, {})["post"] = _described(operation)
+    for path, methods in result["paths"].items():
+        for method in methods.values():
+            if method.get("security") != [{}]:
+                _add_problems(method["responses"], {})
+            if "{record}" in path:
+                _add_problems(method["responses"], {404: "`not_found`: also for what is another account's"})
+    result["components"]["securitySchemes"]["session"] = {"type": "apiKey", "in": "cookie", "name": settings.SESSION_COOKIE_NAME}
+    result["paths"] = dict(sorted(result["paths"].items()))
+    return result
+
+
+def _described(operation: Operation) -> Document:
+    responses: Document = {
+        "200": {
+            "description": "",
+            "headers": {
+                "Idempotency-Replayed": {"description": "`true` for a repeated call.", "schema": {"type": "string", "enum": ["true"]}}
+            },
+            "content": {"application/json": {"schema": _either(operation.answers)}},
+        }
+    }
+    _add_problems(responses, operation.problems | _BODY_PROBLEMS)
+    examples = {name: {"value": value} for name, value in operation.examples.items()}
+    return {
+        "operationId": operation.id,
+        "summary": operation.summary,
+        "description": operation.description,
+        "tags": ["usage"],
+        "security": [{"apiKey": []}],
+        "parameters": operation.parameters,
+        "requestBody": {
+            "required": operation.body_required,
+            "content": {"application/json": {"schema": _either(operation.requests), "examples": examples}},
+        },
+        "responses": responses,
+    }
+
+
+def _add_problems(responses: Document, codes: dict[int, str]) -> None:
+    for status, description in sorted((_EVERY_PROBLEM | codes).items()):
+        responses.setdefault(str(status), _problem(description))
+    responses.setdefault("default", _problem("Any other problem."))
+
+
+def _problem(description: str) -> Document:
+    return {"description": description, "content": {PROBLEM_JSON: {"schema": _reference(Problem)}}}
+
+
+def _either(models: tuple[type[BaseModel], ...]) -> Document:
+    references = [_reference(model) for model in models]
+    return references[0] if len(references) == 1 else {"anyOf": references}
+
+
+def _reference(model: type[BaseModel]) -> Document:
+    return {"$ref": REFERENCE.format(model=model.__name__)}
+
+
+def _schemas(models: set[type[BaseModel]], mode: JsonSchemaMode) -> Document:
+    ordered = sorted(models, key=lambda model: model.__name__)
+    _, schema = models_json_schema([(model, mode) for model in ordered], ref_template=REFERENCE)
+    definitions: Document = schema["$defs"]
+    return definitions

@@ -1,0 +1,610 @@
+"""What was used, and why it cost what it did: the GET endpoints of usage.
+
+    Records, Record   the usage records, the newest first, and one of them
+    Explain           one charge, from the quantities to the grants that it was burnt from
+    Current, History  sums of this billing period, and by month or day
+    Limits            what every layer of the plan would say now
+
+A key sees prices as far as its product's ``visibility`` goes, and wholesale costs only with the scope ``admin:read``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from functools import reduce
+from operator import add
+from typing import Any, Literal
+from uuid import UUID
+
+import structlog
+from django.db.models import BigIntegerField, Count, F, Q, QuerySet, Sum, Value
+from django.db.models.functions import Coalesce, TruncDay, TruncMonth
+from django.utils import timezone
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from pydantic import Field
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts import api, reads, tenancy
+from accounts.api_keys import Principal
+from accounts.models import Account, ApiKey
+from billing import ledger, periods, subscriptions
+from billing.models import Grant, LedgerEntry, Subscription
+from metering import usage
+from metering.api import layers
+from metering.models import Feature, OpenAuthorization, UsageModel, UsageRecord
+from pricing import catalog, rating
+from pricing.models import PlanVersion, Product, RateCard
+
+MAX_BUCKETS = 366
+#: Work that was done; the other outcomes used nothing.
+USED = (UsageRecord.Outcome.CAPTURED, UsageRecord.Outcome.RECORDED, UsageRecord.Outcome.UNPRICED)
+_PUBLIC_ID = re.compile(r"(?:auth|rec)_[0-9a-f]{52}")
+_TOKENS = reduce(
+    add,
+    (
+        Coalesce(F(f"quantities__{position}"), Value(0), output_field=BigIntegerField())
+        for position, component in enumerate(rating.COMPONENTS)
+        if component in rating.TOKEN_COMPONENTS
+    ),
+)
+log = structlog.get_logger(__name__)
+
+
+# Records ----------------------------------------------------------------------------------------------------------------------
+
+
+class RecordAnswer(reads.Answer):
+    """Finished work, or work under way (``authorized``, ``timed_out``, ``awaiting_price``).
+
+    ``charged`` is in ``unit``, null while there is no price; ``waived`` is what the product let go beyond the hold. ``cost`` is what we
+    paid upstream, in US dollars, for keys with admin:read only.
+    """
+
+    id: str
+    authorization: str | None
+    account: str
+    outcome: str
+    model: str
+    feature: str | None
+    user: str | None
+    session: str | None
+    run: str | None
+    quantities: dict[str, int]
+    charged: reads.Amount | None
+    waived: reads.Amount
+    hold: reads.Amount
+    unit: str
+    event_at: datetime
+    recorded_at: datetime | None
+    cost: reads.Amount | None = None
+
+
+class RecordsAnswer(reads.Answer):
+    """A page of records. ``next_cursor`` null = the last page."""
+
+    items: list[RecordAnswer]
+    next_cursor: str | None
+
+
+class RecordsQuery(reads.Page, reads.Between):
+    model: reads.Text | None = Field(None, description="`provider:model`")
+    feature: reads.Text | None = None
+    user: reads.Text | None = None
+    cursor: reads.Text | None = Field(None, description="`next_cursor` of the page before.")
+
+
+class Records(reads.Read):
+    permission_classes = [api.HasScope.of("usage:read")]
+
+    @extend_schema(operation_id="listRecords", parameters=reads.parameters(RecordsQuery), responses=RecordsAnswer)
+    def get(self, request: Request) -> Response:
+        """The account's finished work, the newest first."""
+        query = self.asked(request, RecordsQuery)
+        account = self.account(request, query)
+        records = _filtered(UsageRecord.objects.filter(account_id=account.pk), account, query)
+        with tenancy.acting_as(account=account):
+            found = list(records.order_by("-id")[: query.limit + 1])
+        page = found[: query.limit]
+        return RecordsAnswer(
+            items=_answers(account, page, reads.principal(request)),
+            next_cursor=usage.public_id(account, page[-1].id, kind="rec") if len(found) > query.limit else None,
+        ).response()
+
+
+def _filtered(records: QuerySet[UsageRecord], account: Account, query: RecordsQuery) -> QuerySet[UsageRecord]:
+    """:raises Problem: 422 for a cursor that is none."""
+    if query.cursor is not None:
+        try:
+            records = records.filter(id__lt=_split(query.cursor)[1])
+        except ledger.NotFound:
+            errors = [{"field": "cursor", "message": "Give the next_cursor of the page before."}]
+            raise api.Problem(422, "invalid_request", "Some fields are wrong.", errors=errors) from None
+    if query.since is not None:
+        records = records.filter(event_at__gte=query.since)
+    if query.until is not None:
+        records = records.filter(event_at__lt=query.until)
+    if query.user is not None:
+        records = records.filter(user_ref=query.user)
+    # Names are numbers in the records. They are looked up here, as ourselves: a tenant's role reads its own rows and nothing else.
+    if query.model is not None:
+        provider, _, name = query.model.partition(":")
+        records = records.filter(model_id__in=list(UsageModel.objects.filter(provider=provider, name=name).values_list("id", flat=True)))
+    if query.feature is not None:
+        features = Feature.objects.filter(product_id=account.product_id, slug=query.feature)
+        records = records.filter(feature_id__in=list(features.values_list("id", flat=True)))
+    return records
+
+
+_RECORD_ID = OpenApiParameter("record", OpenApiTypes.STR, OpenApiParameter.PATH, description="`rec_…`, or the `auth_…` that it began as.")
+
+
+class Record(reads.Read):
+    permission_classes = [api.HasScope.of("usage:read")]
+
+    @extend_schema(operation_id="getRecord", parameters=[_RECORD_ID], responses=RecordAnswer)
+    def get(self, request: Request, record: str) -> Response:
+        """One usage record, or one authorization that is still open."""
+        self.asked(request, reads.Query)
+        principal = reads.principal(request)
+        account, id_ = _named(principal, record)
+        with tenancy.acting_as(account=account):
+            found: UsageRecord | OpenAuthorization = _record(account, id_) or _open(account, id_)
+        [answer] = _answers(account, [found], principal)
+        return answer.response()
+
+
+def _split(value: str) -> tuple[str, UUID]:
+    """:raises ledger.NotFound: it is no public id, to the letter."""
+    if not _PUBLIC_ID.fullmatch(value):
+        raise ledger.NotFound("No such usage.")
+    return usage.split_id(value)
+
+
+def _named(principal: Principal, value: str) -> tuple[Account, UUID]:
+    """The account and the row that a public id names. :raises Problem: 404, the same for what is another's and what is not at all."""
+    try:
+        account_id, id_ = _split(value)
+        return api.account_for(principal, account_id), id_
+    except (ledger.NotFound, api.Problem):
+        raise _no_such_record() from None
+
+
+def _no_such_record() -> api.Problem:
+    return api.Problem(404, "not_found", "No such usage record.")
+
+
+def _record(account: Account, id_: UUID) -> UsageRecord | None:
+    return UsageRecord.objects.filter(account_id=account.pk, id=id_).first()
+
+
+def _open(account: Account, id_: UUID) -> OpenAuthorization:
+    found = OpenAuthorization.objects.filter(account_id=account.pk, id=id_).first()
+    if found is None:
+        raise _no_such_record()
+    return found
+
+
+def _answers(account: Account, rows: Iterable[UsageRecord | OpenAuthorization], principal: Principal) -> list[RecordAnswer]:
+    rows = list(rows)
+    models = UsageModel.objects.in_bulk({row.model_id for row in rows})
+    features = Feature.objects.in_bulk({row.feature_id for row in rows if row.feature_id is not None})
+    unit = catalog.product_by_id(product_id=account.product_id).unit.code
+    return [
+        RecordAnswer(
+            **_finished(account, row, principal) if isinstance(row, UsageRecord) else _under_way(account, row),
+            id=usage.public_id(account, row.id, kind="rec"),
+            account=account.public_id,
+            model=str(models[row.model_id]),
+            feature=None if row.feature_id is None else features[row.feature_id].slug,
+            user=row.user_ref,
+            session=row.session_ref,
+            run=row.run_ref,
+            hold=row.hold,
+            unit=unit,
+        )
+        for row in rows
+    ]
+
+
+def _finished(account: Account, row: UsageRecord, principal: Principal) -> dict[str, Any]:
+    cost = {"cost": row.cost_nanos} if ApiKey.Scope.ADMIN_READ in principal.scopes else {}
+    return cost | {
+        "authorization": None if row.authorized_at is None else usage.public_id(account, row.id),
+        "outcome": row.outcome,
+        "quantities": _quantities(row.quantities),
+        "charged": row.price_nanos,
+        "waived": row.waived_nanos,
+        "event_at": row.event_at,
+        "recorded_at": row.recorded_at,
+    }
+
+
+def _under_way(account: Account, row: OpenAuthorization) -> dict[str, Any]:
+    return {
+        "authorization": usage.public_id(account, row.id),
+        "outcome": "authorized" if row.state == OpenAuthorization.State.OPEN else row.state,
+        "quantities": _quantities(row.quantities if row.captured is None else row.captured),
+        "charged": None,
+        "waived": 0,
+        "event_at": row.created_at,
+        "recorded_at": None,
+    }
+
+
+def _quantities(array: list[int]) -> dict[str, int]:
+    return {name: quantity for name, quantity in zip(rating.COMPONENTS, array, strict=False) if quantity}
+
+
+# Why did it cost this? --------------------------------------------------------------------------------------------------------
+
+
+class LineAnswer(reads.Answer):
+    """One component: ``charge`` is exact, before rounding; it is ``rate`` for ``per_units`` of the component.
+
+    ``cost`` (exact, US dollars) and ``price_row``, the price book row behind it, are for keys with admin:read only.
+    """
+
+    component: str
+    quantity: int
+    rate: str
+    per_units: int
+    charge: str
+    cost: str | None = None
+    price_row: int | None = None
+
+
+class RatingAnswer(reads.Answer):
+    """How the price came about: the ``exact`` charge is rounded up once, to a multiple of ``quantum``, and is at least ``minimum``.
+
+    ``price`` is what the stored terms give when they are applied again, ``reproduces`` whether that is what was charged (and waived).
+    """
+
+    rate_card: str
+    version: int
+    mode: str
+    exact: str
+    quantum: reads.Amount
+    minimum: reads.Amount
+    price: reads.Amount
+    reproduces: bool
+    lines: list[LineAnswer] | None = None
+
+
+class BurntAnswer(reads.Answer):
+    """One ledger entry of the charge: what it took from which grant, or added to the debt."""
+
+    seq: int
+    kind: LedgerEntry.Kind
+    amount: reads.Amount
+    debt_change: reads.Amount
+    grant: int | None
+    source: str | None
+    balance_after: reads.Amount
+
+
+class ExplainAnswer(reads.Answer):
+    """One charge. ``rating`` is there from visibility ``amount`` on, its ``lines`` with ``full_breakdown`` or admin:read."""
+
+    record: RecordAnswer
+    visibility: Product.Visibility
+    rating: RatingAnswer | None
+    burnt: list[BurntAnswer]
+
+
+class Explain(reads.Read):
+    permission_classes = [api.HasScope.of("usage:read")]
+
+    @extend_schema(operation_id="explainRecord", parameters=[_RECORD_ID], responses=ExplainAnswer)
+    def get(self, request: Request, record: str) -> Response:
+        """One charge by the terms it was promised at: components, rounding, hold, and the grants that it was burnt from."""
+        self.asked(request, reads.Query)
+        principal = reads.principal(request)
+        account, id_ = _named(principal, record)
+        with tenancy.acting_as(account=account):
+            found = _record(account, id_)
+            if found is None:
+                raise _no_such_record()
+            burnt = _burnt(found)
+        [answer] = _answers(account, [found], principal)
+        product = catalog.product_by_id(product_id=account.product_id)
+        return ExplainAnswer(
+            record=answer,
+            visibility=Product.Visibility(product.visibility),
+            rating=_rating(found, answer.model, product, principal),
+            burnt=burnt,
+        ).response()
+
+
+def _burnt(record: UsageRecord) -> list[BurntAnswer]:
+    if record.first_seq is None:
+        return []
+    entries = LedgerEntry.objects.filter(
+        account_id=record.account_id, unit_id=record.unit_id, seq__gte=record.first_seq, seq__lt=record.first_seq + record.entries
+    ).order_by("seq")
+    entries_found = list(entries)
+    grants = Grant.objects.filter(account_id=record.account_id, id__in=[entry.grant_id for entry in entries_found if entry.grant_id])
+    sources = dict(grants.values_list("id", "source"))
+    return [
+        BurntAnswer(
+            seq=entry.seq,
+            kind=LedgerEntry.Kind(entry.kind),
+            amount=entry.amount,
+            debt_change=entry.debt_delta,
+            grant=entry.grant_id,
+            source=sources.get(entry.grant_id),
+            balance_after=entry.balance_after,
+        )
+        for entry in entries_found
+    ]
+
+
+def _rating(record: UsageRecord, model: str, product: Product, principal: Principal) -> RatingAnswer | None:
+    """The stored rate card and price rows, applied again; None where nothing was rated or the key may not see it."""
+    staff = ApiKey.Scope.ADMIN_READ in principal.scopes
+    if record.price_nanos is None or record.rate_card_id is None or record.outcome not in USED:
+        return None
+    if product.visibility == Product.Visibility.DEPLETION_ONLY and not staff:
+        return None
+    card = catalog.rate_card_by_id(rate_card_id=record.rate_card_id)
+    row = RateCard.objects.get(pk=record.rate_card_id)
+    book = catalog.book_of_rows(model=model, row_ids=record.price_ids or ())
+    terms: dict[str, Any] = {
+        "card": card,
+        "book": book,
+        "model": model,
+        "quantities": _quantities(record.quantities),
+        "service_level": next(iter(book.levels), "standard"),
+    }
+    lines = rating.explain(**terms)
+    price = rating.rate(**terms).price_nanos
+    reproduces = price == record.price_nanos + record.waived_nanos
+    if not reproduces:
+        log.error("charge not reproduced", usage=str(record.id), price_nanos=price, charged_nanos=record.price_nanos)
+    answer = RatingAnswer(
+        rate_card=row.slug,
+        version=row.version,
+        mode=row.mode,
+        exact=exact(sum((line.charge for line in lines), Fraction())),
+        quantum=card.quantum_nanos,
+        minimum=card.minimum_nanos,
+        price=price,
+        reproduces=reproduces,
+    )
+    if staff or product.visibility == Product.Visibility.FULL_BREAKDOWN:
+        return answer.model_copy(update={"lines": [_line(line, staff=staff) for line in lines]})
+    return answer
+
+
+def _line(line: rating.Line, *, staff: bool) -> LineAnswer:
+    costs = {"cost": exact(line.cost), "price_row": line.price_row_id or None} if staff else {}
+    return LineAnswer(
+        component=line.component,
+        quantity=line.quantity,
+        rate=exact(line.charge * line.per_units / line.quantity),
+        per_units=line.per_units,
+        charge=exact(line.charge),
+        **costs,
+    )
+
+
+def exact(nanos: Fraction) -> str:
+    """Nanos as a decimal string with every digit there is, or as a fraction (``1/3``) where the digits never end."""
+    value = nanos / rating.NANOS
+    rest, digits = value.denominator, 0
+    for prime in (2, 5):
+        count = 0
+        while rest % prime == 0:
+            rest //= prime
+            count += 1
+        digits = max(digits, count)
+    if rest != 1:
+        return f"{value.numerator}/{value.denominator}"
+    whole, part = divmod(value.numerator * 10**digits // value.denominator, 10**digits)
+    return f"{whole}.{part:0{digits}d}" if digits else str(whole)
+
+
+# Sums -------------------------------------------------------------------------------------------------------------------------
+
+
+class ModelSums(reads.Answer):
+    model: str
+    records: int
+    tokens: int
+    charged: reads.Amount
+
+
+class CurrentAnswer(reads.Answer):
+    """This billing period: from ``start``, inclusive, to ``end``, exclusive.
+
+    ``charged`` is what its work cost; ``reversed`` what was given back in the period, whatever period it was charged in.
+    ``unpriced`` of the records have no price yet.
+    """
+
+    account: str
+    unit: str
+    start: datetime
+    end: datetime
+    records: int
+    unpriced: int
+    tokens: int
+    charged: reads.Amount
+    reversed: reads.Amount
+    by_model: list[ModelSums]
+
+
+class Current(reads.Read):
+    permission_classes = [api.HasScope.of("usage:read")]
+
+    @extend_schema(operation_id="currentUsage", parameters=reads.parameters(reads.OfAccount), responses=CurrentAnswer)
+    def get(self, request: Request) -> Response:
+        """What the account has used in this billing period; without a plan, in this calendar month (UTC)."""
+        account = self.account(request, self.asked(request, reads.OfAccount))
+        start, end = _billing_period(account, timezone.now())
+        with tenancy.acting_as(account=account):
+            sums = list(_sums(_used(account, start, end).values("model_id")).order_by("-charged", "model_id"))
+            given_back = _reversed(account, start, end)
+        models = UsageModel.objects.in_bulk({row["model_id"] for row in sums})
+        return CurrentAnswer(
+            account=account.public_id,
+            unit=catalog.product_by_id(product_id=account.product_id).unit.code,
+            start=start,
+            end=end,
+            records=sum(row["records"] for row in sums),
+            unpriced=sum(row["unpriced"] for row in sums),
+            tokens=sum(row["tokens"] for row in sums),
+            charged=sum(row["charged"] for row in sums),
+            reversed=given_back,
+            by_model=[
+                ModelSums(model=str(models[row["model_id"]]), records=row["records"], tokens=row["tokens"], charged=row["charged"])
+                for row in sums
+            ],
+        ).response()
+
+
+def _billing_period(account: Account, now: datetime) -> tuple[datetime, datetime]:
+    """The period of the live subscription that contains ``now``, also while the job that moves it on is late."""
+    with tenancy.acting_as(account=account):
+        live = Subscription.objects.filter(account_id=account.pk, status__in=subscriptions.ENTITLED).first()
+    if live is None:
+        return periods.period_at(datetime(2000, 1, 1, tzinfo=UTC), now)
+    if live.current_period_start <= now < live.current_period_end:
+        return live.current_period_start, live.current_period_end
+    version = catalog.plan_version_by_id(plan_version_id=live.plan_version_id).version
+    return periods.period_at(live.anchor_at, now, months=subscriptions.MONTHS[PlanVersion.Interval(version.interval)])
+
+
+def _used(account: Account, since: datetime, until: datetime) -> QuerySet[UsageRecord]:
+    return UsageRecord.objects.filter(account_id=account.pk, event_at__gte=since, event_at__lt=until, outcome__in=USED)
+
+
+def _sums(groups: Any) -> Any:
+    return groups.annotate(
+        records=Count("id"),
+        unpriced=Count("id", filter=Q(outcome=UsageRecord.Outcome.UNPRICED)),
+        tokens=Sum(_TOKENS),
+        charged=Coalesce(Sum("price_nanos"), Value(0), output_field=BigIntegerField()),
+    )
+
+
+def _reversed(account: Account, since: datetime, until: datetime) -> int:
+    """Credits that came back and debt that was forgiven."""
+    entries = LedgerEntry.objects.filter(
+        account_id=account.pk,
+        unit_id=account.product.unit_id,
+        kind=LedgerEntry.Kind.REVERSAL,
+        effective_at__gte=since,
+        effective_at__lt=until,
+    )
+    return entries.aggregate(total=Sum(F("amount") - F("debt_delta")))["total"] or 0
+
+
+class PeriodSums(reads.Answer):
+    """From ``start``, inclusive, to ``end``, exclusive."""
+
+    start: datetime
+    end: datetime
+    records: int
+    tokens: int
+    charged: reads.Amount
+
+
+class HistoryAnswer(reads.Answer):
+    account: str
+    unit: str
+    group: str
+    periods: list[PeriodSums]
+
+
+class HistoryQuery(reads.OfAccount, reads.Between):
+    group: Literal["month", "day"] = Field("month", description="Calendar months or days, in UTC.")
+
+
+class History(reads.Read):
+    permission_classes = [api.HasScope.of("usage:read")]
+
+    @extend_schema(operation_id="usageHistory", parameters=reads.parameters(HistoryQuery), responses=HistoryAnswer)
+    def get(self, request: Request) -> Response:
+        """What the account has used, by month (the last twelve unless told) or day (the last thirty), periods without use included."""
+        query = self.asked(request, HistoryQuery)
+        account = self.account(request, query)
+        buckets = _buckets(query, timezone.now())
+        trunc = TruncMonth if query.group == "month" else TruncDay
+        used = _used(account, query.since or buckets[0][0], query.until or buckets[-1][1])
+        with tenancy.acting_as(account=account):
+            found = {row["start"]: row for row in _sums(used.annotate(start=trunc("event_at", tzinfo=UTC)).values("start"))}
+        nothing = {"records": 0, "tokens": 0, "charged": 0}
+        sums = ((start, end, found.get(start, nothing)) for start, end in buckets)
+        return HistoryAnswer(
+            account=account.public_id,
+            unit=catalog.product_by_id(product_id=account.product_id).unit.code,
+            group=query.group,
+            periods=[
+                PeriodSums(start=start, end=end, records=row["records"], tokens=row["tokens"], charged=row["charged"])
+                for start, end, row in sums
+            ],
+        ).response()
+
+
+def _buckets(query: HistoryQuery, now: datetime) -> list[tuple[datetime, datetime]]:
+    """Every period that the query touches, oldest first. :raises Problem: 422 where it is empty, or more than ``MAX_BUCKETS``."""
+    until = (query.until or now).astimezone(UTC)
+    last = (until - timedelta(microseconds=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    first = periods.anniversary(last.replace(day=1), months=-11) if query.group == "month" else last - timedelta(days=29)
+    if query.since is not None:
+        first = query.since.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if query.group == "month":
+        first = first.replace(day=1)
+    buckets: list[tuple[datetime, datetime]] = []
+    while first < until and len(buckets) <= MAX_BUCKETS:
+        after = periods.anniversary(first, months=1) if query.group == "month" else first + timedelta(days=1)
+        buckets.append((first, after))
+        first = after
+    if not 1 <= len(buckets) <= MAX_BUCKETS:
+        errors = [{"field": "since", "message": f"Ask for 1 to {MAX_BUCKETS} periods, beginning before now."}]
+        raise api.Problem(422, "invalid_request", "Some fields are wrong.", errors=errors)
+    return buckets
+
+
+# Limits -----------------------------------------------------------------------------------------------------------------------
+
+
+class LayerAnswer(reads.Answer):
+    """One layer. ``limit`` null = no limit. ``remaining`` is a count, for the layer ``credits`` a decimal string."""
+
+    layer: str
+    allowed: bool
+    mode: str
+    limit: int | None
+    used: int | None
+    remaining: int | str | None
+    resets_at: datetime | None
+
+
+class LimitsAnswer(reads.Answer):
+    """The layers in the order in which authorize asks them, and whether work could start now."""
+
+    account: str
+    unit: str
+    allowed: bool
+    limits: list[LayerAnswer]
+
+
+class Limits(reads.Read):
+    permission_classes = [api.HasScope.of("usage:read")]
+
+    @extend_schema(operation_id="usageLimits", parameters=reads.parameters(reads.OfAccount), responses=LimitsAnswer)
+    def get(self, request: Request) -> Response:
+        """What the account's limits are, what is used of them and when they reset: the hot path's own decision, without a request."""
+        account = self.account(request, self.asked(request, reads.OfAccount))
+        decision = usage.decide(account=account, ask=None, now=timezone.now())
+        return LimitsAnswer(
+            account=account.public_id,
+            unit=catalog.product_by_id(product_id=account.product_id).unit.code,
+            allowed=decision.refusal is None,
+            limits=[LayerAnswer(**layer) for layer in layers(decision)],
+        ).response()
