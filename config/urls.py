@@ -1,16 +1,54 @@
 """Every URL, on one page."""
 
 from django.contrib import admin
-from django.urls import include, path
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
+from django.urls import include, path, re_path
+from drf_spectacular.views import SpectacularSwaggerSplitView
 
-from config import health
+from accounts import pages as account_pages
+from accounts.reads import by_method
+from billing import api as billing
+from billing import pages as billing_pages
+from config import errors, health, openapi
+from metering import api as metering
+from metering import pages as usage_pages
+from metering import reads as usage
+
+ACCOUNT = r"^a/(?P<public_id>acct_[0-9a-f]{20})/"
 
 urlpatterns = [
     path("health", health.live, name="health"),
     path("health/ready", health.ready, name="health_ready"),
     path("admin/", admin.site.urls),
     path("accounts/", include("allauth.urls")),
-    path("api/schema", SpectacularAPIView.as_view(), name="schema"),
+    path("", account_pages.home, name="home"),
+    re_path(ACCOUNT + "$", usage_pages.overview, name="overview"),
+    re_path(ACCOUNT + "usage/$", usage_pages.usage, name="usage"),
+    re_path(ACCOUNT + "statement/$", billing_pages.statement, name="statement"),
+    # The API
+    path("api/schema", openapi.document, name="schema"),
     path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
+    path("api/v1/usage/authorize", metering.authorize),
+    path("api/v1/usage/authorizations/<str:authorization>/capture", metering.capture),
+    path("api/v1/usage/authorizations/<str:authorization>/release", metering.release),
+    path("api/v1/usage/authorizations/<str:authorization>/extend", metering.extend),
+    path("api/v1/usage/records", by_method(get=usage.Records.as_view(), post=metering.records)),
+    path("api/v1/usage/records/<str:record>", usage.Record.as_view()),
+    path("api/v1/usage/records/<str:record>/explain", usage.Explain.as_view()),
+    path("api/v1/usage/current", usage.Current.as_view()),
+    path("api/v1/usage/history", usage.History.as_view()),
+    path("api/v1/usage/limits", usage.Limits.as_view()),
+    path("api/v1/billing/balance", billing.Balance.as_view()),
+    path("api/v1/billing/ledger", billing.Ledger.as_view()),
+    path("api/v1/billing/subscription", billing.Subscription.as_view()),
+    path("api/v1/billing/packs", billing.Packs.as_view()),
+    path("api/v1/billing/plans", billing.Plans.as_view()),
+    # The source documents' own paths
+    path("api/balance", billing.ChatBalance.as_view()),
+    path("api/health/pricing", billing.PricingHealth.as_view()),
+    path("api/<path:path>", errors.unknown_path),
 ]
+
+handler400 = errors.bad_request
+handler403 = errors.permission_denied
+handler404 = errors.page_not_found
+handler500 = errors.server_error

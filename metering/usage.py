@@ -30,7 +30,7 @@ from accounts.models import Account
 from billing import ledger, subscriptions
 from billing.models import Wallet
 from metering import names
-from metering.models import OpenAuthorization
+from metering.models import OpenAuthorization, UsageRecord
 from pricing import catalog, rating
 from pricing.models import Entitlement
 
@@ -289,6 +289,15 @@ def capture(*, account: Account, authorization_id: UUID, quantities: Mapping[str
     return usage
 
 
+def promised_model(*, account: Account, authorization_id: UUID) -> str:
+    """The model that an authorization is for, open or finished. :raises ledger.NotFound: no such authorization."""
+    for rows in (OpenAuthorization.objects, UsageRecord.objects):
+        found = rows.select_related("model").filter(account_id=account.pk, pk=authorization_id).first()
+        if found is not None:
+            return str(found.model)
+    raise ledger.NotFound("No such authorization.")
+
+
 def release(*, account: Account, authorization_id: UUID) -> ledger.Usage:
     """Gives the whole hold back. Raises what :func:`billing.ledger.release` raises."""
     return ledger.release(account_id=account.pk, authorization_id=authorization_id)
@@ -310,24 +319,26 @@ def record(*, events: Sequence[Event], now: datetime, api_key_id: int | None = N
 
     :raises ledger.AmountOverflow: an account's debt would not fit; the events of its chunk are not recorded.
     """
+    plans = {
+        account.pk: subscriptions.allowed(account=account) for account in {event.account.pk: event.account for event in events}.values()
+    }
     for start in range(0, len(events), CHUNK):
-        prepared = [_prepare(event, now, api_key_id) for event in events[start : start + CHUNK]]
+        prepared = [_prepare(event, plans[event.account.pk], now, api_key_id) for event in events[start : start + CHUNK]]
         answers = iter(ledger.record_many([item for item in prepared if isinstance(item, ledger.Event)]))
         yield from (item if isinstance(item, UsageError) else next(answers) for item in prepared)
 
 
-def _prepare(event: Event, now: datetime, api_key_id: int | None) -> ledger.Event | InvalidUsage:
+def _prepare(event: Event, allowed: subscriptions.Allowed | None, now: datetime, api_key_id: int | None) -> ledger.Event | InvalidUsage:
     try:
-        return _rate_event(event, now, api_key_id)
+        return _rate_event(event, allowed, now, api_key_id)
     except InvalidUsage as error:
         return error
 
 
-def _rate_event(event: Event, now: datetime, api_key_id: int | None) -> ledger.Event:
+def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: datetime, api_key_id: int | None) -> ledger.Event:
     if not now - MAX_AGE <= event.at <= now + MAX_AHEAD:
         raise InvalidUsage("time", "The event's time is more than five minutes ahead or more than a year ago.")
     account = event.account
-    allowed = subscriptions.allowed(account=account)
     slug = allowed.rate_card if allowed else account.rate_card
     card = _card(account, slug, event.at) if slug else None
     book = _book(event.model, event.at, event.service_level)

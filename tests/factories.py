@@ -20,14 +20,14 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 NANOS = 1_000_000_000
 
 
-def make_model(*, input_price: int = 3_000_000_000, output_price: int = 15_000_000_000, **components: int) -> str:
-    """A priced upstream model, ``acme:…``; prices are nano-USD per 1,000,000 tokens."""
+def make_model(*, provider: str = "acme", input_price: int = 3_000_000_000, output_price: int = 15_000_000_000, **components: int) -> str:
+    """A priced upstream model of ``provider``; prices are nano-USD per 1,000,000 tokens."""
     name = f"model-{secrets.token_hex(4)}"
     for component, price in {"input_tokens": input_price, "output_tokens": output_price, **components}.items():
         PriceRow.objects.create(
-            provider="acme", model=name, component=component, price_nanos=price, valid=Range(START, None), source="test"
+            provider=provider, model=name, component=component, price_nanos=price, valid=Range(START, None), source="test"
         )
-    return f"acme:{name}"
+    return f"{provider}:{name}"
 
 
 def make_product(

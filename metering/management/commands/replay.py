@@ -209,8 +209,8 @@ def _accounts(product: Product, count: int, *, credit_nanos: int, run_id: str, n
         return [
             demo.account(
                 product=product,
-                external_id=f"replay-{number:05d}",
-                name=f"Replay {number}",
+                number=number,
+                name=f"Demo {number}",
                 credit_nanos=credit_nanos,
                 credit_key=f"replay:{run_id}",
                 now=now,
@@ -280,7 +280,11 @@ def _run_id(text: str) -> str:
 
 
 def _url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query and not parts.fragment
+    except ValueError:
+        valid = False
+    if not valid:
         raise ArgumentTypeError(f"expected an address such as http://localhost:8000, got {text!r}")
     return text.rstrip("/")

@@ -1,0 +1,394 @@
+"""The endpoints that client apps call around every model call. Plain Django views: a serializer framework costs a third of their time.
+
+POST /api/v1/usage/authorize                     may this account spend this?
+POST /api/v1/usage/authorizations/{id}/capture   this is what it used
+POST /api/v1/usage/authorizations/{id}/release   nothing was used
+POST /api/v1/usage/authorizations/{id}/extend    still at it
+POST /api/v1/usage/records                       this was used, without asking: one event or up to 1,000
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.utils import timezone
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from accounts import api, api_keys
+from accounts.models import Account
+from billing import ledger
+from metering import usage
+from pricing import provider_usage, rating
+
+MAX_EVENTS = 1_000
+MAX_KEY_LENGTH = 255
+REFUSED_AS = {"entitlement": (403, "not_entitled"), "request_size": (422, "request_too_large"), "credits": (402, "insufficient_credits")}
+OUTCOMES = {"done": "created", "replayed": "duplicate", "key_reused": "conflict"}
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must have printable characters only")
+    return value
+
+
+Quantity = Annotated[int, Field(ge=0, le=rating.MAX_QUANTITY)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)]
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+Model = Annotated[str, StringConstraints(min_length=3, max_length=193, pattern=r"^[^:\s]+:\S+$"), AfterValidator(_printable)]
+ServiceLevel = Literal["standard", "batch", "priority", "flex"]
+
+
+class Quantities(api.Command):
+    """What was used, in disjoint parts: a cached token is not also an input token, reasoning is not also output."""
+
+    input_tokens: Quantity = 0
+    output_tokens: Quantity = 0
+    cached_input_tokens: Quantity = 0
+    cache_write_tokens: Quantity = 0
+    cache_write_1h_tokens: Quantity = 0
+    reasoning_tokens: Quantity = 0
+    input_audio_tokens: Quantity = 0
+    output_audio_tokens: Quantity = 0
+    cached_input_audio_tokens: Quantity = 0
+    images: Quantity = 0
+    seconds: Quantity = 0
+    gb_months: Quantity = 0
+    requests: Quantity = 0
+    egress_gb: Quantity = 0
+    web_searches: Quantity = 0
+
+    def used(self) -> dict[str, int]:
+        return {name: quantity for name, quantity in self if quantity}
+
+
+class Estimate(Quantities):
+    """The worst case of a call that is about to happen."""
+
+    input_tokens: Quantity
+    max_output_tokens: Quantity | None = None
+
+    def worst_case(self) -> dict[str, int]:
+        quantities = {name: quantity for name, quantity in self if quantity and name != "max_output_tokens"}
+        if "output_tokens" not in quantities:
+            quantities["output_tokens"] = usage.DEFAULT_MAX_OUTPUT_TOKENS if self.max_output_tokens is None else self.max_output_tokens
+        return quantities
+
+    @model_validator(mode="after")
+    def _says_output_once(self) -> Estimate:
+        if self.output_tokens and self.max_output_tokens is not None:
+            raise ValueError("give output_tokens or max_output_tokens, not both")
+        return self
+
+
+class Authorize(api.Command):
+    """Asks leave for one model call."""
+
+    account: Name | None = None
+    model: Model
+    feature: Slug | None = None
+    service_level: ServiceLevel = "standard"
+    estimate: Estimate
+    user: Name | None = None
+    session: Name | None = None
+    run: Name | None = None
+
+
+class Used(api.Command):
+    """What a call used: our ``quantities``, or the provider's own ``usage`` object as it came."""
+
+    quantities: Quantities | None = None
+    provider_usage: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Used:
+        if (self.quantities is None) == (self.provider_usage is None):
+            raise ValueError("give quantities or provider_usage, and only one of them")
+        return self
+
+
+class Capture(Used):
+    """Ends an authorization with what was used."""
+
+
+class Extend(api.Command):
+    seconds: Annotated[int, Field(ge=1, le=86_400)]
+
+
+class Nothing(api.Command):
+    """A body without fields."""
+
+
+class Event(Used):
+    """Finished work: ``id`` makes it count once, for ever."""
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_LENGTH), AfterValidator(_printable)]
+    account: Name | None = None
+    time: Annotated[AwareDatetime, Field(strict=False)]
+    model: Model
+    feature: Slug | None = None
+    service_level: ServiceLevel = "standard"
+    user: Name | None = None
+    session: Name | None = None
+    run: Name | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _time_is_text(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "time" in data and not isinstance(data["time"], str):
+            raise ValueError("time must be RFC 3339 text with a zone")
+        return data
+
+
+class CloudEvent(BaseModel):
+    """A CloudEvents 1.0 envelope; ``data`` is an event without ``id`` and ``time``. Its key is source and id. Extensions are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+    specversion: Literal["1.0"]
+    id: Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_LENGTH), AfterValidator(_printable)]
+    source: Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_LENGTH), AfterValidator(_printable)]
+    type: str
+    time: str
+    data: dict[str, Any]
+
+
+class Batch(api.Command):
+    """Up to 1,000 events. Each is judged alone: a bad one does not stop the others."""
+
+    events: Annotated[list[Any], Field(min_length=1, max_length=MAX_EVENTS)]
+
+
+@api.endpoint(scope="usage:write")
+def authorize(request: HttpRequest, principal: api_keys.Principal) -> HttpResponse:
+    key = _idempotency_key(request)
+    body = api.parse(request, Authorize)
+    account = api.account_for(principal, body.account)
+    ask = usage.Ask(body.model, body.estimate.worst_case(), body.feature, body.service_level, body.user, body.session, body.run)
+    try:
+        done = usage.authorize(account=account, ask=ask, key=key, now=timezone.now(), api_key_id=principal.key_id)
+    except (usage.UsageError, ledger.LedgerError) as error:
+        raise problem(error, account) from error
+    return _answer(
+        {
+            "id": usage.public_id(account, done.usage.id),
+            "status": "authorized",
+            "account": account.public_id,
+            "hold": api.amount(done.usage.hold_nanos),
+            "unit": account.product.unit.code,
+            "created_at": done.usage.created_at,
+            "expires_at": done.usage.expires_at,
+            "limits": layers(done.decision),
+        },
+        replayed=done.usage.replayed,
+    )
+
+
+@api.endpoint(scope="usage:write")
+def capture(request: HttpRequest, principal: api_keys.Principal, authorization: str) -> HttpResponse:
+    body = api.parse(request, Capture)
+    account, id_ = _authorization(principal, authorization)
+    try:
+        if body.provider_usage is not None:
+            model = usage.promised_model(account=account, authorization_id=id_)
+            done = usage.capture(account=account, authorization_id=id_, quantities=_reported(model, body.provider_usage))
+        else:
+            assert body.quantities is not None
+            done = usage.capture(account=account, authorization_id=id_, quantities=body.quantities.used())
+    except (usage.UsageError, ledger.LedgerError) as error:
+        raise problem(error, account) from error
+    return _answer(_settled(account, done), replayed=done.replayed)
+
+
+@api.endpoint(scope="usage:write")
+def release(request: HttpRequest, principal: api_keys.Principal, authorization: str) -> HttpResponse:
+    if request.body:
+        api.parse(request, Nothing)
+    account, id_ = _authorization(principal, authorization)
+    try:
+        done = usage.release(account=account, authorization_id=id_)
+    except ledger.LedgerError as error:
+        raise problem(error, account) from error
+    return _answer(_settled(account, done), replayed=done.replayed)
+
+
+@api.endpoint(scope="usage:write")
+def extend(request: HttpRequest, principal: api_keys.Principal, authorization: str) -> HttpResponse:
+    body = api.parse(request, Extend)
+    account, id_ = _authorization(principal, authorization)
+    try:
+        done = usage.extend(account=account, authorization_id=id_, lifetime=timedelta(seconds=body.seconds))
+    except ledger.LedgerError as error:
+        raise problem(error, account) from error
+    return _answer({"id": usage.public_id(account, done.id), "status": "authorized", "expires_at": done.expires_at})
+
+
+@api.endpoint(scope="usage:write")
+def records(request: HttpRequest, principal: api_keys.Principal) -> HttpResponse:
+    """One event, or a batch of them; every event has its own result, so the answer to a batch is 200 also where some were refused."""
+    value = api.read(request)
+    batch = isinstance(value, dict) and "events" in value
+    items = api.check(value, Batch).events if batch else [value]
+    results: list[dict[str, Any] | None] = [None] * len(items)
+    accounts: dict[str | None, Account | api.Problem] = {}
+    events: list[tuple[int, usage.Event]] = []
+    for index, item in enumerate(items):
+        try:
+            events.append((index, _event(item, principal, accounts)))
+        except (api.Problem, usage.InvalidUsage) as error:
+            results[index] = _refused(error if isinstance(error, api.Problem) else problem(error, None))
+    try:
+        answers = usage.record(events=[event for _, event in events], now=timezone.now(), api_key_id=principal.key_id)
+        for (index, event), answer in zip(events, answers, strict=True):
+            results[index] = _recorded(event, answer)
+    except ledger.LedgerError as error:
+        raise problem(error, None) from error
+    finished = [{"index": index} | result for index, result in enumerate(results) if result is not None]
+    if not batch:
+        return _single(finished[0])
+    counts = {
+        status: sum(result["status"] == status for result in finished)
+        for status in ("created", "duplicate", "conflict", "invalid", "unpriced")
+    }
+    return JsonResponse({"results": finished} | counts)
+
+
+def problem(error: Exception, account: Account | None) -> api.Problem:
+    """What a refusal of metering or the ledger is called over HTTP."""
+    match error:
+        case usage.Refused():
+            status, code = REFUSED_AS[error.layer.name]
+            left = {"balance": api.amount(error.layer.remaining or 0)} if code == "insufficient_credits" else {}
+            return api.Problem(status, code, str(error), layer=error.layer.name, limits=layers(error.decision), **left)
+        case usage.UnknownModel():
+            return api.Problem(422, "unknown_model", str(error))
+        case usage.InvalidUsage():
+            return api.Problem(422, "invalid_request", str(error), errors=[{"field": error.field, "message": str(error)}])
+        case ledger.NotFound():
+            return api.Problem(404, "not_found", "No such authorization.")
+        case ledger.KeyReused():
+            return api.Problem(409, "idempotency_key_reused", str(error))
+        case ledger.AlreadyResolved():
+            code = "hold_expired" if error.state == "timed_out" else "hold_already_resolved"
+            return api.Problem(409, code, str(error), state=error.state)
+        case ledger.HoldExceeded():
+            return api.Problem(422, "capture_exceeds_hold", str(error))
+        case ledger.AmountOverflow():
+            return api.Problem(422, "amount_too_large", str(error))
+    raise error
+
+
+def layers(decision: usage.Decision) -> list[dict[str, Any]]:
+    """A decision as JSON. Amounts of credits are decimal strings, everything else is a count."""
+    return [
+        {
+            "layer": layer.name,
+            "allowed": layer.allowed,
+            "mode": layer.mode,
+            "limit": layer.limit,
+            "used": layer.used,
+            "remaining": api.amount(layer.remaining) if layer.name == "credits" and layer.remaining is not None else layer.remaining,
+            "resets_at": layer.resets_at,
+        }
+        for layer in decision.layers
+    ]
+
+
+def _idempotency_key(request: HttpRequest) -> str:
+    key = request.headers.get("Idempotency-Key", "")
+    if not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
+        message = (
+            f"Send the header Idempotency-Key: 1 to {MAX_KEY_LENGTH} printable ASCII characters, the same for every retry of one call."
+        )
+        raise api.Problem(422, "invalid_request", message, errors=[{"field": "Idempotency-Key", "message": message}])
+    return key
+
+
+def _authorization(principal: api_keys.Principal, value: str) -> tuple[Account, Any]:
+    try:
+        account_id, id_ = usage.split_id(value)
+        return api.account_for(principal, account_id), id_
+    except (ledger.NotFound, api.Problem):
+        raise api.Problem(404, "not_found", "No such authorization.") from None
+
+
+def _reported(model: str, report: Mapping[str, Any]) -> dict[str, int]:
+    try:
+        return provider_usage.normalise(provider=model.partition(":")[0], usage=report)
+    except provider_usage.UnreadableUsage as error:
+        raise usage.InvalidUsage("provider_usage", str(error)) from error
+
+
+def _event(item: Any, principal: api_keys.Principal, accounts: dict[str | None, Account | api.Problem]) -> usage.Event:
+    source = ""
+    if isinstance(item, dict) and "specversion" in item:
+        envelope = api.check(item, CloudEvent)
+        source = envelope.source
+        item = {"id": envelope.id, "time": envelope.time} | envelope.data
+    body = api.check(item, Event)
+    if body.account not in accounts:
+        try:
+            accounts[body.account] = api.account_for(principal, body.account)
+        except api.Problem as error:
+            accounts[body.account] = error
+    account = accounts[body.account]
+    if isinstance(account, api.Problem):
+        raise account
+    quantities = body.quantities.used() if body.quantities else _reported(body.model, body.provider_usage or {})
+    key = f"cloudevent:{len(source)}:{source}:{body.id}" if source else f"event:{body.id}"
+    return usage.Event(key, account, body.time, body.model, quantities, body.feature, body.service_level, body.user, body.session, body.run)
+
+
+def _recorded(event: usage.Event, answer: ledger.Usage | usage.UsageError) -> dict[str, Any]:
+    if isinstance(answer, usage.UsageError):
+        return _refused(problem(answer, event.account))
+    if answer.outcome == "key_reused":
+        return _refused(api.Problem(409, "event_id_reused", "The id was used before, for another event."), status="conflict")
+    status = "unpriced" if answer.outcome == "done" and answer.state == "unpriced" else OUTCOMES[answer.outcome]
+    charged = None if answer.price_nanos is None else api.amount(answer.price_nanos)
+    return {
+        "status": status,
+        "id": usage.public_id(event.account, answer.id, kind="rec"),
+        "account": event.account.public_id,
+        "charged": charged,
+        "unit": event.account.product.unit.code,
+    }
+
+
+def _refused(error: api.Problem, status: str = "invalid") -> dict[str, Any]:
+    return {"status": status, "problem": error.body()}
+
+
+def _single(result: dict[str, Any]) -> HttpResponse:
+    """The result of one event that came alone: as a status of its own."""
+    if "problem" in result:
+        body = result["problem"]
+        return JsonResponse(body, status=body["status"], content_type=api.PROBLEM_JSON)
+    return _answer(result, replayed=result["status"] == "duplicate")
+
+
+def _settled(account: Account, done: ledger.Usage) -> dict[str, Any]:
+    """A capture or release as JSON: the same fields for the first answer and for a repeated one."""
+    body: dict[str, Any] = {
+        "id": usage.public_id(account, done.id),
+        "status": done.state,
+        "account": account.public_id,
+        "unit": account.product.unit.code,
+        "hold": api.amount(done.hold_nanos),
+    }
+    if done.price_nanos is None:
+        return body
+    owed, waived = done.owed_nanos or 0, done.waived_nanos or 0
+    return body | {
+        "charged": api.amount(done.price_nanos),
+        "released": api.amount(max(done.hold_nanos - done.price_nanos, 0)),
+        "owed": api.amount(owed),
+        "waived": api.amount(waived),
+        "balance": None if done.balance_nanos is None else api.amount(done.balance_nanos),
+    }
+
+
+def _answer(body: Mapping[str, datetime | Any], *, replayed: bool = False) -> HttpResponse:
+    return JsonResponse(body, headers={"Idempotency-Replayed": "true"} if replayed else {})
