@@ -1,0 +1,82 @@
+"""What customers' pages share: whose page it is, and the frame around it.
+
+home     sends a visitor to their account, or lets them choose
+tenant   opens the rows of one account to a view, behind both walls
+render   the page, in the account's time zone, with its product
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from django.contrib.auth.decorators import login_required
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.shortcuts import render as render_template
+from django.utils import timezone
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+
+from accounts import tenancy
+from accounts.models import Account, User
+from pricing.models import Product
+
+
+@require_safe
+@never_cache
+@login_required
+def home(request: HttpRequest) -> HttpResponse:
+    """To the only account, or a choice of several, or what to do without one."""
+    user = signed_in(request)
+    with tenancy.acting_as(user=user):
+        accounts = list(accounts_of(user).filter(closed_at=None))
+    if len(accounts) == 1:
+        return redirect("overview", accounts[0].public_id)
+    products = Product.objects.in_bulk({account.product_id for account in accounts})
+    for account in accounts:
+        account.product = products[account.product_id]
+    return render_template(request, "accounts/choose.html", {"accounts": accounts})
+
+
+def accounts_of(user: User) -> QuerySet[Account]:
+    """The first wall: the accounts that ``user`` is a member of."""
+    return Account.objects.filter(memberships__user=user)
+
+
+@contextmanager
+def tenant(request: HttpRequest, public_id: str) -> Iterator[Account]:
+    """The account of this id, if it is the visitor's; inside, only rows of the visitor's accounts can be read.
+
+    Evaluate everything inside. What belongs to no tenant (product, plan, names) is read afterwards, with the program's own rights.
+
+    :raises Http404: no such account, or somebody else's.
+    """
+    user = signed_in(request)
+    with tenancy.acting_as(user=user):
+        account = accounts_of(user).filter(public_id=public_id).first()
+        if account is None:
+            raise Http404("There is no such account here.")
+        yield account
+
+
+def render(request: HttpRequest, template: str, *, account: Account, now: datetime, context: dict[str, Any]) -> HttpResponse:
+    """``template`` with ``account``, ``product`` and ``now``; times are the account's."""
+    shared = {
+        "account": account,
+        "product": Product.objects.select_related("unit").get(pk=account.product_id),
+        "now": now,
+        "page": request.resolver_match.url_name if request.resolver_match else "",
+    }
+    with timezone.override(account.time_zone):
+        return render_template(request, template, shared | context)
+
+
+def signed_in(request: HttpRequest) -> User:
+    """The visitor. Views that call this are behind ``login_required``."""
+    if not isinstance(request.user, User):
+        raise Http404("Nobody is signed in.")
+    return request.user
