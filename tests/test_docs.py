@@ -53,7 +53,7 @@ class TestRequirements:
             if proof == NOT_YET:
                 continue
             named = re.findall(r"`([^`]+)`", proof)
-            rest = re.sub(r"`[^`]+`", "", proof.removeprefix("data only:")).replace("<br>", "").strip()
+            rest = re.sub(r"`[^`]+`", "", proof).replace("<br>", "").strip()
             wrong += [(number, name) for name in named if name not in named_in(name.partition("::")[0])]
             if rest or not named:
                 wrong.append((number, proof))
