@@ -5,7 +5,7 @@ with tables as (
 select format('table %s', relname) from tables
 union all
 select format('column %s.%s %s%s%s%s', relname, attname, format_type(atttypid, atttypmod), case when attnotnull then ' not null' end,
-              ' identity ' || nullif(attidentity, ''), ' default ' || pg_get_expr(adbin, adrelid))
+              ' identity ' || nullif(attidentity::text, ''), ' default ' || pg_get_expr(adbin, adrelid))
   from tables join pg_attribute on attrelid = tables.oid left join pg_attrdef on adrelid = attrelid and adnum = attnum
  where attnum > 0 and not attisdropped
 union all
