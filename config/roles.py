@@ -23,14 +23,12 @@ LEDGER_TABLES = (
     "credit_grant",
     "open_authorization",
     "usage_record",
-    "usage_rating",
     "ledger_entry",
     "operation_key",
     "rollup_delta",
     "rollup_model",
     "rollup_account",
     "rollup_state",
-    "usage_counter",
 )
 
 _SQL = Path(__file__).parent / "sql"
