@@ -43,7 +43,7 @@ join (select account_id, grant_id, sum(cash_nanos) as cash from ledger_entry gro
 where e.cash <> floor(g.cash_nanos::numeric * (g.granted - g.remaining) / g.granted);
 
 -- name: entries are numbered without gaps and their running balance holds
-select account_id, format('wallet %s entry %s: balance %s after %s %+s', unit_id, seq, balance_after, previous_balance, amount)
+select account_id, format('wallet %s entry %s: balance %s after %s, amount %s', unit_id, seq, balance_after, previous_balance, amount)
 from (
   select e.*, lag(seq, 1, 0::bigint) over w as previous_seq, lag(balance_after, 1, 0::bigint) over w as previous_balance,
     lag(debt_after, 1, 0::bigint) over w as previous_debt

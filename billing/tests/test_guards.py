@@ -1,0 +1,171 @@
+"""What the database refuses, whoever asks: each guard of ``billing/sql/tables.sql`` has a statement here that it must stop.
+
+The statements run as the owner of the tables, the strongest role that the program can take. The app's own role is stopped earlier, by
+its privileges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from django.db import Error, connection, transaction
+
+from accounts.models import Account
+from billing import ledger
+from billing.models import Wallet
+from config import roles
+from tests.factories import give, make_account
+
+pytestmark = pytest.mark.django_db
+APPEND_ONLY = ("usage_record", "ledger_entry", "operation_key")
+NEVER_TRUNCATED = (*APPEND_ONLY, "wallet", "account_state", "credit_grant", "open_authorization")
+
+
+@pytest.fixture
+def account() -> Account:
+    account = make_account(credit=1)
+    give(account, 100, expires_at=None)
+    ledger.adjust(account_id=account.pk, unit_id=account.product.unit_id, amount_nanos=-1, key="k", actor="ann", reason="typo")
+    return account
+
+
+@pytest.fixture
+def as_owner(account: Account) -> Iterator[None]:
+    with connection.cursor() as cursor:
+        cursor.execute(f"set local role {roles.OWNER}")
+        yield
+        cursor.execute("reset role")
+
+
+def refused(sql: str, parameters: list[object] | None = None) -> str:
+    """Runs ``sql`` in a savepoint; the message that it was refused with."""
+    with pytest.raises(Error) as error, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+    return str(error.value)
+
+
+@pytest.mark.usefixtures("as_owner")
+class TestOwner:
+    @pytest.mark.parametrize("table", ["ledger_entry", "operation_key"])
+    @pytest.mark.parametrize("statement", ["update {} set account_id = account_id", "delete from {}"])
+    def test_history_is_append_only(self, table: str, statement: str) -> None:
+        assert "append-only" in refused(statement.format(table))
+
+    @pytest.mark.parametrize("statement", ["update {} set price_nanos = 0", "delete from {}"])
+    def test_usage_records_are_append_only(self, account: Account, statement: str) -> None:
+        ledger.record(
+            ledger.Event(
+                account.pk, ledger.key_hash("k"), ledger.key_hash("f"), ledger.Call(1, None, None, 1, [1], [1]), account.product.unit_id,
+                account.created_at, ledger.Charge(1, 1, 1, 1),
+            )
+        )  # fmt: skip
+        assert "append-only" in refused(statement.format("usage_record"))
+
+    def test_no_table_of_the_ledger_can_be_truncated_nor_any_partition_of_one(self) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("select relid::regclass::text from unnest(%s::regclass[]) t, pg_partition_tree(t)", [list(NEVER_TRUNCATED)])
+            tables = {name for (name,) in cursor.fetchall()} | set(NEVER_TRUNCATED)
+        assert len(tables) == len(NEVER_TRUNCATED) + 16
+        for table in sorted(tables):
+            assert "append-only" in refused(f"truncate {table} cascade"), table
+
+    @pytest.mark.parametrize("table", ["wallet", "account_state", "credit_grant"])
+    def test_wallets_and_grants_are_never_deleted(self, table: str) -> None:
+        assert "append-only" in refused(f"delete from {table}")
+
+    @pytest.mark.parametrize(
+        "change", ["balance = balance + 1", "debt = 1, held = balance", "seq = seq + 1", "seq = seq - 1, balance = balance + 1"]
+    )
+    def test_balance_never_changes_without_its_entry(self, change: str) -> None:
+        assert "without a ledger entry" in refused(f"update wallet set {change}")
+
+    def test_wallet_starts_empty(self, account: Account) -> None:
+        other = make_account(account.product)
+        message = refused("insert into wallet values (%s, %s, 5, 0, 0, 0)", [other.pk, account.product.unit_id])
+        assert "starts empty" in message
+
+    @pytest.mark.parametrize("change", ["held = -1", "held = balance + 1"])
+    def test_wallet_is_never_overdrawn(self, change: str) -> None:
+        assert "wallet_never_overdrawn" in refused(f"update wallet set {change}")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "granted = granted + 1",
+            "cash_nanos = 5",
+            "fee_nanos = 5",
+            "priority = 1",
+            "expires_at = now() + interval '9 years'",
+            "source_key = 'x'",
+        ],
+    )
+    def test_terms_of_a_grant_never_change(self, change: str) -> None:
+        assert "never change" in refused(f"update credit_grant set {change}")
+
+    @pytest.mark.parametrize("change", ["remaining = granted + 1", "remaining = -1", "frozen = -1", "clawed = granted"])
+    def test_grant_is_never_overdrawn(self, change: str) -> None:
+        assert "grant_never_overdrawn" in refused(f"update credit_grant set {change}")
+
+    def test_closed_grant_is_empty(self) -> None:
+        assert "grant_closed_is_empty" in refused("update credit_grant set closed = true")
+
+    @pytest.mark.parametrize(
+        ("values", "constraint"),
+        [
+            ("null, 'usage', 0, 0, 1, 0, 0, 0, gen_random_uuid(), null", "ledger_entry_moves_something"),
+            ("null, 'usage', -1, 0, 1, 0, 0, 0, gen_random_uuid(), null", "ledger_entry_moves_one_grant"),
+            ("1, 'usage', -1, 0, 1, 0, 0, 0, null, null", "ledger_entry_has_one_cause"),
+            ("1, 'expiry', -1, 0, 1, 0, 0, 0, gen_random_uuid(), null", "ledger_entry_has_one_cause"),
+            ("1, 'usage', -1, 0, -1, 0, 0, 0, gen_random_uuid(), null", "balance_after_check"),
+        ],
+    )
+    def test_entry_says_what_moved_and_why(self, account: Account, values: str, constraint: str) -> None:
+        message = refused(f"insert into ledger_entry values (%s, %s, 99, {values}, now(), now())", [account.pk, account.product.unit_id])
+        assert constraint in message
+
+    def test_number_of_an_entry_is_used_once(self, account: Account) -> None:
+        message = refused(
+            "insert into ledger_entry values (%s, %s, 1, null, 'debt', 0, 1, 1, 1, 0, 0, gen_random_uuid(), null, now(), now())",
+            [account.pk, account.product.unit_id],
+        )
+        assert "duplicate key" in message
+
+    @pytest.mark.parametrize("amount", ["'NaN'::numeric", "'Infinity'::numeric", "9223372036854775808"])
+    def test_money_is_a_bigint_and_nothing_else(self, amount: str) -> None:
+        message = refused(f"update wallet set held = {amount}")
+        assert "bigint" in message
+
+
+class TestAppRole:
+    @pytest.mark.parametrize("table", sorted(roles.LEDGER_TABLES))
+    def test_app_may_read_the_ledger_but_not_write_it(self, account: Account, table: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("select to_regclass(%s) is not null", [table])
+            assert cursor.fetchone()[0], f"{table} does not exist"
+            cursor.execute("select has_any_column_privilege(%s, 'update')", [table])
+            assert cursor.fetchone() == (False,)
+            cursor.execute(f"select count(*) from {table}")
+        for statement in (
+            f"insert into {table} default values",
+            f"delete from {table}",
+            f"truncate {table}",
+        ):
+            assert "permission denied" in refused(statement)
+
+    def test_app_may_not_call_the_parts_of_the_verbs_with_effect(self, account: Account) -> None:
+        message = refused("select ledger_lock(%s)", [account.pk])
+        assert "permission denied" in message
+
+    def test_app_is_no_superuser_and_owns_nothing_of_the_ledger(self) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("select rolsuper or rolbypassrls from pg_roles where rolname = current_user")
+            assert cursor.fetchone() == (False,)
+            cursor.execute(
+                "select count(*) from pg_tables where tablename = any (%s) and tableowner = current_user", [list(roles.LEDGER_TABLES)]
+            )
+            assert cursor.fetchone() == (0,)
+
+    def test_account_with_money_cannot_be_deleted(self, account: Account) -> None:
+        refused("delete from accounts_account where id = %s", [account.pk])
+        assert Wallet.objects.filter(account=account).exists()

@@ -1,0 +1,62 @@
+"""Row-level security on the ledger's tables: what a tenant-facing read can see, also without any scoping in code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.db import Error, connection, transaction
+
+from accounts import tenancy
+from accounts.models import Account, User
+from billing.models import Grant, LedgerEntry, Subscription, Wallet
+from metering.models import OpenAuthorization, UsageRecord
+from tests.factories import make_account, make_product
+
+pytestmark = pytest.mark.django_db
+MODELS: list[Any] = [Wallet, Grant, LedgerEntry, Subscription, OpenAuthorization, UsageRecord]
+
+
+@pytest.fixture
+def two() -> tuple[User, Account, Account]:
+    product = make_product()
+    user = User.objects.create_user("ada@example.com")
+    return user, make_account(product, credit=1, owner=user), make_account(product, credit=1)
+
+
+def test_member_sees_the_rows_of_their_accounts_and_no_others(two: tuple[User, Account, Account]) -> None:
+    user, mine, _ = two
+    for model in (Wallet, Grant, LedgerEntry, Subscription):
+        assert model.objects.count() == 2
+        with tenancy.acting_as(user=user):
+            assert set(model.objects.values_list("account_id", flat=True)) == {mine.pk}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_nobody_sees_nothing(two: tuple[User, Account, Account], model: Any) -> None:
+    with tenancy.acting_as(user=User.objects.create_user("eve@example.com")):
+        assert model.objects.count() == 0
+
+
+def test_partitions_verbs_and_other_tables_are_closed_to_tenants(two: tuple[User, Account, Account]) -> None:
+    user, mine, _ = two
+    for sql in ("select * from ledger_entry_0", "select * from usage_record_3", "select * from operation_key", "select * from accounts_apikey",
+                f"select ledger_open_account({mine.pk})", "select usage_sweep(1)", "update wallet set held = 0"):  # fmt: skip
+        with (
+            pytest.raises(Error, match="permission denied"),
+            transaction.atomic(),
+            tenancy.acting_as(user=user),
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(sql)
+
+
+def test_chat_documents_check_runs_as_written(two: tuple[User, Account, Account]) -> None:
+    user, _, _ = two
+    with connection.cursor() as cursor:
+        cursor.execute("set local role authenticated")
+        cursor.execute(f"set local request.jwt.claim.sub = '{user.pk}'")
+        cursor.execute("select * from user_balances")
+        rows = cursor.fetchall()
+        cursor.execute("reset role")
+    assert [(row[0], row[2], row[3]) for row in rows] == [(user.pk, 1, "USD")]
