@@ -93,6 +93,7 @@ def test_only_the_ledger_module_calls_the_ledgers_verbs() -> None:
     assert callers == {"billing/ledger.py"}
 
 
-def test_every_table_of_the_ledger_is_one_that_the_app_role_may_only_read() -> None:
-    created = re.findall(r"^create table (\w+)", (ROOT / "billing/sql/tables.sql").read_text(), re.MULTILINE)
+def test_the_tables_that_sql_makes_are_those_that_the_app_role_may_only_read() -> None:
+    source = "".join(path.read_text() for app in APPS for path in (ROOT / app / "sql").glob("*.sql"))
+    created = re.findall(r"^create table (\w+)", source, re.MULTILINE)
     assert set(created) == set(roles.LEDGER_TABLES)
