@@ -10,13 +10,17 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 import structlog
+from django.conf import settings
 from django.db import DatabaseError
 from django.http import HttpResponse
 from django.utils import timezone
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
 from pydantic import Field
+from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -146,7 +150,7 @@ class Ledger(reads.Read):
                     balance_after=entry.balance_after,
                     debt_after=entry.debt_after,
                     grant=entry.grant_id,
-                    usage=entry.usage_id and f"rec_{account.public_id.removeprefix('acct_')}{entry.usage_id.hex}",
+                    usage=None if entry.usage_id is None else _usage(account, entry.usage_id),
                     effective_at=entry.effective_at,
                     recorded_at=entry.recorded_at,
                 )
@@ -154,6 +158,11 @@ class Ledger(reads.Read):
             ],
             next_cursor=page[-1].seq if len(found) > query.limit else None,
         ).response()
+
+
+def _usage(account: Account, id_: UUID) -> str:
+    """The usage record's public id, as metering writes it."""
+    return f"rec_{account.public_id.removeprefix('acct_')}{id_.hex}"
 
 
 class LimitTerms(reads.Answer):
@@ -218,7 +227,9 @@ class Subscription(reads.Read):
         with tenancy.acting_as(account=account):
             live = models.Subscription.objects.filter(account_id=account.pk).exclude(status=models.Subscription.Status.CANCELED).first()
         product = catalog.product_by_id(product_id=account.product_id)
-        terms = live and SubscriptionTerms(
+        if live is None:
+            return SubscriptionAnswer(account=account.public_id, subscription=None).response()
+        terms = SubscriptionTerms(
             status=models.Subscription.Status(live.status),
             plan=_plan(catalog.plan_version_by_id(plan_version_id=live.plan_version_id), product),
             current_period=PeriodAnswer(start=live.current_period_start, end=live.current_period_end),
@@ -312,22 +323,29 @@ class Packs(reads.Read):
 # Two shapes that a source document fixes --------------------------------------------------------------------------------------
 
 
-class KeyOrSession(api.BearerKey):
-    """A bearer key; without one the user who is signed in. For reads only: nothing here checks for forged requests."""
+class SignedIn(BaseAuthentication):
+    """The user who is signed in, where no key is sent. For reads only: nothing here checks for forged requests."""
 
-    def authenticate(self, request: Request) -> tuple[Any, Any] | None:
+    def authenticate(self, request: Request) -> tuple[User, None] | None:
         user = request._request.user
-        if "Authorization" not in request.headers and user.is_authenticated:
-            return user, None
-        return super().authenticate(request)
+        return (user, None) if isinstance(user, User) and "Authorization" not in request.headers else None
+
+
+class SignedInScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+    target_class = "billing.api.SignedIn"
+    name = "session"
+
+    def get_security_definition(self, auto_schema: Any) -> dict[str, str]:
+        return {"type": "apiKey", "in": "cookie", "name": settings.SESSION_COOKIE_NAME}
 
 
 class ChatBalance(reads.Read):
-    authentication_classes = [KeyOrSession]
+    authentication_classes = [SignedIn, api.BearerKey]
     permission_classes: list[Any] = []
 
     @extend_schema(
         operation_id="chatBalance",
+        tags=["billing"],
         parameters=reads.parameters(reads.OfAccount),
         responses=OpenApiResponse(
             {
@@ -337,7 +355,6 @@ class ChatBalance(reads.Read):
             },
             examples=[OpenApiExample("Ten dollars", {"balance": 10.00, "currency": "USD"})],
         ),
-        auth=[{"apiKey": []}, {"session": []}],
     )
     def get(self, request: Request) -> HttpResponse:
         """The balance as a JSON number with two decimals, rounded down, for a bearer key or the user who is signed in."""
@@ -383,7 +400,7 @@ class PricingHealth(reads.Read):
     authentication_classes: list[Any] = []
     permission_classes = [AllowAny]
 
-    @extend_schema(operation_id="pricingHealth", responses={200: Status, 500: StatusError}, auth=[])
+    @extend_schema(operation_id="pricingHealth", tags=["health"], responses={200: Status, 500: StatusError})
     def get(self, request: Request) -> Response:
         """Can usage be priced and charged? Asks the price table and the balance table."""
         self.asked(request, reads.Query)

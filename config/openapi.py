@@ -11,7 +11,6 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Literal
 
-from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.http import require_safe
 from drf_spectacular.generators import SchemaGenerator
@@ -211,18 +210,19 @@ OPERATIONS = (
     ),
 )  # fmt: skip
 _BODY_PROBLEMS = {400: "`invalid_json`", 413: "`body_too_large`", 415: "`unsupported_media_type`"}
-_EVERY_PROBLEM = {
+_PARAMETER_PROBLEMS = {422: "`invalid_request`: `errors` names every wrong field or parameter"}
+_KEY_PROBLEMS = {
     401: "`invalid_key`",
     403: "`missing_scope`",
-    422: "`invalid_request`: `errors` names every wrong field or parameter",
+    404: "`not_found`: nothing like that, or nothing of this key's",
     503: "`dependency_unavailable`: nothing was done, try again after `Retry-After` seconds",
 }
 
 
 def complete(result: Document, generator: object, request: object, public: bool) -> Document:
-    """Adds the hot endpoints, the problems and the session cookie. Called by drf-spectacular."""
-    requests = {model for operation in OPERATIONS for model in operation.requests}
-    answers = {Problem, *(model for operation in OPERATIONS for model in operation.answers)}
+    """Adds the hot endpoints and the problems. Called by drf-spectacular."""
+    requests: set[type[BaseModel]] = {model for operation in OPERATIONS for model in operation.requests}
+    answers: set[type[BaseModel]] = {Problem, *(model for operation in OPERATIONS for model in operation.answers)}
     schemas = result["components"].setdefault("schemas", {})
     schemas |= _schemas(requests, "validation") | _schemas(answers, "serialization")
     schemas["Batch"]["properties"]["events"]["items"] = {"anyOf": [_reference(api.Event), _reference(api.CloudEvent)]}
@@ -230,11 +230,8 @@ def complete(result: Document, generator: object, request: object, public: bool)
         result["paths"].setdefault(operation.path, {})["post"] = _described(operation)
     for path, methods in result["paths"].items():
         for method in methods.values():
-            if method.get("security") != [{}]:
-                _add_problems(method["responses"], {})
-            if "{record}" in path:
-                _add_problems(method["responses"], {404: "`not_found`: also for what is another account's"})
-    result["components"]["securitySchemes"]["session"] = {"type": "apiKey", "in": "cookie", "name": settings.SESSION_COOKIE_NAME}
+            keyless = method.get("security") == [{}]
+            _add_problems(method["responses"], _PARAMETER_PROBLEMS if keyless else _PARAMETER_PROBLEMS | _KEY_PROBLEMS)
     result["paths"] = dict(sorted(result["paths"].items()))
     return result
 
@@ -249,7 +246,7 @@ def _described(operation: Operation) -> Document:
             "content": {"application/json": {"schema": _either(operation.answers)}},
         }
     }
-    _add_problems(responses, operation.problems | _BODY_PROBLEMS)
+    _add_problems(responses, _BODY_PROBLEMS | operation.problems)
     examples = {name: {"value": value} for name, value in operation.examples.items()}
     return {
         "operationId": operation.id,
@@ -267,7 +264,7 @@ def _described(operation: Operation) -> Document:
 
 
 def _add_problems(responses: Document, codes: dict[int, str]) -> None:
-    for status, description in sorted((_EVERY_PROBLEM | codes).items()):
+    for status, description in sorted(codes.items()):
         responses.setdefault(str(status), _problem(description))
     responses.setdefault("default", _problem("Any other problem."))
 

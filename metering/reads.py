@@ -321,7 +321,7 @@ class Explain(reads.Read):
 
 
 def _burnt(record: UsageRecord) -> list[BurntAnswer]:
-    if record.first_seq is None:
+    if record.first_seq is None or record.unit_id is None:
         return []
     entries = LedgerEntry.objects.filter(
         account_id=record.account_id, unit_id=record.unit_id, seq__gte=record.first_seq, seq__lt=record.first_seq + record.entries
@@ -336,7 +336,7 @@ def _burnt(record: UsageRecord) -> list[BurntAnswer]:
             amount=entry.amount,
             debt_change=entry.debt_delta,
             grant=entry.grant_id,
-            source=sources.get(entry.grant_id),
+            source=None if entry.grant_id is None else sources[entry.grant_id],
             balance_after=entry.balance_after,
         )
         for entry in entries_found
@@ -381,15 +381,14 @@ def _rating(record: UsageRecord, model: str, product: Product, principal: Princi
 
 
 def _line(line: rating.Line, *, staff: bool) -> LineAnswer:
-    costs = {"cost": exact(line.cost), "price_row": line.price_row_id or None} if staff else {}
-    return LineAnswer(
+    answer = LineAnswer(
         component=line.component,
         quantity=line.quantity,
         rate=exact(line.charge * line.per_units / line.quantity),
         per_units=line.per_units,
         charge=exact(line.charge),
-        **costs,
     )
+    return answer.model_copy(update={"cost": exact(line.cost), "price_row": line.price_row_id or None}) if staff else answer
 
 
 def exact(nanos: Fraction) -> str:
