@@ -177,7 +177,7 @@ class RateCard(models.Model):
             models.CheckConstraint(name="rate_card_markup_only_for_markup", condition=Q(mode="markup") | Q(markup_ppm=0)),
             models.CheckConstraint(
                 name="rate_card_credits_only_for_credit_rate",
-                condition=Q(mode="credit_rate", tokens_per_credit__gte=1)
+                condition=Q(mode="credit_rate", tokens_per_credit__isnull=False, tokens_per_credit__gte=1)
                 | (~Q(mode="credit_rate") & Q(tokens_per_credit=None, default_multiplier_ppm=None)),
             ),
         ]
@@ -200,7 +200,8 @@ class RateCardModel(models.Model):
             models.UniqueConstraint(fields=["card", "provider", "model"], name="rate_card_model_once"),
             models.CheckConstraint(
                 name="rate_card_model_has_one_term",
-                condition=Q(multiplier_ppm=None, markup_ppm__gte=0) | Q(multiplier_ppm__gte=1, markup_ppm=None),
+                condition=Q(multiplier_ppm__isnull=True, markup_ppm__isnull=False, markup_ppm__gte=0)
+                | Q(multiplier_ppm__isnull=False, multiplier_ppm__gte=1, markup_ppm__isnull=True),
             ),
         ]
 

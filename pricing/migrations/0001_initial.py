@@ -637,7 +637,7 @@ class Migration(migrations.Migration):
             model_name="ratecard",
             constraint=models.CheckConstraint(
                 condition=models.Q(
-                    models.Q(("mode", "credit_rate"), ("tokens_per_credit__gte", 1)),
+                    models.Q(("mode", "credit_rate"), ("tokens_per_credit__gte", 1), ("tokens_per_credit__isnull", False)),
                     models.Q(
                         models.Q(("mode", "credit_rate"), _negated=True), ("default_multiplier_ppm", None), ("tokens_per_credit", None)
                     ),
@@ -654,8 +654,8 @@ class Migration(migrations.Migration):
             model_name="ratecardmodel",
             constraint=models.CheckConstraint(
                 condition=models.Q(
-                    models.Q(("markup_ppm__gte", 0), ("multiplier_ppm", None)),
-                    models.Q(("markup_ppm", None), ("multiplier_ppm__gte", 1)),
+                    models.Q(("markup_ppm__gte", 0), ("markup_ppm__isnull", False), ("multiplier_ppm__isnull", True)),
+                    models.Q(("markup_ppm__isnull", True), ("multiplier_ppm__gte", 1), ("multiplier_ppm__isnull", False)),
                     _connector="OR",
                 ),
                 name="rate_card_model_has_one_term",
