@@ -1,0 +1,570 @@
+"""Catalog files: what they may say, what every mistake is told, and that file and database never differ after an apply."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from django.core.management import CommandError, call_command
+from django.utils import timezone
+
+from pricing import catalog, catalog_file, rating
+from pricing.models import CatalogChange, CostTier, CreditPack, Plan, PlanVersion, PriceRow, Product, RateCard, Unit
+
+CATALOGS = sorted((Path(__file__).parents[1] / "catalogs").glob("*.toml"))
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+SMALL = """
+[product]
+slug = "acme"
+name = "Acme"
+default_plan = "free"
+visibility = "amount"
+overage = "charge"
+late_charging = "charge"
+burn_order = [
+    "purchased",
+]
+
+[unit]
+code = "acme.credit"
+name = "credit"
+decimals = 0
+
+[cost_tiers.free]
+monthly_cost = "0.50"
+daily_cost = "unlimited"
+requests_per_hour = 10
+
+[rate_cards.standard]
+mode = "markup"
+markup_percent = "50"
+
+[plans.free]
+name = "Free"
+rank = 0
+price = "0.00"
+included_credit = "5"
+rate_card = "standard"
+cost_tier = "free"
+
+[plans.free.entitlements]
+api_access = false
+support = "email"
+
+[plans.free.entitlements.agents]
+day = 3
+count = "unlimited"
+mode = "soft"
+
+[packs.small]
+name = "Small"
+price = "5.00"
+credit = "100"
+
+[[prices]]
+provider = "acme-cloud"
+model = "box"
+component = "seconds"
+price = "0.15"
+per = 3600
+source = "price list"
+"""
+
+
+def parsed(text: str = SMALL) -> catalog_file.Document:
+    return catalog_file.parse(text.encode())
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(catalog_file.InvalidCatalog) as refusal:
+        parsed(text)
+    return refusal.value.problems
+
+
+def edited(old: str, new: str) -> str:
+    assert SMALL.count(old) == 1, f"{old!r} stands {SMALL.count(old)} times"
+    return SMALL.replace(old, new)
+
+
+def apply(text: str = SMALL, **more: Any) -> list[str]:
+    return catalog_file.apply(parsed(text), actor="ada", **more)
+
+
+class TestShippedFiles:
+    @pytest.mark.parametrize("path", CATALOGS, ids=lambda path: path.stem)
+    def test_a_shipped_file_is_canonical(self, path: Path) -> None:
+        assert tomli_w.dumps(catalog_file.parse(path.read_bytes())).encode() == path.read_bytes()
+
+    @pytest.mark.django_db
+    def test_exporting_what_was_applied_gives_every_shipped_file_back_byte_for_byte(self) -> None:
+        assert [path.stem for path in CATALOGS] == ["elite", "prpm", "rover", "supabase_chat", "teach_charlie"]
+        for path in CATALOGS:
+            assert catalog_file.apply(catalog_file.parse(path.read_bytes()), actor="ada")
+        for path in CATALOGS:
+            assert catalog_file.export(slug=path.stem) == path.read_bytes()
+            assert catalog_file.apply(catalog_file.parse(path.read_bytes()), actor="ada") == []
+        assert CatalogChange.objects.count() == len(CATALOGS)
+
+
+@pytest.mark.django_db
+class TestTheFiveBusinesses:
+    """Figures of the source documents, as the hot path reads them."""
+
+    @pytest.fixture(autouse=True)
+    def applied(self) -> None:
+        for path in CATALOGS:
+            catalog_file.apply(catalog_file.parse(path.read_bytes()), actor="ada", effective=BEGIN)
+
+    def terms(self, product: str, plan: str) -> catalog.PlanTerms:
+        return catalog.plan_version(product_id=catalog.product(slug=product).pk, slug=plan, at=timezone.now())
+
+    def card(self, product: str, slug: str) -> rating.RateCard:
+        return catalog.rate_card(product_id=catalog.product(slug=product).pk, slug=slug, at=timezone.now())
+
+    def packs(self, product: str) -> list[tuple[str, int, int]]:
+        packs = catalog.packs(product_id=catalog.product(slug=product).pk, at=timezone.now())
+        return [(pack.slug, pack.price_cents, pack.credit_nanos // rating.NANOS) for pack in packs]
+
+    def limit(self, product: str, plan: str, key: str, window: str) -> int | None:
+        limit = self.terms(product, plan).limit(key, window)
+        assert limit is not None
+        return limit.limit
+
+    def test_rover(self) -> None:
+        assert [self.terms("rover", plan).version.price_cents for plan in ("core", "pro", "enterprise")] == [2_500, 5_000, None]
+        assert [self.limit("rover", plan, "concurrent_tasks", "open") for plan in ("core", "pro")] == [3, 10]
+        assert [self.limit("rover", plan, "automations", "count") for plan in ("core", "pro")] == [5, None]
+        assert self.packs("rover") == [("starter", 1_000, 12), ("standard", 2_500, 32), ("pro", 5_000, 70), ("enterprise", 10_000, 150)]
+        assert [self.card("rover", slug).markup_ppm for slug in ("standard", "reduced")] == [500_000, 350_000]
+        assert catalog.product(slug="rover").visibility == "depletion_only"
+        sandbox = catalog.price_book(model="e2b:2cpu-4gb", at=timezone.now())
+        assert (
+            rating.rate(card=self.card("rover", "standard"), book=sandbox, model="e2b:2cpu-4gb", quantities={"seconds": 3_600}).cost_nanos
+            == 150_000_000
+        )
+
+    def test_prpm(self) -> None:
+        plans = [self.terms("prpm", plan).version for plan in ("free", "org_member", "individual")]
+        assert [(plan.price_cents, plan.legacy_price_cents, plan.per_seat) for plan in plans] == [
+            (0, None, False),
+            (300, 200, True),
+            (600, 500, False),
+        ]
+        assert self.packs("prpm") == [("small", 500, 100), ("medium", 1_000, 250), ("large", 2_000, 600)]
+        tiers = {tier.slug: tier for tier in CostTier.objects.filter(product__slug="prpm")}
+        assert {slug: (tier.monthly_cost_nanos, tier.daily_cost_nanos, tier.requests_per_hour) for slug, tier in tiers.items()} == {
+            "free": (500_000_000, 100_000_000, 10),
+            "prpm_plus_individual": (5_000_000_000, 1_000_000_000, 100),
+            "prpm_plus_org": (2_500_000_000, 500_000_000, 100),
+            "unlimited": (None, None, None),
+        }
+        assert {slug: max(tier.warn_at_ppm, default=0) for slug, tier in tiers.items() if not tier.staff_only} == {
+            "free": 800_000,
+            "prpm_plus_individual": 900_000,
+            "prpm_plus_org": 900_000,
+        }
+        card = self.card("prpm", "tokens")
+        assert (card.tokens_per_credit, card.multipliers["anthropic:claude-opus-4-1"]) == (5_000, 5_000_000)
+        assert all(self.limit("prpm", plan, "request_tokens", "request") == 20_000 for plan in ("free", "org_member", "individual"))
+        assert catalog.product(slug="prpm").unit.code == "prpm.credit"
+
+    def test_supabase_chat(self) -> None:
+        product, card = catalog.product(slug="supabase_chat"), self.card("supabase_chat", "retail")
+        assert len(card.retail) == 23
+        assert card.retail["openai:gpt-4o"].prices["input_tokens"].price_nanos == 2_500_000_000
+        assert (product.welcome_credit_nanos, product.announcement_credit_nanos) == (10 * rating.NANOS, 5 * rating.NANOS)
+        assert (product.minimum_balance_nanos, product.guest_exchanges) == (10_000_000, 3)
+        assert product.guest_exchanges_setting == "FREE_GUEST_EXCHANGES"
+
+    def test_elite(self) -> None:
+        elite, browser = self.terms("elite", "elite"), self.terms("elite", "browser")
+        assert (elite.version.price_cents, elite.flags, browser.flags) == (5_000, {"cloud_execution": True}, {"cloud_execution": False})
+        assert elite.cost_tier is not None
+        assert (elite.cost_tier.monthly_cost_nanos, elite.cost_tier.throttle_on_exceed) == (15 * rating.NANOS, False)
+        month = rating.rate(
+            card=self.card("elite", "included"),
+            book=catalog.price_book(model="fly:shared-cpu-1x", at=timezone.now()),
+            model="fly:shared-cpu-1x",
+            quantities={"seconds": 30 * 86_400},
+        )
+        assert (month.cost_nanos, month.price_nanos) == (10 * rating.NANOS, 0)
+
+    def test_teach_charlie(self) -> None:
+        plans = ("free", "pro", "team")
+        assert [self.terms("teach_charlie", plan).version.price_cents for plan in plans] == [0, 2_900, 7_900]
+        assert [self.limit("teach_charlie", plan, "agents", "count") for plan in plans] == [3, 10, None]
+        assert [self.limit("teach_charlie", plan, "messages", "day") for plan in plans] == [100, 1_000, 5_000]
+        assert [self.limit("teach_charlie", plan, "projects", "count") for plan in plans] == [1, 5, None]
+        assert [self.terms("teach_charlie", plan).texts["support"] for plan in plans] == ["community", "email", "priority"]
+        flags = ("playground_only", "custom_components", "canvas_unlock", "export_embed", "team_collaboration", "api_access", "white_label")
+        assert [[self.terms("teach_charlie", plan).flags[flag] for flag in flags] for plan in plans] == [
+            [True, False, False, False, False, False, False],
+            [False, True, True, True, False, False, False],
+            [False, True, True, True, True, True, True],
+        ]
+        assert [self.card("teach_charlie", slug).mode for slug in ("at_cost", "own_keys")] == ["pass_through", "byo"]
+        assert self.terms("teach_charlie", "pro").version.alternative_rate_cards == ["own_keys"]
+
+    def test_plans_of_one_slug_in_two_businesses_are_two_plans(self) -> None:
+        assert {plan.product.slug for plan in Plan.objects.filter(slug="pro").select_related("product")} == {"rover", "teach_charlie"}
+
+
+class TestMistakes:
+    """Each is named by line or path, with what was expected."""
+
+    @pytest.mark.parametrize(
+        ("old", "new", "said"),
+        [
+            (
+                'slug = "acme"',
+                'slug = "Acme"',
+                'product.slug: expected lower-case letters, digits, - and _, at most 64 characters; found "Acme"',
+            ),
+            ('slug = "acme"', 'slug = "acme"\nsecret = 1', "product.secret: expected one of slug, name"),
+            ('name = "Acme"\n', "", "product.name: expected a value; this key is required"),
+            ('name = "Acme"', 'name = "\\u0000"', "product.name: expected a text"),
+            ('visibility = "amount"', 'visibility = "open"', "product.visibility: expected one of depletion_only, amount, full_breakdown"),
+            ('visibility = "amount"', 'visibility = "amount"\ntime_zone = "Mars/Base"', "product.time_zone: expected a time zone"),
+            (
+                'visibility = "amount"',
+                'visibility = "amount"\nsupport_email = "nobody"',
+                "product.support_email: expected an email address",
+            ),
+            (
+                'visibility = "amount"',
+                'visibility = "amount"\nallowed_origins = ["https://a.example/x"]',
+                "product.allowed_origins: expected an origin",
+            ),
+            (
+                'visibility = "amount"',
+                'visibility = "amount"\nallowed_origins = ["http://a.example"]',
+                "product.allowed_origins: expected an origin",
+            ),
+            (
+                'visibility = "amount"',
+                'visibility = "amount"\nallowed_origins = ["https://u:p@a.example"]',
+                "product.allowed_origins: expected an origin",
+            ),
+            (
+                'visibility = "amount"',
+                'visibility = "amount"\nguest_exchanges_setting = "FREE"',
+                "product.guest_exchanges_setting: expected guest_exchanges",
+            ),
+            (
+                'visibility = "amount"',
+                'visibility = "amount"\nhold_max_seconds = 5',
+                "product.hold_max_seconds: expected at least hold_lifetime",
+            ),
+            ('    "purchased",', '    "gold",', "product.burn_order: expected one of monthly, rollover"),
+            ('    "purchased",', '    "staff", "staff",', "product.burn_order: expected a list without repetitions"),
+            ('default_plan = "free"', 'default_plan = "gold"', 'product.default_plan: expected a plan of this file (free); found "gold"'),
+            ('code = "acme.credit"', 'code = "other.credit"', 'unit.code: expected "USD" or "acme.<name>"'),
+            ('code = "acme.credit"', 'code = "USD"', 'unit: expected the name "US dollar" and 2 decimals'),
+            ("decimals = 0", "decimals = true", "unit.decimals: expected a whole number from 0 to 9; found true"),
+            ('monthly_cost = "0.50"', "monthly_cost = 0.50", "cost_tiers.free.monthly_cost: expected an amount as a string"),
+            (
+                'monthly_cost = "0.50"',
+                'monthly_cost = "999999.99"',
+                'cost_tiers.free.monthly_cost: expected a real amount; a limit that is none is written "unlimited"',
+            ),
+            ('monthly_cost = "0.50"', 'monthly_cost = "-1"', "cost_tiers.free.monthly_cost: expected an amount"),
+            ('monthly_cost = "0.50"', 'monthly_cost = "1e3"', "cost_tiers.free.monthly_cost: expected an amount"),
+            ('monthly_cost = "0.50"', 'monthly_cost = "NaN"', "cost_tiers.free.monthly_cost: expected an amount"),
+            ('monthly_cost = "0.50"', 'monthly_cost = "５"', "cost_tiers.free.monthly_cost: expected an amount"),
+            (
+                'monthly_cost = "0.50"',
+                'monthly_cost = "0.0000000001"',
+                "cost_tiers.free.monthly_cost: expected an amount as a string with at most 9 decimals",
+            ),
+            ('monthly_cost = "0.50"', 'monthly_cost = "10000000000"', "cost_tiers.free.monthly_cost: expected at most 9223372036"),
+            ("requests_per_hour = 10", "requests_per_hour = 999999", "cost_tiers.free.requests_per_hour: expected a real number"),
+            ("requests_per_hour = 10", "requests_per_hour = -1", "cost_tiers.free.requests_per_hour: expected a whole number from 0"),
+            ("requests_per_hour = 10", "requests_per_hour = 1.5", "cost_tiers.free.requests_per_hour: expected a whole number from 0"),
+            ('markup_percent = "50"', 'markup_percent = "50 %"', "rate_cards.standard.markup_percent: expected a percentage"),
+            ('mode = "markup"', 'mode = "byo"', "rate_cards.standard.markup_percent: expected nothing; only mode markup has it"),
+            (
+                'mode = "markup"\nmarkup_percent = "50"',
+                'mode = "credit_rate"',
+                "rate_cards.standard.tokens_per_credit: expected a value; mode credit_rate requires it",
+            ),
+            (
+                'mode = "markup"\nmarkup_percent = "50"',
+                'mode = "price_book"',
+                "rate_cards.standard.prices: expected a value; mode price_book requires it",
+            ),
+            ('markup_percent = "50"', 'quantum = "0"', "rate_cards.standard.quantum: expected more than 0"),
+            ('markup_percent = "50"', 'quantum = "2"\nminimum = "3"', "rate_cards.standard.minimum: expected a multiple of quantum"),
+            ('markup_percent = "50"', 'credit_value = "0"', "rate_cards.standard.credit_value: expected more than 0"),
+            ('markup_percent = "50"', 'markup_percents = {"gpt-4o" = "5"}', "rate_cards.standard.markup_percents: expected provider:model"),
+            ('markup_percent = "50"', 'multipliers = {"a:b" = "0"}', "rate_cards.standard.multipliers.a:b: expected a factor above 0"),
+            ('markup_percent = "50"', 'prices = {"a:b" = {}}', "rate_cards.standard.prices.a:b: expected at least one price"),
+            (
+                'markup_percent = "50"',
+                'prices = {"a:b" = {tokens = "1"}}',
+                "rate_cards.standard.prices.a:b.tokens: expected one of per, input_tokens",
+            ),
+            (
+                'price = "0.00"',
+                'price = "0.001"',
+                'plans.free.price: expected an amount as a string with at most 2 decimals, e.g. "25.00", or "custom"',
+            ),
+            ('price = "0.00"', 'price = "25000000.00"', "plans.free.price: expected at most 21474836"),
+            ("rank = 0", 'rank = "0"', "plans.free.rank: expected a whole number"),
+            (
+                'rate_card = "standard"',
+                'rate_card = "gold"',
+                'plans.free.rate_card: expected a rate card of this file (standard); found "gold"',
+            ),
+            ('cost_tier = "free"', 'cost_tier = "gold"', "plans.free.cost_tier: expected a cost tier of this file"),
+            ('cost_tier = "free"', 'rollover_cap = "5"', "plans.free.rollover_cap: expected rollover_periods above 0"),
+            (
+                "api_access = false",
+                "api_access = 1",
+                "plans.free.entitlements.api_access: expected true, false, a text, or a table of limits",
+            ),
+            ("api_access = false", '"API access" = false', "plans.free.entitlements.API access: expected lower-case"),
+            ("day = 3", "day = -3", "plans.free.entitlements.agents.day: expected a whole number from 0"),
+            ("day = 3", "week = 3", "plans.free.entitlements.agents.week: expected one of request, open, hour"),
+            ('day = 3\ncount = "unlimited"\n', "", "plans.free.entitlements.agents: expected a limit for at least one of"),
+            ('mode = "soft"', 'mode = "gentle"', "plans.free.entitlements.agents.mode: expected one of off, shadow, soft, hard"),
+            ('price = "5.00"', 'price = "0.00"', "packs.small.price: expected more than 0"),
+            ('credit = "100"', 'credit = "0"', "packs.small.credit: expected more than 0"),
+            ("[packs.small]", "[packs.Small]", "packs.Small: expected lower-case letters"),
+            ('component = "seconds"', 'component = "input_tokens"', "prices[0].component: expected one of images, seconds"),
+            ("per = 3600", "per = 0", "prices[0].per: expected a whole number from 1"),
+            ('source = "price list"', "", "prices[0].source: expected a value; this key is required"),
+            ('provider = "acme-cloud"', 'provider = "acme cloud"', "prices[0].provider: expected a provider's name"),
+            ("[[prices]]", "[prices]", "prices: expected tables written as [[prices]]"),
+            ("[packs.small]", "[shop]\n[packs.small]", "shop: expected one of product, unit, cost_tiers"),
+        ],
+    )
+    def test_a_mistake_is_told_with_its_path_and_what_was_expected(self, old: str, new: str, said: str) -> None:
+        assert any(problem.startswith(said) for problem in problems(edited(old, new))), problems(edited(old, new))
+
+    def test_all_mistakes_are_told_at_once(self) -> None:
+        text = edited('name = "Acme"', "name = 5").replace('price = "5.00"', "price = 5").replace("per = 3600", "per = -1")
+        assert [problem.partition(":")[0] for problem in problems(text)] == ["product.name", "packs.small.price", "prices[0].per"]
+
+    def test_a_missing_table_is_one_mistake_and_not_one_for_each_of_its_keys(self) -> None:
+        assert problems(re.sub(r"\[unit\][^\[]*", "", SMALL)) == ["unit: expected a table"]
+        assert len(problems("")) == 2
+
+    @pytest.mark.parametrize("value", ["5", '"text"', "[]", "true"])
+    def test_a_section_that_is_no_table_is_told(self, value: str) -> None:
+        assert any(
+            problem.startswith("plans: expected a table")
+            for problem in problems(f"plans = {value}\n" + re.sub(r"\[plans[^\[]*", "", SMALL))
+        )
+
+    def test_two_plans_of_one_rank_and_two_prices_of_one_thing_are_told(self) -> None:
+        second = '\n[plans.pro]\nname = "Pro"\nrank = 0\nprice = "1.00"\nincluded_credit = "0"\nrate_card = "standard"\n'
+        prices = SMALL[SMALL.index("[[prices]]") :]
+        found = problems(SMALL.replace("\n[packs.small]", second + "\n[packs.small]") + "\n" + prices)
+        assert [problem.partition(":")[0] for problem in found] == ["plans.pro.rank", "prices[1]"]
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            (b'[product]\nslug = "a"\nslug = "b"\n', "not TOML: Cannot overwrite a value (at line 3"),
+            (b"[product\n", "not TOML: .*at line 1"),
+            (b'[product]\nname = "\xff"\n', "line 2: not UTF-8"),
+            (b"a = " + b"[" * 20_000, "not TOML: "),
+            (b"#" * (1024 * 1024 + 1), "the file has 1048577 bytes; expected at most 1048576"),
+            (b"\x00", "not TOML: "),
+        ],
+    )
+    def test_what_is_not_toml_is_told_with_its_line(self, text: bytes, said: str) -> None:
+        with pytest.raises(catalog_file.InvalidCatalog) as refusal:
+            catalog_file.parse(text)
+        (problem,) = refusal.value.problems
+        assert re.match(re.escape(said).replace(r"\.\*", ".*"), problem), problem
+
+    def test_amounts_may_be_written_in_any_form_and_come_out_canonical(self) -> None:
+        loose = edited('price = "5.00"', 'price = "5"').replace('credit = "100"', 'credit = "100.00"\ncurrency = "usd"')
+        assert parsed(loose) == parsed()
+
+    def test_a_file_in_another_order_says_the_same(self) -> None:
+        parts = re.split(r"(?m)^(?=\[)", SMALL)
+        assert tomli_w.dumps(parsed("".join(reversed(parts)))) == tomli_w.dumps(parsed())
+
+
+@pytest.mark.django_db
+class TestApply:
+    def test_the_database_has_what_the_file_says(self) -> None:
+        before = timezone.now()
+        lines = apply()
+        product = Product.objects.select_related("unit").get(slug="acme")
+        version = PlanVersion.objects.select_related("cost_tier").get(plan__product=product)
+        assert (product.unit.code, product.burn_order, product.welcome_credit_nanos) == ("acme.credit", ["purchased"], 0)
+        assert (version.price_cents, version.included_credit_nanos, version.rollover_cap_nanos) == (0, 5 * rating.NANOS, None)
+        assert version.cost_tier is not None
+        assert (version.cost_tier.monthly_cost_nanos, version.cost_tier.daily_cost_nanos) == (500_000_000, None)
+        limits = {(row.window, row.limit, row.mode) for row in version.entitlements.filter(kind="limit")}
+        assert limits == {("day", 3, "soft"), ("count", None, "soft")}
+        assert version.entitlements.get(key="api_access").enabled is False
+        assert '+ plans.free.price = "0.00"' in lines
+        change = CatalogChange.objects.get(product=product)
+        assert (change.actor, change.diff) == ("ada", "\n".join(lines))
+        assert abs(change.effective_at - before) < timedelta(minutes=5)
+
+    def test_applying_again_changes_nothing(self) -> None:
+        apply()
+        counts = [model.objects.count() for model in (PlanVersion, RateCard, CreditPack, PriceRow, CatalogChange)]
+        assert apply() == []
+        assert [model.objects.count() for model in (PlanVersion, RateCard, CreditPack, PriceRow, CatalogChange)] == counts
+        assert catalog_file.export(slug="acme").decode() == SMALL.lstrip()
+
+    def test_changed_terms_are_a_new_version_and_the_old_one_stays_as_it_was(self) -> None:
+        apply(effective=BEGIN)
+        product = catalog.product(slug="acme")
+        later = timezone.now() + timedelta(days=30)
+        text = (
+            edited('price = "0.00"', 'price = "7.00"')
+            .replace('markup_percent = "50"', 'markup_percent = "35"')
+            .replace("day = 3", "day = 4")
+        )
+        lines = apply(text.replace('credit = "100"', 'credit = "120"').replace('price = "0.15"', 'price = "0.20"'), effective=later)
+        assert lines == [
+            '~ rate_cards.standard.markup_percent = "50" → "35"',
+            '~ plans.free.price = "0.00" → "7.00"',
+            "~ plans.free.entitlements.agents.day = 3 → 4",
+            '~ packs.small.credit = "100" → "120"',
+            '~ prices[acme-cloud:box seconds].price = "0.15" → "0.20"',
+        ]
+
+        def seen(at: datetime) -> list[Any]:
+            plan = catalog.plan_version(product_id=product.pk, slug="free", at=at)
+            limit = plan.limit("agents", "day")
+            assert limit is not None
+            card = catalog.rate_card(product_id=product.pk, slug="standard", at=at)
+            pack = catalog.pack(product_id=product.pk, slug="small", at=at)
+            price = catalog.price_book(model="acme-cloud:box", at=at).levels["standard"][0].prices["seconds"]
+            return [plan.version.price_cents, limit.limit, card.markup_ppm, pack.credit_nanos // rating.NANOS, price.price_nanos]
+
+        assert seen(later - timedelta(microseconds=1)) == [0, 3, 500_000, 100, 150_000_000]
+        assert seen(later) == [700, 4, 350_000, 120, 200_000_000]
+        assert apply(text.replace('credit = "100"', 'credit = "120"').replace('price = "0.15"', 'price = "0.20"')) == []
+
+    def test_what_did_not_change_gets_no_new_version(self) -> None:
+        apply(effective=BEGIN)
+        apply(edited('name = "Free"', 'name = "Gratis"'))
+        assert Plan.objects.get(product__slug="acme").name == "Gratis"
+        assert PlanVersion.objects.filter(plan__product__slug="acme").count() == 1
+        assert RateCard.objects.filter(product__slug="acme").count() == 1
+
+    def test_policies_and_cost_tiers_change_in_place(self) -> None:
+        apply()
+        apply(edited('monthly_cost = "0.50"', 'monthly_cost = "unlimited"').replace('overage = "charge"', 'overage = "cap"'))
+        assert CostTier.objects.get(product__slug="acme").monthly_cost_nanos is None
+        assert Product.objects.get(slug="acme").overage == "cap"
+
+    def test_what_left_the_file_is_off_sale_and_its_price_closed_but_all_is_kept(self) -> None:
+        apply(effective=BEGIN)
+        text = SMALL[: SMALL.index("[packs.small]")]
+        second = '[plans.pro]\nname = "Pro"\nrank = 1\nprice = "1.00"\nincluded_credit = "0"\nrate_card = "standard"\n'
+        apply(text + second)
+        apply(text)
+        assert not CreditPack.objects.get(product__slug="acme").available
+        assert Plan.objects.get(product__slug="acme", slug="pro").available is False
+        assert PlanVersion.objects.get(plan__product__slug="acme", plan__slug="pro").price_cents == 100
+        assert catalog_file.export(slug="acme").decode() == text.strip() + "\n"
+        row = PriceRow.objects.get(catalog="acme")
+        assert row.valid.lower == BEGIN
+        assert row.valid.upper is not None
+        apply(SMALL, effective=timezone.now() + timedelta(days=1))
+        assert catalog_file.export(slug="acme").decode() == SMALL.lstrip()
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            (SMALL.replace('"acme.credit"', '"acme.token"'), "unit.code: expected 'acme.credit'; the unit of a product is fixed for ever"),
+            (
+                SMALL.replace("[cost_tiers.free]", "[cost_tiers.gold]").replace('cost_tier = "free"', 'cost_tier = "gold"'),
+                "cost_tiers.free: expected to be kept",
+            ),
+            (
+                SMALL.replace("rate_cards.standard", "rate_cards.gold").replace('"standard"', '"gold"'),
+                "rate_cards.standard: expected to be kept",
+            ),
+        ],
+    )
+    def test_what_must_not_change_is_refused_and_nothing_of_the_file_is_applied(self, text: str, said: str) -> None:
+        apply()
+        with pytest.raises(catalog_file.InvalidCatalog) as refusal:
+            apply(text.replace('name = "Acme"', 'name = "Renamed"'))
+        assert refusal.value.problems[0].startswith(said)
+        assert catalog_file.export(slug="acme").decode() == SMALL.lstrip()
+
+    def test_new_terms_never_begin_in_the_past_or_before_scheduled_ones(self) -> None:
+        apply(effective=BEGIN)
+        dearer = edited('price = "0.00"', 'price = "7.00"').replace('price = "0.15"', 'price = "0.20"')
+        with pytest.raises(catalog_file.InvalidCatalog) as refusal:
+            apply(dearer, effective=timezone.now() - timedelta(days=1))
+        assert [problem.partition(":")[0] for problem in refusal.value.problems] == ["plans.free", "prices[acme-cloud"]
+        apply(dearer, effective=timezone.now() + timedelta(days=30))
+        with pytest.raises(catalog_file.InvalidCatalog, match=r"plans\.free: expected an effective time after its version of"):
+            apply(edited('price = "0.00"', 'price = "9.00"').replace('price = "0.15"', 'price = "0.20"'))
+
+    def test_a_price_is_carried_by_one_catalog(self) -> None:
+        apply()
+        other = SMALL.replace("acme.credit", "other.credit").replace('slug = "acme"', 'slug = "other"')
+        with pytest.raises(catalog_file.InvalidCatalog) as refusal:
+            apply(other)
+        assert refusal.value.problems == ["prices[acme-cloud:box seconds]: expected to be priced once; the catalog of acme has this price"]
+        assert not Product.objects.filter(slug="other").exists()
+        assert not Unit.objects.filter(code="other.credit").exists()
+
+    def test_a_diff_changes_nothing(self) -> None:
+        assert catalog_file.diff(parsed())
+        assert not Product.objects.filter(slug="acme").exists()
+
+
+@pytest.mark.django_db
+class TestCommand:
+    def run(self, *arguments: Any) -> str:
+        out = StringIO()
+        call_command("catalog", *map(str, arguments), stdout=out)
+        return out.getvalue()
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        path = tmp_path / "acme.toml"
+        path.write_text(SMALL.lstrip())
+        return path
+
+    def test_a_file_goes_in_and_comes_out_again(self, path: Path, tmp_path: Path) -> None:
+        assert "valid (1 plans, 1 packs, 1 rate cards)" in self.run("validate", path)
+        assert '+ product.slug = "acme"' in self.run("diff", path)
+        assert '+ product.slug = "acme"' in self.run("apply", path, "--actor", "ada", "--effective", "2026-01-01")
+        assert PlanVersion.objects.get(plan__product__slug="acme").valid_from == BEGIN
+        assert "nothing to change" in self.run("apply", path, "--actor", "ada")
+        (tmp_path / "out").mkdir()
+        self.run("export", tmp_path / "out" / "acme.toml")
+        assert (tmp_path / "out" / "acme.toml").read_bytes() == path.read_bytes()
+
+    def test_a_broken_file_is_told_by_name_and_stops_the_good_ones_beside_it(self, path: Path, tmp_path: Path) -> None:
+        broken = tmp_path / "broken.toml"
+        broken.write_text(edited('name = "Acme"', "name = 5").replace("rank = 0", "rank = -1"))
+        with pytest.raises(CommandError) as refusal:
+            self.run("apply", path, broken, "--actor", "ada")
+        assert [line.split(": ")[:2] for line in str(refusal.value).splitlines()] == [
+            [str(broken), "product.name"],
+            [str(broken), "plans.free.rank"],
+        ]
+        assert not Product.objects.filter(slug="acme").exists()
+
+    @pytest.mark.parametrize("verb", ["validate", "diff", "export"])
+    def test_a_file_that_is_not_there_is_told(self, verb: str, tmp_path: Path) -> None:
+        with pytest.raises(CommandError, match=r"nobody\.toml: "):
+            self.run(verb, tmp_path / "nobody.toml")
+
+    @pytest.mark.parametrize("arguments", [[], ["--actor", "  "], ["--actor", "ada", "--effective", "soon"]])
+    def test_who_and_when_are_needed_and_readable(self, path: Path, arguments: list[str]) -> None:
+        with pytest.raises(CommandError, match=r"--actor|--effective"):
+            self.run("apply", path, *arguments)
