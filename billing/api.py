@@ -29,7 +29,7 @@ from accounts import api, reads, tenancy
 from accounts.models import Account, User
 from billing import balances, models
 from pricing import catalog
-from pricing.models import CreditPack, Plan, PriceRow, Product
+from pricing.models import CreditPack, Plan, PriceRow, Product, Unit
 
 MAX_GRANTS = 100
 MAX_SEQ = 2**63 - 1
@@ -66,11 +66,12 @@ class Balance(reads.Read):
     def get(self, request: Request) -> Response:
         """The account's credits now, and the grants that they are in."""
         account = self.account(request, self.asked(request, reads.OfAccount))
+        unit = catalog.product_by_id(product_id=account.product_id).unit
         with tenancy.acting_as(account=account):
-            balance = _balance(account, timezone.now())
+            balance = _balance(account, unit, timezone.now())
         return BalanceAnswer(
             account=account.public_id,
-            unit=catalog.product_by_id(product_id=account.product_id).unit.code,
+            unit=unit.code,
             balance=balance.balance,
             held=balance.held,
             available=balance.available,
@@ -89,11 +90,10 @@ class Balance(reads.Read):
         ).response()
 
 
-def _balance(account: Account, now: datetime) -> balances.Balance:
-    """The account's wallet in its product's unit; an empty one if nothing ever came in."""
-    unit_id = account.product.unit_id
-    nothing = balances.Balance(unit_id=unit_id, balance=0, held=0, debt=0, seq=0, lots=())
-    return next((balance for balance in balances.of_account(account, now=now) if balance.unit_id == unit_id), nothing)
+def _balance(account: Account, unit: Unit, now: datetime) -> balances.Balance:
+    """The account's wallet in ``unit``; an empty one if nothing ever came in."""
+    nothing = balances.Balance(unit_id=unit.pk, balance=0, held=0, debt=0, seq=0, lots=())
+    return next((balance for balance in balances.of_account(account, now=now) if balance.unit_id == unit.pk), nothing)
 
 
 class EntryAnswer(reads.Answer):
@@ -365,11 +365,11 @@ class ChatBalance(reads.Read):
             account = self.account(request, query)
         else:
             account = _account_of(user, query.account)
+        unit = catalog.product_by_id(product_id=account.product_id).unit
         with tenancy.acting_as(user=user) if user else tenancy.acting_as(account=account):
-            balance = _balance(account, timezone.now()).balance
+            balance = _balance(account, unit, timezone.now()).balance
         whole, rest = divmod(balance // 10_000_000, 100)
-        unit = json.dumps(catalog.product_by_id(product_id=account.product_id).unit.code)
-        return HttpResponse(f'{{"balance": {whole}.{rest:02d}, "currency": {unit}}}', content_type="application/json")
+        return HttpResponse(f'{{"balance": {whole}.{rest:02d}, "currency": {json.dumps(unit.code)}}}', content_type="application/json")
 
 
 def _account_of(user: User, name: str | None) -> Account:

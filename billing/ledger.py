@@ -434,7 +434,8 @@ def _call(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
     try:
         with connection.cursor() as cursor:
             cursor.execute(sql, parameters)
-            return cursor.fetchall()
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+            return rows
     except DataError as error:
         if getattr(error.__cause__, "sqlstate", None) == "22003":  # numeric_value_out_of_range
             raise AmountOverflow("The amount is larger than the ledger can hold.") from error

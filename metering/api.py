@@ -260,7 +260,7 @@ def problem(error: Exception, account: Account | None) -> api.Problem:
     match error:
         case usage.Refused():
             status, code = REFUSED_AS[error.layer.name]
-            left = {"balance": api.amount(error.layer.remaining or 0)} if code == "insufficient_credits" else {}
+            left: dict[str, Any] = {"balance": api.amount(error.layer.remaining or 0)} if code == "insufficient_credits" else {}
             return api.Problem(status, code, str(error), layer=error.layer.name, limits=layers(error.decision), **left)
         case usage.UnknownModel():
             return api.Problem(422, "unknown_model", str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from django.core.management import call_command
@@ -22,7 +23,7 @@ def account() -> Account:
     account = make_account()
     give(account, 100)
     usd, call = account.product.unit_id, ledger.Call(1, None, None, 1, [1], [1])
-    common = {"refusal": None, "call": call, "unit_id": usd, "cost_nanos": 1, "minimum_nanos": 0, "remaining": [None]}
+    common: dict[str, Any] = {"refusal": None, "call": call, "unit_id": usd, "cost_nanos": 1, "minimum_nanos": 0, "remaining": [None]}
     held = ledger.hold(
         account_id=account.pk, key=ledger.key_hash("a"), fingerprint=ledger.key_hash("a"), amount_nanos=10, lifetime=timedelta(hours=1),
         hard_lifetime=timedelta(hours=2), **common,

@@ -6,7 +6,8 @@ its privileges.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from django.db import Error, connection, transaction
@@ -38,7 +39,7 @@ def as_owner(account: Account) -> Iterator[None]:
         cursor.execute("reset role")
 
 
-def refused(sql: str, parameters: list[object] | None = None) -> str:
+def refused(sql: str, parameters: Sequence[Any] | None = None) -> str:
     """Runs ``sql`` in a savepoint; the message that it was refused with."""
     with pytest.raises(Error) as error, transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(sql, parameters)

@@ -75,8 +75,7 @@ class TestAuthorizeAndCapture:
         assert body(done)["charged"] == "0.450000000"
         assert body(done)["balance"] == "0.550000000"
         record = UsageRecord.objects.get(account=app.account)
-        assert (record.price_nanos, record.cost_nanos) == (450_000_000, 300_000_000)
-        assert record.price_nanos - record.cost_nanos == 150_000_000
+        assert (record.price_nanos, record.cost_nanos) == (450_000_000, 300_000_000)  # a margin of 0.15
         assert audit.run() == []
 
     def test_answer_names_every_layer_and_what_remains(self, app: App) -> None:

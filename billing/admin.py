@@ -1,0 +1,192 @@
+"""The money, for staff: grants, operations and subscriptions. Read-only: the ledger's verbs are the only way to write it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, ClassVar
+
+from django.apps import apps
+from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList as BaseChangeList
+from django.core.exceptions import ValidationError
+from django.core.paginator import Paginator
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.functional import cached_property
+from django.utils.safestring import SafeString
+from unfold.decorators import display
+from unfold.views import ChangeList
+
+from accounts.templatetags.amounts import amount
+from billing.balances import ENDS_AT
+from billing.models import Grant, Operation, Subscription
+from pricing.admin import ReadOnlyAdmin
+from pricing.models import Unit
+
+for model in apps.get_app_config("djstripe").get_models():  # fifty mirrors of Stripe's objects, which Stripe's own dashboard shows better
+    if admin.site.is_registered(model):
+        admin.site.unregister(model)
+
+
+@cache
+def unit(pk: int) -> Unit:
+    """A wallet's unit; units never change."""
+    return Unit.objects.get(pk=pk)
+
+
+class CappedPaginator(Paginator):  # type: ignore[type-arg]
+    """Counts no further than a hundred pages: the cost of a page does not grow with history."""
+
+    @cached_property
+    def count(self) -> int:
+        rows: Any = self.object_list
+        counted: int = rows[: 100 * self.per_page].count()
+        return counted
+
+
+class AccountChangeList(ChangeList):  # type: ignore[misc]
+    """Rows are addressed as ``<account>-<row>``, in the order of their tables' keys."""
+
+    def url_for_result(self, result: Any) -> str:
+        url: str = BaseChangeList.url_for_result(self, result)
+        return url.replace(str(result.pk), f"{result.account_id}-{result.pk}")
+
+
+class Within(admin.SimpleListFilter):
+    """The last week, unless more or less is asked for, or one account."""
+
+    title = "time"
+    parameter_name = "within"
+    field: ClassVar[str]
+    days: ClassVar[dict[str | None, int]] = {None: 7, "1": 1, "30": 30}
+
+    def __init__(self, request: HttpRequest, *args: Any) -> None:
+        self.one_account = "account__id__exact" in request.GET
+        super().__init__(request, *args)
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("1", "Last 24 hours"), ("30", "Last 30 days"), ("all", "All")]
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        first, *others = super().choices(changelist)
+        yield first | {"display": "All of the account" if self.one_account else "Last 7 days"}
+        yield from others
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        if value not in self.days or (value is None and self.one_account):
+            return queryset
+        return queryset.filter(**{f"{self.field}__gte": timezone.now() - timedelta(days=self.days[value])})
+
+
+def within(name: str) -> type[Within]:
+    """The filter over the time ``name``."""
+    return type("Within", (Within,), {"field": name})
+
+
+class LedgerAdmin(ReadOnlyAdmin):
+    """Rows of the ledger, newest first; each is found by its account."""
+
+    show_full_result_count = False
+    paginator = CappedPaginator
+    sortable_by = ()
+    search_fields = ("=account__public_id", "=account__external_id", "=account__name")
+    search_help_text = "An account's id, the client's own id of it, or its whole name."
+    list_select_related: Any = ("account__product",)
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[AccountChangeList]:
+        return AccountChangeList
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Model | None:
+        account, _, row = object_id.partition("-")
+        try:
+            found: Model | None = self.get_queryset(request).filter(account_id=int(account), pk=row).first()
+        except (ValueError, ValidationError):
+            return None
+        return found
+
+
+@admin.register(Grant)
+class GrantAdmin(LedgerAdmin):
+    list_display = ("account", "source", "granted_", "remaining_", "starts_at", "expires", "cash", "closed")
+    list_filter = (within("starts_at"), "source", "closed", "account__product")
+    list_select_related = ("account__product", "unit")
+    ordering = ("-starts_at", "-id")
+    fields = (
+        "account",
+        "source",
+        "source_key",
+        "granted_",
+        "remaining_",
+        "frozen_",
+        "clawed_",
+        "priority",
+        "starts_at",
+        "expires",
+        "cash",
+        "fee",
+        "currency",
+        "closed",
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Grant]:
+        found: QuerySet[Grant] = super().get_queryset(request)
+        return found.defer("expires_at").annotate(ends_at=ENDS_AT)
+
+    @display(description="Granted")
+    def granted_(self, grant: Grant) -> SafeString:
+        return amount(grant.granted, grant.unit)
+
+    @display(description="Left")
+    def remaining_(self, grant: Grant) -> SafeString:
+        return amount(grant.remaining, grant.unit)
+
+    @display(description="Frozen by a dispute")
+    def frozen_(self, grant: Grant) -> SafeString:
+        return amount(grant.frozen, grant.unit)
+
+    @display(description="Taken back by refunds")
+    def clawed_(self, grant: Grant) -> SafeString:
+        return amount(grant.clawed, grant.unit)
+
+    @display(description="Expires", empty_value="never")
+    def expires(self, grant: Any) -> datetime | None:
+        ends_at: datetime | None = grant.ends_at
+        return ends_at
+
+    @display(description="Cash paid")
+    def cash(self, grant: Grant) -> str:
+        return _cash(grant.cash_nanos, grant.currency)
+
+    @display(description="Payment fee")
+    def fee(self, grant: Grant) -> str:
+        return _cash(grant.fee_nanos, grant.currency)
+
+
+@admin.register(Operation)
+class OperationAdmin(LedgerAdmin):
+    list_display = ("created_at", "account", "verb", "amount_", "actor", "reason")
+    list_filter = (within("created_at"), "verb", "account__product")
+    ordering = ("-created_at", "-id")
+    list_select_related = ("account__product__unit",)
+    fields = ("created_at", "account", "verb", "amount_", "actor", "reason", "target", "grant_id")
+
+    @display(description="Amount")
+    def amount_(self, operation: Operation) -> SafeString:
+        return amount(operation.amount, operation.account.product.unit)
+
+
+@admin.register(Subscription)
+class SubscriptionAdmin(ReadOnlyAdmin):
+    list_display = ("account", "plan_version", "status", "current_period_start", "current_period_end", "cancel_at_period_end")
+    list_filter = ("status", "account__product")
+    list_select_related = ("account__product", "plan_version__plan__product")
+    search_fields = ("=account__public_id", "=account__external_id", "=account__name")
+    ordering = ("-started_at",)
+
+
+def _cash(nanos: int, currency: str) -> str:
+    return amount(nanos, Unit(code=currency.strip().upper(), name=currency, decimals=2)) if nanos else "–"
