@@ -214,13 +214,16 @@ def _source() -> str:
 def propose(*, providers: Iterable[str] = PROVIDERS, now: datetime, since: datetime | None = None) -> Report:
     """Propose each price from ``now`` on that the price book has not, announced ones included; with ``since``, gaps since then too.
 
-    A pending proposal that the source no longer says is replaced. What staff rejected is not proposed again at the same figure.
+    A pending proposal that the source no longer says is replaced. What staff rejected is not proposed again at the same figure. Prices
+    that a product's catalog carries are left to it.
 
     :raises UnknownProvider: the source has no such provider.
     """
     providers = list(providers)
     stretches, skipped = read(providers=providers)
     book = _book(PriceRow.objects.filter(provider__in=providers, withdrawn_at=None))
+    carried = {key for key, rows in book.items() if any(row.catalog and row.valid.upper is None for row in rows)}
+    stretches = [stretch for stretch in stretches if stretch.key not in carried]
     wanted = [proposal for stretch in stretches for proposal in _differences(stretch, book.get(stretch.key, []), now=now, since=since)]
     old = list(PriceProposal.objects.filter(provider__in=providers).exclude(state=PriceProposal.State.APPROVED))
     rejected = {_figure(proposal) for proposal in old if proposal.state == PriceProposal.State.REJECTED}

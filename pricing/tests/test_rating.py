@@ -279,12 +279,12 @@ class TestExplain:
 
     def test_retail_lines_charge_retail_and_cost_wholesale(self) -> None:
         (line,) = explain(card=RETAIL, book=BOOK, model=SONNET, quantities={"output_tokens": 1})
-        assert (line.cost, line.charge) == (15_000, 20_000)
+        assert (line.cost, line.charge) == (Fraction(15_000), Fraction(20_000))
 
     @pytest.mark.parametrize("card", [BYO, INCLUDED])
     def test_lines_that_charge_nothing_say_so(self, card: RateCard) -> None:
         (line,) = explain(card=card, book=BOOK, model=SONNET, quantities={"output_tokens": 1})
-        assert (line.component, line.charge) == ("output_tokens", 0)
+        assert (line.component, line.charge) == ("output_tokens", Fraction(0))
 
     def test_what_cannot_be_rated_cannot_be_explained(self) -> None:
         with pytest.raises(rating.UnpricedUsage):
