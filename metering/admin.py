@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from django.contrib import admin
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
@@ -65,9 +64,8 @@ class UsageRecordAdmin(LedgerAdmin):
 
     @display(description="Margin", empty_value="–")
     def margin(self, record: UsageRecord) -> str | None:
-        if record.value_nanos is None or record.cost_nanos is None:
-            return None
-        return amount(record.value_nanos - record.cost_nanos, DOLLAR)
+        nanos = earned(record)
+        return None if nanos is None else amount(nanos, DOLLAR)
 
     @display(description="Waived (above the hold)", empty_value="–")
     def waived(self, record: UsageRecord) -> str | None:
@@ -79,7 +77,7 @@ class UsageRecordAdmin(LedgerAdmin):
 
     @display(description="Ledger entries", empty_value="none")
     def movements(self, record: UsageRecord) -> SafeString | None:
-        if not record.entries or record.first_seq is None:
+        if not record.entries or record.first_seq is None or record.unit_id is None:
             return None
         entries = LedgerEntry.objects.filter(
             account_id=record.account_id, unit_id=record.unit_id, seq__gte=record.first_seq, seq__lt=record.first_seq + record.entries
@@ -97,6 +95,11 @@ def charged(record: UsageRecord) -> str:
     if record.price_nanos is None:
         return "not priced yet"
     return amount(record.price_nanos, unit(record.unit_id)) if record.unit_id else "not charged"
+
+
+def earned(record: UsageRecord) -> int | None:
+    """List value minus cost, in nano-USD; None without a price."""
+    return None if record.value_nanos is None or record.cost_nanos is None else record.value_nanos - record.cost_nanos
 
 
 @admin.register(OpenAuthorization)

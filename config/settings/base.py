@@ -13,6 +13,8 @@ import environ
 import structlog
 from django.urls import reverse_lazy
 
+from config.unfold import UNFOLD as UNFOLD
+
 BASE_DIR = Path(__file__).resolve().parent.parent.parent
 env = environ.Env()
 

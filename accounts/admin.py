@@ -1,0 +1,205 @@
+"""Who pays, for staff: users and API keys. The account's own page is in :mod:`analytics.account_page`."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+from allauth.account.models import EmailAddress
+from allauth.mfa.models import Authenticator
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.auth.admin import UserAdmin as BaseUserAdmin
+from django.contrib.auth.models import Group
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.decorators import display
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminSelectWidget,
+    UnfoldAdminTextareaWidget,
+    UnfoldAdminTextInputWidget,
+)
+
+from accounts import api_keys
+from accounts.models import Account, ApiKey, Membership, User
+from pricing.admin import ReadOnlyAdmin
+from pricing.models import Product
+
+admin.site.unregister(Group)
+admin.site.unregister(EmailAddress)
+admin.site.unregister(Authenticator)  # its rows hold the secrets of second factors
+
+
+class MembershipInline(TabularInline):  # type: ignore[misc]
+    model = Membership
+    extra = 0
+    autocomplete_fields = ("account", "user")
+
+
+class EmailForm(UserCreationForm):  # type: ignore[misc]
+    class Meta:
+        model = User
+        fields = ("email",)
+
+
+@admin.register(User)
+class UserAdmin(BaseUserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]
+    """Only superusers say who is staff, and only they touch another superuser."""
+
+    form = UserChangeForm
+    add_form = EmailForm
+    change_password_form = AdminPasswordChangeForm
+    list_display = ("email", "full_name", "is_active", "is_staff", "date_joined", "last_login")
+    list_filter = ("is_staff", "is_superuser", "is_active")
+    search_fields = ("email", "first_name", "last_name")
+    ordering = ("-date_joined",)
+    fieldsets = (
+        (None, {"fields": ("email", "password", "first_name", "last_name", "is_active")}),
+        ("Staff", {"fields": ("is_staff", "is_superuser", "groups", "user_permissions")}),
+        ("Dates", {"fields": ("date_joined", "last_login")}),
+    )
+    add_fieldsets = ((None, {"fields": ("email", "usable_password", "password1", "password2")}),)
+    readonly_fields = ("date_joined", "last_login")
+    inlines = (MembershipInline,)
+
+    @display(description="Name", empty_value="–")
+    def full_name(self, user: User) -> str | None:
+        return user.get_full_name() or None
+
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> tuple[str, ...]:
+        return (
+            self.readonly_fields
+            if request.user.is_superuser
+            else (*self.readonly_fields, "is_staff", "is_superuser", "groups", "user_permissions")
+        )
+
+    def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        if obj is not None and obj.is_superuser and not request.user.is_superuser:
+            return False
+        return super().has_change_permission(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        return False
+
+
+class KeyForm(forms.Form):
+    """What a new API key may do. ``token`` makes one key of one form, however often it is sent."""
+
+    token = forms.CharField(widget=forms.HiddenInput)
+    product = forms.ModelChoiceField(Product.objects.order_by("name"), widget=UnfoldAdminSelectWidget)
+    name = forms.CharField(max_length=120, widget=UnfoldAdminTextInputWidget, help_text="Where the key is used, e.g. “production backend”.")
+    scopes = forms.MultipleChoiceField(choices=ApiKey.Scope.choices, widget=UnfoldAdminCheckboxSelectMultipleWidget)
+
+    def __init__(self, *args: Any, account: Account | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if account:
+            del self.fields["product"]
+            self.fields["scopes"].choices = [choice for choice in ApiKey.Scope.choices if choice[0] != ApiKey.Scope.ADMIN_READ]  # type: ignore[attr-defined]
+
+
+class ReasonForm(forms.Form):
+    reason = forms.CharField(
+        max_length=300, widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}), help_text="Kept in the audit log, with your name."
+    )
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(ReadOnlyAdmin):
+    """Keys are issued and revoked here, never edited."""
+
+    list_display = ("name", "shown", "product", "account", "scopes_", "created_at", "last_used_at", "state")
+    list_filter = ("product",)
+    search_fields = ("name", "prefix", "=account__public_id", "=account__external_id")
+    list_select_related = ("product", "account__product")
+    fields = ("name", "shown", "product", "account", "scopes_", "created_at", "created_by", "expires_at", "last_used_at", "revoked_at")
+    change_form_before_template = "admin/accounts/revoke_link.html"
+
+    @display(description="Key")
+    def shown(self, key: ApiKey) -> str:
+        return f"{key.prefix}…"
+
+    @display(description="Scopes")
+    def scopes_(self, key: ApiKey) -> str:
+        return ", ".join(key.scopes)
+
+    @display(description="State", label={"active": "success", "revoked": "danger", "expired": "warning"})
+    def state(self, key: ApiKey) -> str:
+        if key.revoked_at:
+            return "revoked"
+        return "expired" if key.expires_at and key.expires_at <= timezone.now() else "active"
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.has_perm("accounts.add_apikey")
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(self.revoke_view)
+        return [path("<int:key_id>/revoke/", view, name="accounts_apikey_revoke"), *super().get_urls()]
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        account = self._account(request.GET.get("account"))
+        form = KeyForm(request.POST or None, account=account, initial={"token": uuid4().hex})
+        if request.method == "GET":
+            request.session["key_form"] = form.initial["token"]
+        elif form.is_valid():
+            if request.session.pop("key_form", None) != form.cleaned_data["token"]:
+                form.add_error(None, "This form has issued its key already. Open it again for another one.")
+            else:
+                product = account.product if account else form.cleaned_data["product"]
+                try:
+                    issued = api_keys.issue(
+                        product=product, account=account, name=form.cleaned_data["name"], scopes=form.cleaned_data["scopes"],
+                        created_by=actor(request), now=timezone.now(),
+                    )  # fmt: skip
+                except api_keys.InvalidGrant as error:
+                    form.add_error(None, str(error))
+                else:
+                    self.log_addition(request, issued.key, f"Issued, with {', '.join(issued.key.scopes)}.")
+                    response = self._page(request, "Key issued", "admin/accounts/key_issued.html", issued=issued, account=account)
+                    response.headers["Cache-Control"] = "no-store"
+                    return response
+        title = f"Issue an API key for {account}" if account else "Issue a product key"
+        return self._page(request, title, "admin/accounts/issue_key.html", form=form, account=account)
+
+    def revoke_view(self, request: HttpRequest, key_id: int) -> HttpResponse:
+        if not request.user.has_perm("accounts.change_apikey"):
+            raise PermissionDenied
+        key = ApiKey.objects.select_related("product", "account__product").filter(pk=key_id).first()
+        if key is None:
+            raise Http404
+        form = ReasonForm(request.POST or None)
+        if form.is_valid():
+            api_keys.revoke(key=key, now=timezone.now())
+            self.log_change(request, key, f"Revoked: {form.cleaned_data['reason']}")
+            self.message_user(request, f"{key} is revoked.", messages.SUCCESS)
+            target = (
+                reverse("admin:accounts_account_change", args=[key.account_id])
+                if key.account_id
+                else reverse("admin:accounts_apikey_changelist")
+            )
+            return HttpResponseRedirect(target)
+        return self._page(request, f"Revoke {key}", "admin/accounts/revoke_key.html", form=form, key=key)
+
+    def _account(self, value: str | None) -> Account | None:
+        """The account that the address names. :raises Http404: there is none."""
+        if value is None:
+            return None
+        account = Account.objects.select_related("product").filter(public_id=value).first() if value.isprintable() else None
+        if account is None:
+            raise Http404
+        return account
+
+    def _page(self, request: HttpRequest, title: str, template: str, **context: Any) -> TemplateResponse:
+        return TemplateResponse(request, template, self.admin_site.each_context(request) | {"title": title, "opts": self.opts} | context)
+
+
+def actor(request: HttpRequest) -> str:
+    """Who acts, as the ledger and the audit trail keep it: at most 150 characters."""
+    return request.user.get_username()[:150]

@@ -1,0 +1,261 @@
+"""The account's page for staff: all of one customer on one page, and what staff may do about it.
+
+Acts go through the ledger's verbs. Each form carries a token, so that sending it twice is one act, and shows its effect before it is
+confirmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from django.contrib import messages
+from django.contrib.admin import EmptyFieldListFilter
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.safestring import SafeString
+from unfold.admin import ModelAdmin
+from unfold.decorators import display
+
+from accounts import registration
+from accounts.admin import MembershipInline, actor
+from accounts.models import Account
+from accounts.templatetags.amounts import amount, plain_amount
+from analytics import margin
+from analytics.forms import AdjustForm, GrantForm, ReasonForm
+from billing import ledger, subscriptions
+from billing.balances import ENDS_AT
+from billing.models import Grant, LedgerEntry, Operation, Wallet
+from metering.admin import charged, earned
+from metering.models import OpenAuthorization, UsageRecord
+from pricing import catalog
+
+SHOWN = 15
+DAYS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What an act would make of a wallet (nanos of its unit)."""
+
+    before: int
+    after: int
+    debt_before: int
+    debt_after: int
+
+
+class AccountAdmin(ModelAdmin):  # type: ignore[misc]
+    """Accounts are opened and renamed here; their money moves by the acts on their page."""
+
+    list_display = ("name", "product", "external_id", "public_id", "available", "debt", "created_at", "closed_at")
+    list_filter = ("product", "kind", ("closed_at", EmptyFieldListFilter))
+    search_fields = ("name", "=external_id", "=public_id", "billing_email", "memberships__user__email")
+    search_help_text = "A name, an id of ours or the client's, or an email address."
+    list_select_related = ("product__unit",)
+    ordering = ("-id",)
+    show_full_result_count = False
+    fields = ("product", "external_id", "public_id", "name", "kind", "billing_email", "time_zone", "rate_card", "created_at", "closed_at")
+    readonly_fields = ("public_id", "created_at")
+    inlines = (MembershipInline,)
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).prefetch_related("wallets__unit")
+
+    @display(description="Available")
+    def available(self, account: Account) -> SafeString | str:
+        return next((amount(wallet.available, wallet.unit) for wallet in account.wallets.all()), "–")
+
+    @display(description="Debt")
+    def debt(self, account: Account) -> SafeString | str:
+        return next((amount(wallet.debt, wallet.unit) for wallet in account.wallets.all() if wallet.debt), "–")
+
+    def has_delete_permission(self, request: HttpRequest, obj: Account | None = None) -> bool:
+        return False
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Account | None = None) -> tuple[str, ...]:
+        return (*self.readonly_fields, "product", "external_id", "kind") if obj else (*self.readonly_fields, "closed_at")
+
+    def get_inlines(self, request: HttpRequest, obj: Account | None) -> Any:
+        return self.inlines if obj else ()
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        try:
+            return super().add_view(request, form_url, extra_context)  # type: ignore[no-any-return]
+        except (registration.InvalidAccount, catalog.NotInCatalog) as error:
+            self.message_user(request, f"No account was opened. {error}", messages.ERROR)
+            return HttpResponseRedirect(request.path)
+
+    def save_model(self, request: HttpRequest, obj: Account, form: Any, change: bool) -> None:
+        """A new account is opened as everywhere else: with its ledger, its plan and its welcome credit."""
+        if change:
+            super().save_model(request, obj, form, change)
+            return
+        opened = registration.open_account(
+            product=obj.product, external_id=obj.external_id, name=obj.name, kind=obj.kind, billing_email=obj.billing_email,
+            time_zone=obj.time_zone, now=timezone.now(),
+        )  # fmt: skip
+        obj.pk, obj.public_id, obj.created_at = opened.pk, opened.public_id, opened.created_at
+        if obj.rate_card:
+            Account.objects.filter(pk=opened.pk).update(rate_card=obj.rate_card)
+
+    def get_urls(self) -> list[URLPattern]:
+        views: list[tuple[str, str, Callable[..., HttpResponse]]] = [
+            ("<int:account_id>/edit/", "edit", self.edit_view),
+            ("<int:account_id>/grant/", "grant", self.grant_view),
+            ("<int:account_id>/adjust/", "adjust", self.adjust_view),
+            ("<int:account_id>/reverse/<uuid:usage_id>/", "reverse", self.reverse_view),
+        ]
+        ours = [path(route, self.admin_site.admin_view(view), name=f"accounts_account_{name}") for route, name, view in views]
+        return ours + super().get_urls()  # type: ignore[no-any-return]
+
+    # The page -----------------------------------------------------------------------------------------------------------------
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Everything about one account. Its fields are edited on a page of their own."""
+        account = self.get_object(request, object_id)
+        if account is None:
+            return super().change_view(request, object_id, form_url, extra_context)  # type: ignore[no-any-return]
+        if not self.has_view_or_change_permission(request, account):
+            raise PermissionDenied
+        if request.method != "GET":
+            return HttpResponse(status=405, headers={"Allow": "GET"})
+        return self._page(request, account, account.name, "admin/accounts/account_page.html", **_everything(account))
+
+    def edit_view(self, request: HttpRequest, account_id: int) -> HttpResponse:
+        return super().change_view(request, str(account_id))  # type: ignore[no-any-return]
+
+    # The acts -----------------------------------------------------------------------------------------------------------------
+
+    def grant_view(self, request: HttpRequest, account_id: int) -> HttpResponse:
+        """Adds credits that nobody paid for."""
+        account = self._acting_on(request, account_id)
+
+        def act(cleaned: dict[str, Any]) -> str:
+            done = ledger.grant(
+                account_id=account.pk, unit_id=account.product.unit_id, amount_nanos=cleaned["amount"], source=cleaned["source"],
+                source_key=str(cleaned["token"]), key=f"staff:{cleaned['token']}", actor=actor(request), reason=cleaned["reason"],
+                priority=subscriptions.priority(product=account.product, source=cleaned["source"]), expires_at=cleaned["last_day"],
+            )  # fmt: skip
+            return f"{self._amount(account, done.amount_nanos)} {_was(done)}granted."
+
+        return self._act(request, account, "Grant credits", GrantForm, act)
+
+    def adjust_view(self, request: HttpRequest, account_id: int) -> HttpResponse:
+        """Corrects the wallet, up or down."""
+        account = self._acting_on(request, account_id)
+
+        def act(cleaned: dict[str, Any]) -> str:
+            done = ledger.adjust(
+                account_id=account.pk, unit_id=account.product.unit_id, amount_nanos=cleaned["amount"], key=f"staff:{cleaned['token']}",
+                actor=actor(request), reason=cleaned["reason"],
+            )  # fmt: skip
+            return f"The wallet was {_was(done)}adjusted by {self._amount(account, done.amount_nanos)}."
+
+        return self._act(request, account, "Adjust the wallet", AdjustForm, act)
+
+    def reverse_view(self, request: HttpRequest, account_id: int, usage_id: UUID) -> HttpResponse:
+        """Undoes the whole charge of one usage record."""
+        account = self._acting_on(request, account_id)
+        record = (
+            UsageRecord.objects.select_related("model", "feature").filter(account_id=account.pk, pk=usage_id, price_nanos__gt=0).first()
+        )
+        if record is None:
+            raise Http404
+
+        def act(cleaned: dict[str, Any]) -> str:
+            done = ledger.reverse(
+                account_id=account.pk, usage_id=usage_id, key=f"staff:{cleaned['token']}", actor=actor(request), reason=cleaned["reason"]
+            )
+            return f"The charge of {self._amount(account, done.amount_nanos)} was {_was(done)}reversed."
+
+        return self._act(request, account, "Reverse this charge", ReasonForm, act, record=record, charged=charged(record))
+
+    def _act(
+        self, request: HttpRequest, account: Account, title: str, form_class: type[ReasonForm], act: Callable[[dict[str, Any]], str],
+        record: UsageRecord | None = None, **context: Any,
+    ) -> HttpResponse:  # fmt: skip
+        """Asks, shows the effect, acts when that was confirmed."""
+        form = form_class(request.POST or None, initial={"token": uuid4()})
+        effect = None
+        if form.is_valid():
+            gain = record.price_nanos or 0 if record else form.cleaned_data["amount"]
+            effect = _effect(account, gain)
+            if effect.after < 0:
+                form.add_error("amount", f"Only {self._amount(account, effect.before)} is free.")
+            elif "confirm" in request.POST:
+                try:
+                    with transaction.atomic():
+                        message = act(form.cleaned_data)
+                except (ledger.LedgerError, ValueError) as error:
+                    form.add_error(None, str(error))
+                else:
+                    self.message_user(request, message, messages.SUCCESS)
+                    return HttpResponseRedirect(reverse("admin:accounts_account_change", args=[account.pk]))
+        preview = form.is_bound and not form.errors and "edit" not in request.POST
+        return self._page(
+            request, account, f"{title} · {account.name}", "admin/accounts/act.html",
+            act=title, form=form, preview=preview, effect=effect, record=record, unit=account.product.unit, **context,
+        )  # fmt: skip
+
+    def _acting_on(self, request: HttpRequest, account_id: int) -> Account:
+        """:raises PermissionDenied: who asks may not move money. :raises Http404: there is no such account."""
+        if not request.user.has_perm("billing.add_operation"):
+            raise PermissionDenied
+        account = Account.objects.select_related("product__unit").filter(pk=account_id).first()
+        if account is None:
+            raise Http404
+        return account
+
+    def _page(self, request: HttpRequest, account: Account, title: str, template: str, **context: Any) -> TemplateResponse:
+        base = {"title": title, "opts": self.opts, "account": account, "original": account, "now": timezone.now()}
+        return TemplateResponse(request, template, self.admin_site.each_context(request) | base | context)
+
+    def _amount(self, account: Account, nanos: int) -> str:
+        return plain_amount(nanos, account.product.unit)
+
+
+def _everything(account: Account) -> dict[str, Any]:
+    """What the page shows, in a number of queries that does not depend on how much there is."""
+    until = timezone.now().date() + timedelta(days=1)
+    records = UsageRecord.objects.filter(account=account).select_related("model", "feature").order_by("-recorded_at")[:SHOWN]
+    operations = list(Operation.objects.filter(account=account).order_by("-id")[:SHOWN])
+    reversed_ = set(
+        Operation.objects.filter(account=account, verb="reverse", target__in=[r.pk for r in records]).values_list("target", flat=True)
+    )
+    return {
+        "wallets": list(Wallet.objects.filter(account=account).select_related("unit")),
+        "unit": account.product.unit,
+        "subscription": subscriptions.current(account_id=account.pk),
+        "month": margin.account(account_id=account.pk, since=until - timedelta(days=DAYS), until=until),
+        "grants": Grant.objects.filter(account=account, closed=False, remaining__gt=0)
+        .defer("expires_at")
+        .annotate(ends_at=ENDS_AT)
+        .select_related("unit")[: 2 * SHOWN],
+        "entries": LedgerEntry.objects.filter(account=account).select_related("unit").order_by("-recorded_at", "-seq")[:SHOWN],
+        "records": [(record, f"{account.pk}-{record.pk}", charged(record), earned(record), record.pk in reversed_) for record in records],
+        "open": OpenAuthorization.objects.filter(account=account).select_related("model", "feature").order_by("-created_at")[:SHOWN],
+        "operations": operations,
+        "keys": account.api_keys.order_by("revoked_at", "-id")[:SHOWN],
+        "memberships": account.memberships.select_related("user").order_by("id")[:SHOWN],
+    }
+
+
+def _effect(account: Account, gain: int) -> Effect:
+    """What is free before and after ``gain``, debt repaid first, as things stand."""
+    wallet = Wallet.objects.filter(account=account, unit=account.product.unit).first()
+    free, debt = (wallet.available, wallet.debt) if wallet else (0, 0)
+    repaid = min(debt, max(gain, 0))
+    return Effect(before=free, after=free + gain - repaid, debt_before=debt, debt_after=debt - repaid)
+
+
+def _was(done: ledger.Operation) -> str:
+    return "already " if done.replayed else ""

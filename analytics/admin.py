@@ -1,0 +1,153 @@
+"""Admin's own pages: accounts, the ledger, the margin report, and the machinery of the site."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.admin import GroupAdmin as BaseGroupAdmin
+from django.contrib.auth.models import Group
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils import timezone
+from django.utils.safestring import SafeString
+from unfold.admin import ModelAdmin
+from unfold.decorators import display
+from unfold.views import ChangeList
+from waffle import get_waffle_flag_model, get_waffle_sample_model, get_waffle_switch_model
+from waffle.admin import FlagAdmin as BaseFlagAdmin
+from waffle.admin import SwitchAdmin as BaseSwitchAdmin
+
+from accounts.models import Account
+from accounts.templatetags.amounts import amount
+from analytics import margin
+from analytics.account_page import AccountAdmin
+from analytics.forms import MarginForm
+from analytics.models import Entry, Margin
+from billing.admin import LedgerAdmin, within
+from pricing.admin import ReadOnlyAdmin
+
+DAYS = 30
+ROWS = 200
+
+admin.site.register(Account, AccountAdmin)
+
+
+@admin.register(Entry)
+class EntryAdmin(LedgerAdmin):
+    list_display = ("recorded_at", "account", "kind", "amount_", "debt_", "balance", "seq")
+    list_filter = (within("recorded_at"), "kind", "account__product")
+    list_select_related = ("account__product", "unit")
+    ordering = ("-recorded_at", "-seq")
+    fields = (
+        "account",
+        "seq",
+        "kind",
+        "amount_",
+        "debt_",
+        "balance",
+        "debt_after_",
+        "grant_id",
+        "usage_id",
+        "operation_id",
+        "effective_at",
+        "recorded_at",
+    )
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> Any:
+        return ChangeList
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Entry | None:
+        try:
+            account, unit, seq = map(int, object_id.split("-"))
+        except ValueError:
+            return None
+        found: Entry | None = self.get_queryset(request).filter(account_id=account, unit_id=unit, seq=seq).first()
+        return found
+
+    @display(description="Amount")
+    def amount_(self, entry: Entry) -> SafeString:
+        return amount(entry.amount, entry.unit)
+
+    @display(description="Debt")
+    def debt_(self, entry: Entry) -> SafeString | str:
+        return amount(entry.debt_delta, entry.unit) if entry.debt_delta else "–"
+
+    @display(description="Balance after")
+    def balance(self, entry: Entry) -> SafeString:
+        return amount(entry.balance_after, entry.unit)
+
+    @display(description="Debt after")
+    def debt_after_(self, entry: Entry) -> SafeString:
+        return amount(entry.debt_after, entry.unit)
+
+
+@admin.register(Margin)
+class MarginAdmin(ReadOnlyAdmin):
+    """Not a list of rows but the report."""
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        now = timezone.now()
+        form = MarginForm(request.GET)
+        context: dict[str, Any] = {"title": "Margin", "opts": self.opts, "form": form, "now": now, "report": None}
+        if form.is_valid():
+            chosen = form.cleaned_data
+            last_day = chosen["last_day"] or now.date()
+            try:
+                period: dict[str, Any] = {
+                    "since": chosen["since"] or last_day - timedelta(days=DAYS - 1),
+                    "until": last_day + timedelta(days=1),
+                    "product_id": chosen["product"].pk if chosen["product"] else None,
+                }
+                context |= {
+                    "report": margin.report(by=chosen["by"] or "model", limit=ROWS, **period),
+                    "days": margin.report(by="day", **period),
+                    "last_day": last_day,
+                    "bys": margin.BYS,
+                }
+            except (margin.InvalidPeriod, OverflowError) as error:
+                form.add_error("since", str(error))
+        return TemplateResponse(request, "admin/analytics/margin.html", self.admin_site.each_context(request) | context)
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return self.changelist_view(request)
+
+
+@admin.register(LogEntry)
+class LogEntryAdmin(ReadOnlyAdmin):
+    list_display = ("action_time", "user", "content_type", "object_repr", "message")
+    list_filter = ("action_flag", "content_type")
+    search_fields = ("object_repr", "user__email")
+    list_select_related = ("user", "content_type")
+    fields = ("action_time", "user", "content_type", "object_repr", "message")
+    show_full_result_count = False
+
+    @display(description="What")
+    def message(self, entry: LogEntry) -> str:
+        return entry.get_change_message() or entry.get_action_flag_display()
+
+
+@admin.register(Group)
+class GroupAdmin(BaseGroupAdmin, ModelAdmin):  # type: ignore[misc]
+    """Staff roles: groups of permissions."""
+
+
+for switch in (get_waffle_flag_model(), get_waffle_sample_model(), get_waffle_switch_model()):
+    admin.site.unregister(switch)
+
+
+@admin.register(get_waffle_flag_model())
+class FlagAdmin(BaseFlagAdmin, ModelAdmin):  # type: ignore[misc]
+    pass
+
+
+@admin.register(get_waffle_switch_model())
+class SwitchAdmin(BaseSwitchAdmin, ModelAdmin):  # type: ignore[misc]
+    pass

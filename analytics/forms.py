@@ -1,0 +1,101 @@
+"""What staff type when they act on a wallet, checked. Amounts are exact decimal strings in the wallet's unit."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+
+from django import forms
+from django.utils import timezone
+from unfold.widgets import UnfoldAdminDateWidget, UnfoldAdminSelectWidget, UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
+
+from analytics import margin
+from pricing.models import Product
+
+MAX_NANOS = 2**63 - 1
+MAX_YEARS = 10
+#: Where staff's credits may come from: nobody paid for these. What was paid for is granted by its payment.
+SOURCES = (("goodwill", "Goodwill"), ("promotion", "Promotion"), ("compensation", "Compensation for a fault"))
+_AMOUNT = re.compile(r"([+-]?)([0-9]{1,12})(?:\.([0-9]{1,9}))?")
+
+
+def parse_amount(text: str) -> int:
+    """Nanos of a decimal string with at most nine digits after the point, ASCII digits only.
+
+    :raises ValueError: anything else, or more than the ledger can hold; the message says what to write.
+    """
+    found = _AMOUNT.fullmatch(text.strip())
+    if not found:
+        raise ValueError("Write a number such as 12.50, with at most nine digits after the point.")
+    sign, whole, part = found.groups()
+    nanos = int(whole) * 1_000_000_000 + int((part or "").ljust(9, "0"))
+    if nanos > MAX_NANOS:
+        raise ValueError("That is more than a wallet can hold (about 9.2 billion).")
+    return -nanos if sign == "-" else nanos
+
+
+class AmountField(forms.CharField):
+    """Nanos from a decimal string; never 0."""
+
+    def __init__(self, *, signed: bool, **kwargs: Any) -> None:
+        self.signed = signed
+        super().__init__(max_length=40, widget=UnfoldAdminTextInputWidget(attrs={"inputmode": "decimal", "autocomplete": "off"}), **kwargs)
+
+    def clean(self, value: Any) -> int:
+        try:
+            nanos = parse_amount(super().clean(value))
+        except ValueError as error:
+            raise forms.ValidationError(str(error)) from None
+        if nanos == 0 or (nanos < 0 and not self.signed):
+            raise forms.ValidationError("Write an amount other than 0." if self.signed else "Write an amount above 0.")
+        return nanos
+
+
+class ReasonForm(forms.Form):
+    """Why; and the form's own mark, which makes sending it twice one act."""
+
+    token = forms.UUIDField(widget=forms.HiddenInput)
+    reason = forms.CharField(
+        max_length=500, widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}), help_text="Kept in the ledger for ever, with your name."
+    )
+
+
+class GrantForm(ReasonForm):
+    """Credits for an account."""
+
+    amount = AmountField(signed=False)
+    source = forms.ChoiceField(choices=SOURCES, widget=UnfoldAdminSelectWidget)
+    last_day = forms.DateField(
+        required=False, label="Last day", widget=UnfoldAdminDateWidget(attrs={"type": "date"}),
+        help_text="The credits expire at the end of this day (UTC). Empty: never.",
+    )  # fmt: skip
+    field_order = ("token", "amount", "source", "last_day", "reason")
+
+    def clean_last_day(self) -> datetime | None:
+        """When the credits expire: midnight after the last day."""
+        day = self.cleaned_data["last_day"]
+        if day is None:
+            return None
+        today = timezone.now().date()
+        if not today <= day <= today + timedelta(days=366 * MAX_YEARS):
+            raise forms.ValidationError(f"Choose today or a later day, at most {MAX_YEARS} years ahead.")
+        return datetime.combine(day + timedelta(days=1), time(), tzinfo=UTC)
+
+
+class AdjustForm(ReasonForm):
+    """A correction, up or down."""
+
+    amount = AmountField(signed=True, help_text="Above 0 adds credits, below 0 takes free ones away.")
+    field_order = ("token", "amount", "reason")
+
+
+class MarginForm(forms.Form):
+    """Which margin to show."""
+
+    by = forms.ChoiceField(choices=[(by, f"By {by}") for by in margin.BYS], required=False, widget=UnfoldAdminSelectWidget)
+    since = forms.DateField(required=False, label="From", widget=UnfoldAdminDateWidget(attrs={"type": "date"}))
+    last_day = forms.DateField(required=False, label="To", widget=UnfoldAdminDateWidget(attrs={"type": "date"}))
+    product = forms.ModelChoiceField(
+        Product.objects.order_by("name"), to_field_name="slug", required=False, empty_label="All products", widget=UnfoldAdminSelectWidget
+    )

@@ -1,0 +1,113 @@
+"""How admin looks: its name, its colours and its sidebar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.http import HttpRequest
+from django.templatetags.static import static
+from django.urls import reverse_lazy
+
+
+def _may(permission: str) -> Callable[[HttpRequest], bool]:
+    return lambda request: request.user.has_perm(permission)
+
+
+def _list(title: str, icon: str, app: str, model: str) -> dict[str, Any]:
+    """A link to a model's list, for those who may see it."""
+    return {
+        "title": title,
+        "icon": icon,
+        "link": reverse_lazy(f"admin:{app}_{model}_changelist"),
+        "permission": _may(f"{app}.view_{model}"),
+    }
+
+
+UNFOLD: dict[str, Any] = {
+    "SITE_TITLE": "Tollgate",
+    "SITE_HEADER": "Tollgate",
+    "SITE_SYMBOL": "toll",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("favicon.svg")}],
+    "SHOW_VIEW_ON_SITE": False,
+    "STYLES": [lambda request: static("analytics/admin.css")],
+    "DASHBOARD_CALLBACK": "analytics.dashboard.context",
+    "COLORS": {
+        "primary": {
+            "50": "oklch(97.5% .014 200)",
+            "100": "oklch(94.5% .032 200)",
+            "200": "oklch(89% .06 200)",
+            "300": "oklch(81% .09 202)",
+            "400": "oklch(71% .105 204)",
+            "500": "oklch(60% .1 208)",
+            "600": "oklch(51% .09 212)",
+            "700": "oklch(44% .078 214)",
+            "800": "oklch(37% .064 216)",
+            "900": "oklch(31% .05 218)",
+            "950": "oklch(22% .04 220)",
+        },
+    },
+    "SIDEBAR": {
+        "show_search": False,
+        "command_search": True,
+        "show_all_applications": False,
+        "navigation": [
+            {
+                "items": [
+                    {"title": "Dashboard", "icon": "space_dashboard", "link": reverse_lazy("admin:index")},
+                    _list("Margin", "monitoring", "analytics", "margin"),
+                ],
+            },
+            {
+                "title": "Customers",
+                "separator": True,
+                "items": [
+                    _list("Accounts", "account_balance_wallet", "accounts", "account"),
+                    _list("Users", "person", "accounts", "user"),
+                    _list("API keys", "key", "accounts", "apikey"),
+                ],
+            },
+            {
+                "title": "Money",
+                "separator": True,
+                "items": [
+                    _list("Grants", "redeem", "billing", "grant"),
+                    _list("Ledger entries", "receipt_long", "analytics", "entry"),
+                    _list("Operations", "gavel", "billing", "operation"),
+                    _list("Subscriptions", "autorenew", "billing", "subscription"),
+                ],
+            },
+            {
+                "title": "Usage",
+                "separator": True,
+                "items": [
+                    _list("Records", "bolt", "metering", "usagerecord"),
+                    _list("Open authorizations", "hourglass_top", "metering", "openauthorization"),
+                ],
+            },
+            {
+                "title": "Catalog",
+                "separator": True,
+                "items": [
+                    _list("Products", "storefront", "pricing", "product"),
+                    _list("Plans", "workspace_premium", "pricing", "plan"),
+                    _list("Credit packs", "package_2", "pricing", "creditpack"),
+                    _list("Rate cards", "sell", "pricing", "ratecard"),
+                    _list("Price book", "menu_book", "pricing", "pricerow"),
+                    _list("Price proposals", "rule", "pricing", "priceproposal"),
+                    _list("Catalog changes", "history", "pricing", "catalogchange"),
+                ],
+            },
+            {
+                "title": "System",
+                "separator": True,
+                "items": [
+                    _list("Staff roles", "badge", "auth", "group"),
+                    _list("Audit log", "policy", "admin", "logentry"),
+                    _list("Feature flags", "flag", "waffle", "flag"),
+                    _list("Switches", "toggle_on", "waffle", "switch"),
+                ],
+            },
+        ],
+    },
+}
