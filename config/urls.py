@@ -6,6 +6,7 @@ from drf_spectacular.views import SpectacularSwaggerSplitView
 
 from accounts import pages as account_pages
 from accounts.reads import by_method
+from analytics.api import MarginView
 from billing import api as billing
 from billing import pages as billing_pages
 from config import errors, health, openapi
@@ -42,6 +43,7 @@ urlpatterns = [
     path("api/v1/billing/subscription", billing.Subscription.as_view()),
     path("api/v1/billing/packs", billing.Packs.as_view()),
     path("api/v1/billing/plans", billing.Plans.as_view()),
+    path("api/v1/admin/margin", MarginView.as_view()),
     # The source documents' own paths
     path("api/balance", billing.ChatBalance.as_view()),
     path("api/health/pricing", billing.PricingHealth.as_view()),
