@@ -259,9 +259,12 @@ def _amount(nanos: int) -> str:
 
 
 def _lines(path: Path) -> int:
-    """About how many rows a file has: for the progress bar."""
+    """About how many rows a file has, for the progress bar: its lines without the header."""
+    breaks, end = 0, b"\n"
     with path.open("rb") as file:
-        return max(sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b"")) - 1, 0)
+        while chunk := file.read(1 << 20):
+            breaks, end = breaks + chunk.count(b"\n"), chunk[-1:]
+    return max(breaks - (end == b"\n"), 0)
 
 
 def _integer(least: int, most: int) -> Callable[[str], int]:
