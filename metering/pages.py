@@ -24,8 +24,9 @@ from django.views.decorators.http import require_safe
 
 from accounts import pages
 from accounts.models import Account
+from accounts.templatetags import amounts
 from accounts.templatetags.charts import Day
-from billing import balances
+from billing import balances, periods
 from billing.models import Subscription
 from metering.models import Feature, UsageModel, UsageRecord
 from pricing.models import Plan, Product, Unit
@@ -72,7 +73,7 @@ def overview(request: HttpRequest, public_id: str) -> HttpResponse:
     with pages.tenant(request, public_id) as account:
         wallets = balances.of_account(account, now=now)
         subscription = Subscription.objects.filter(account=account).exclude(status=Subscription.Status.CANCELED).first()
-        since = subscription.current_period_start if subscription else now - timedelta(days=30)
+        since, until = _period(subscription, now) if subscription else (now - timedelta(days=30), None)
         used = _used_since(account, since, now)
         days = _days(account, now, 30)
         totals = _totals(account, days)
@@ -91,6 +92,7 @@ def overview(request: HttpRequest, public_id: str) -> HttpResponse:
             "others": [(each, units[each.unit_id]) for each in wallets if each is not wallet],
             "used": used.get(product.unit_id, 0),
             "since": since,
+            "until": until,
             "subscription": subscription,
             "plan": subscription and Plan.objects.get(versions=subscription.plan_version_id),
             "next_to_expire": min((lot for lot in wallet.lots if lot.ends_at), key=lambda lot: lot.ends_at or now, default=None)
@@ -107,14 +109,14 @@ def overview(request: HttpRequest, public_id: str) -> HttpResponse:
 @never_cache
 @login_required
 def usage(request: HttpRequest, public_id: str) -> HttpResponse:
-    """``?days=`` 7, 30 or 90 sets what is summed; ``?before=`` is where an older page of the records begins."""
+    """``?days=`` 7, 30 or 90 sets what is summed; ``?from=`` is the record that a page of them begins with."""
     now = timezone.now()
-    length, before = _range(request), _before(request)
+    length, first = _range(request), _first(request)
     with pages.tenant(request, public_id) as account:
         days = _days(account, now, length)
         totals = _totals(account, days)
         records = _records(account)
-        found = list((records.filter(pk__lt=before) if before else records)[: PAGE_SIZE + 1])
+        found = list((records.filter(pk__lte=first) if first else records)[: PAGE_SIZE + 1])
     product = Product.objects.select_related("unit").get(pk=account.product_id)
     chart = _by_day(days, totals, product.unit_id)
     return pages.render(
@@ -131,11 +133,21 @@ def usage(request: HttpRequest, public_id: str) -> HttpResponse:
             "count": sum(day.records for day in chart),
             "models": _by_model(totals, product.unit_id),
             "uses": _uses(found[:PAGE_SIZE], product),
-            "before": before,
-            "older": found[PAGE_SIZE - 1].pk if len(found) > PAGE_SIZE else None,
+            "digits": amounts.sub_digits([record.price_nanos or 0 for record in found[:PAGE_SIZE]]),
+            "first": first,
+            "older": found[PAGE_SIZE].pk if len(found) > PAGE_SIZE else None,
             **_told(product),
         },
     )
+
+
+def _period(subscription: Subscription, now: datetime) -> tuple[datetime, datetime]:
+    """The period that contains ``now``: the stored one, or the one that follows it where nobody has turned the page yet."""
+    start, end = subscription.current_period_start, subscription.current_period_end
+    if now < end or subscription.cancel_at_period_end:
+        return start, end
+    months = (end.year - start.year) * 12 + end.month - start.month
+    return periods.period_at(subscription.anchor_at, now, months=max(months, 1))
 
 
 def _told(product: Product) -> dict[str, bool]:
@@ -153,8 +165,8 @@ def _range(request: HttpRequest) -> int:
     return int(chosen)
 
 
-def _before(request: HttpRequest) -> uuid.UUID | None:
-    text = request.GET.get("before", "")
+def _first(request: HttpRequest) -> uuid.UUID | None:
+    text = request.GET.get("from", "")
     try:
         return uuid.UUID(text) if text else None
     except ValueError:

@@ -1,0 +1,279 @@
+"""The customer's pages in a real browser: sign in, read, on a phone, in the dark, without JavaScript and without a request to anybody
+else. ``TOLLGATE_SCREENSHOTS=<folder>`` keeps a picture of every page.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from allauth.account.models import EmailAddress
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from pytest_django.plugin import DjangoDbBlocker
+
+from accounts import registration
+from accounts.models import Account, User
+from metering import usage
+from pricing.models import Product, Unit
+from tests import factories
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
+PASSWORD = "correct horse battery"
+PAGES = ("", "usage/", "statement/")
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: install the package chromium, or name it in CHROMIUM")
+
+
+@dataclass(frozen=True)
+class Customer:
+    user: User
+    account: Account
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    # Playwright's event loop would make Django refuse the database in this thread.
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+    del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
+
+
+def person(email: str) -> User:
+    user = User.objects.create_user(email, PASSWORD)
+    EmailAddress.objects.create(user=user, email=email, verified=True, primary=True)
+    return user
+
+
+def customer(product: Product, *, events: int = 60) -> Customer:
+    """Somebody with three grants and a month of use."""
+    user = person(f"ada.{secrets.token_hex(3)}@example.com")
+    now = datetime.now(UTC)
+    account = registration.open_account(
+        product=product,
+        external_id=str(user.pk),
+        name="Ada Lovelace",
+        owner=user,
+        now=now - timedelta(days=40),
+        time_zone="Europe/Paris",
+    )
+    factories.give(account, 5 * factories.NANOS, source="welcome", priority=10, expires_at=now + timedelta(days=9), cash_nanos=0)
+    factories.give(account, 20 * factories.NANOS, source="monthly", priority=20, expires_at=now + timedelta(days=23), cash_nanos=0)
+    factories.give(account, 25 * factories.NANOS, source="purchased", priority=30)
+    models = [factories.make_model(), factories.make_model(input_price=250_000_000, output_price=1_250_000_000)]
+    reports = [
+        usage.Event(
+            key=secrets.token_hex(8),
+            account=account,
+            at=now - timedelta(hours=n * n * 0.18 + n, minutes=7 * n),
+            model=models[n % 3 // 2],
+            quantities={"input_tokens": 1_200 + 731 * n, "cached_input_tokens": 0, "output_tokens": 90 + 53 * (n % 17)},
+            feature="chat" if n % 4 else None,
+        )
+        for n in reversed(range(events))
+    ]
+    for answer in usage.record(events=reports, now=now):
+        assert not isinstance(answer, Exception), answer
+    return Customer(user, account)
+
+
+@pytest.fixture(scope="session")
+def ada(django_db_setup: None, django_db_blocker: DjangoDbBlocker, browser: Browser) -> Customer:
+    with django_db_blocker.unblock():
+        return customer(factories.make_product(support_email="help@example.com", brand_colour="#0f766e"))
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    yield context
+    context.close()
+
+
+def sign_in(page: Page, server: str, who: Customer) -> None:
+    page.goto(f"{server}/")
+    page.get_by_label("Email").fill(who.user.email)
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+
+
+def keep(page: Page, name: str) -> None:
+    if folder := os.environ.get("TOLLGATE_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def test_signing_in_answers_what_is_left_first(server: str, ada: Customer, context: BrowserContext) -> None:
+    page = context.new_page()
+    page.goto(f"{server}/")
+    keep(page, "login")
+    sign_in(page, server, ada)
+    page.wait_for_url(f"**/a/{ada.account.public_id}/")
+    assert page.locator("main h1").first.inner_text().startswith("Left to spend\n$4")
+    assert "You used $" in page.locator(".hero-main").inner_text()
+    keep(page, "overview")
+
+
+def test_the_statement_ends_at_the_balance(server: str, ada: Customer, context: BrowserContext) -> None:
+    page = context.new_page()
+    sign_in(page, server, ada)
+    page.get_by_role("link", name="Statement").first.click()
+    rows = page.locator("tbody tr")
+    assert rows.count() == 50
+    newest, shown = rows.first.locator("td").last.inner_text(), page.locator(".page-head b data")
+    assert newest.lstrip("$").rstrip("0") == (shown.get_attribute("value") or "").rstrip("0")
+    keep(page, "statement")
+    page.get_by_role("link", name="Older").click()
+    assert "Purchased credit" in page.locator("tbody").inner_text()
+
+
+def test_the_usage_page_draws_every_day_and_lists_every_use(server: str, ada: Customer, context: BrowserContext) -> None:
+    page = context.new_page()
+    sign_in(page, server, ada)
+    page.goto(f"{server}/a/{ada.account.public_id}/usage/")
+    assert page.locator(".chart g").count() == 30
+    keep(page, "usage")
+    seen = page.locator("#records tbody tr").count()
+    while page.get_by_role("link", name="Older →").count():
+        page.get_by_role("link", name="Older →").click()
+        seen += page.locator("#records tbody tr").count()
+    assert seen == 60
+
+
+@pytest.mark.parametrize("where", PAGES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling(server: str, ada: Customer, browser: Browser, where: str, scheme: str) -> None:
+    phone = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme, device_scale_factor=2)  # type: ignore[arg-type]
+    page = phone.new_page()
+    sign_in(page, server, ada)
+    page.goto(f"{server}/a/{ada.account.public_id}/{where}")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    keep(page, f"phone-{scheme}-{where.strip('/') or 'overview'}")
+    phone.close()
+
+
+def test_the_dark_scheme_is_dark_and_readable(server: str, ada: Customer, browser: Browser) -> None:
+    night = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme="dark")
+    page = night.new_page()
+    sign_in(page, server, ada)
+    for where in PAGES:
+        page.goto(f"{server}/a/{ada.account.public_id}/{where}")
+        keep(page, f"dark-{where.strip('/') or 'overview'}")
+        assert page.evaluate(_LIGHTNESS, "body") < 0.1
+        assert page.evaluate(_WORST_CONTRAST) >= 4.5
+    night.close()
+
+
+def test_text_stands_out_from_its_ground(server: str, ada: Customer, context: BrowserContext) -> None:
+    page = context.new_page()
+    sign_in(page, server, ada)
+    for where in PAGES:
+        page.goto(f"{server}/a/{ada.account.public_id}/{where}")
+        assert page.evaluate(_WORST_CONTRAST) >= 4.5, where
+
+
+def test_pages_ask_nobody_else_for_anything_and_stay_small(server: str, ada: Customer, context: BrowserContext) -> None:
+    page = context.new_page()
+    asked: list[str] = []
+    problems: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    sign_in(page, server, ada)
+    for where in PAGES:
+        page.goto(f"{server}/a/{ada.account.public_id}/{where}")
+        assert len(page.content().encode()) < 100_000, where
+    assert [url for url in asked if not url.startswith(server)] == []
+    assert problems == []
+
+
+def test_pages_work_without_javascript(server: str, ada: Customer, browser: Browser) -> None:
+    plain = browser.new_context(java_script_enabled=False)
+    page = plain.new_page()
+    sign_in(page, server, ada)
+    page.wait_for_url(f"**/a/{ada.account.public_id}/")
+    page.get_by_text("Show every day as a table").click()
+    assert page.locator(".behind tbody tr").count() == 30
+    assert page.locator(".behind tbody tr").first.is_visible()
+    page.locator(".menu summary").click()
+    page.get_by_role("button", name="Sign out").click()
+    page.goto(f"{server}/a/{ada.account.public_id}/")
+    assert "/accounts/login/" in page.url
+    plain.close()
+
+
+def test_the_keyboard_reaches_the_content_first(server: str, ada: Customer, context: BrowserContext) -> None:
+    page = context.new_page()
+    sign_in(page, server, ada)
+    page.keyboard.press("Tab")
+    skip = page.get_by_role("link", name="Skip to content")
+    assert skip.evaluate("link => link === document.activeElement")
+    assert skip.bounding_box()["y"] >= 0  # type: ignore[index]
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#main")
+
+
+def test_empty_pages_say_what_to_do(server: str, ada: Customer, context: BrowserContext) -> None:
+    user = person(f"{secrets.token_hex(6)}@example.com")
+    account = registration.open_account(
+        product=ada.account.product, external_id=str(user.pk), name="New", owner=user, now=datetime.now(UTC)
+    )
+    page = context.new_page()
+    sign_in(page, server, Customer(user, account))
+    for where in PAGES:
+        page.goto(f"{server}/a/{account.public_id}/{where}")
+        assert page.locator(".empty h3").first.is_visible()
+        keep(page, f"empty-{where.strip('/') or 'overview'}")
+
+
+def test_a_product_that_counts_credits_never_shows_a_price_per_token(server: str, ada: Customer, context: BrowserContext) -> None:
+    unit = Unit.objects.create(code=f"{secrets.token_hex(3)}.credit", name="credit", decimals=0)
+    product = factories.make_product(
+        unit=unit, visibility=Product.Visibility.DEPLETION_ONLY, mode="credit_rate", tokens_per_credit=5_000, default_multiplier_ppm=1_000_000
+    )
+    bob = customer(product, events=8)
+    page = context.new_page()
+    sign_in(page, server, bob)
+    page.wait_for_url(f"**/a/{bob.account.public_id}/")
+    assert "credits" in page.locator(".hero-figure").inner_text()
+    keep(page, "credits")
+    for where in PAGES:
+        page.goto(f"{server}/a/{bob.account.public_id}/{where}")
+        assert "token" not in page.locator("main").inner_text().lower(), where
+
+
+_LIGHTNESS = """selector => {
+  const [r, g, b] = getComputedStyle(document.querySelector(selector)).backgroundColor.match(/[\\d.]+/g).map(Number);
+  return (r + g + b) / 765;
+}"""
+
+#: The least contrast (WCAG 2) of any visible text on the page with the ground it stands on.
+_WORST_CONTRAST = """() => {
+  const numbers = colour => {
+    const canvas = document.createElement("canvas").getContext("2d");
+    canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return canvas.getImageData(0, 0, 1, 1).data;
+  };
+  const luminance = colour => [0, 1, 2].map(i => colour[i] / 255)
+    .map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  let worst = 21;
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || element.closest("svg, .skip, .unseen") || !element.checkVisibility()) continue;
+    let ground = element;
+    while (ground && numbers(getComputedStyle(ground).backgroundColor)[3] < 255) ground = ground.parentElement;
+    const [light, dark] = [luminance(numbers(getComputedStyle(element).color)),
+      luminance(numbers(getComputedStyle(ground || document.body).backgroundColor))].sort((a, b) => b - a);
+    worst = Math.min(worst, (light + 0.05) / (dark + 0.05));
+  }
+  return worst;
+}"""
