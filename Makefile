@@ -7,12 +7,12 @@ SHELL := /bin/sh
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PY := .venv/bin/python
 
-# A set of packages is installed again only when its list differs from the one installed last.
+# A list of packages is installed again only when it differs from the one installed last.
 define install
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: PYTHON=/path/to/python3.11 make ..." >&2; exit 1; }
 	@test -x $(PY) || { echo "Making .venv"; $(PYTHON) -m venv .venv; } || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; rm -rf .venv; exit 1; }
-	@cat requirements.txt $(1) | cmp -s - .venv/$(1).installed || { echo "Installing $(1)"; \
-		$(PY) -m pip install --quiet --disable-pip-version-check --no-input -r $(1) && cat requirements.txt $(1) > .venv/$(1).installed; }
+	@cmp -s $(1) .venv/$(1).installed || { echo "Installing $(1)"; \
+		$(PY) -m pip install --quiet --disable-pip-version-check --no-input -r $(1) && cp $(1) .venv/$(1).installed; }
 endef
 
 help:  ## What can be done here
@@ -28,10 +28,12 @@ demo:  ## Replay a workload through the API and report: make demo TRACE=file.csv
 	@exec $(PY) manage.py up --demo $(if $(TRACE),--trace "$(TRACE)")
 
 test:  ## The test suite, on servers of its own
+	$(call install,requirements.txt)
 	$(call install,requirements-dev.txt)
 	@exec $(PY) -m pytest
 
 check:  ## Style, types, imports, migrations, deployment settings, documents, dj-stripe's schema
+	$(call install,requirements.txt)
 	$(call install,requirements-dev.txt)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
@@ -42,6 +44,7 @@ check:  ## Style, types, imports, migrations, deployment settings, documents, dj
 	$(PY) -m config.djstripe_schema
 
 bench:  ## The measurements of docs/benchmarks.md
+	$(call install,requirements.txt)
 	$(call install,requirements-dev.txt)
 	@exec $(PY) -m benchmarks
 
