@@ -81,7 +81,10 @@ class TestReading:
         for stretch in source[0]:
             by_key.setdefault(stretch.key, []).append(stretch)
         for stretches in by_key.values():
-            assert all(before.end is not None and before.end <= after.start for before, after in pairwise(stretches))
+            for before, after in pairwise(stretches):
+                assert before.end is not None
+                assert after.start is not None
+                assert before.end <= after.start
 
     def test_a_model_with_a_price_that_has_no_component_is_left_out_whole(self, source: tuple[list[Stretch], list[str]]) -> None:
         left_out = {text.split(": ")[0] for text in source[1]}
