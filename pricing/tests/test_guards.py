@@ -1,4 +1,7 @@
-"""The guards of ``pricing/sql/price_book.sql``: each refuses what it is there for, and lets pass what must pass."""
+"""The guards of ``pricing/sql/price_book.sql``: each refuses what it is there for, and lets pass what must pass.
+
+Where a guard is tried, it is tried as the owner of the tables, whom no privilege stops.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,15 @@ def price(**fields: Any) -> PriceRow:
 
 
 @pytest.fixture
+def as_owner(db: None) -> Iterator[None]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT quote_ident(tableowner) FROM pg_tables WHERE tablename = 'price_book'")
+        cursor.execute(f"SET LOCAL ROLE {cursor.fetchone()[0]}")
+        yield
+        cursor.execute("RESET ROLE")
+
+
+@pytest.fixture
 def product() -> Product:
     unit = Unit.objects.create(code="guarded.credit", name="credit")
     return Product.objects.create(slug="guarded", name="Guarded", unit=unit, default_plan="free")
@@ -70,7 +82,7 @@ def sql(statement: str, *parameters: Any) -> None:
         cursor.execute(statement, parameters)
 
 
-@pytest.mark.django_db
+@pytest.mark.usefixtures("as_owner")
 class TestPriceBook:
     @pytest.mark.parametrize(
         "change",
@@ -156,7 +168,7 @@ class TestPriceBook:
             price(**wrong)
 
 
-@pytest.mark.django_db
+@pytest.mark.usefixtures("as_owner")
 class TestTerms:
     def test_a_rate_card_is_never_edited_or_deleted(self, card: RateCard) -> None:
         with refused("pricing_ratecard refused: terms never change"):
@@ -246,7 +258,7 @@ class TestTermsAreCompleteWhenTheyAreWritten:
             RateCardModel.objects.create(card=card, provider="acme", model="m", markup_ppm=1)
 
 
-@pytest.mark.django_db
+@pytest.mark.usefixtures("as_owner")
 class TestConstraints:
     @pytest.mark.parametrize(
         ("wrong", "constraint"),
