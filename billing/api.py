@@ -388,11 +388,11 @@ def _account_of(user: User, name: str | None) -> Account:
     return mine[0]
 
 
-class Status(reads.Answer):
+class HealthAnswer(reads.Answer):
     status: str
 
 
-class StatusError(Status):
+class HealthError(HealthAnswer):
     error: str
 
 
@@ -400,7 +400,7 @@ class PricingHealth(reads.Read):
     authentication_classes: list[Any] = []
     permission_classes = [AllowAny]
 
-    @extend_schema(operation_id="pricingHealth", tags=["health"], responses={200: Status, 500: StatusError})
+    @extend_schema(operation_id="pricingHealth", tags=["health"], responses={200: HealthAnswer, 500: HealthError})
     def get(self, request: Request) -> Response:
         """Can usage be priced and charged? Asks the price table and the balance table."""
         self.asked(request, reads.Query)

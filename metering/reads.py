@@ -10,7 +10,6 @@ A key sees prices as far as its product's ``visibility`` goes, and wholesale cos
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
@@ -43,7 +42,6 @@ from pricing.models import PlanVersion, Product, RateCard
 MAX_BUCKETS = 366
 #: Work that was done; the other outcomes used nothing.
 USED = (UsageRecord.Outcome.CAPTURED, UsageRecord.Outcome.RECORDED, UsageRecord.Outcome.UNPRICED)
-_PUBLIC_ID = re.compile(r"(?:auth|rec)_[0-9a-f]{52}")
 _TOKENS = reduce(
     add,
     (
@@ -120,7 +118,7 @@ def _filtered(records: QuerySet[UsageRecord], account: Account, query: RecordsQu
     """:raises Problem: 422 for a cursor that is none."""
     if query.cursor is not None:
         try:
-            records = records.filter(id__lt=_split(query.cursor)[1])
+            records = records.filter(id__lt=usage.split_id(query.cursor)[1])
         except ledger.NotFound:
             errors = [{"field": "cursor", "message": "Give the next_cursor of the page before."}]
             raise api.Problem(422, "invalid_request", "Some fields are wrong.", errors=errors) from None
@@ -158,17 +156,10 @@ class Record(reads.Read):
         return answer.response()
 
 
-def _split(value: str) -> tuple[str, UUID]:
-    """:raises ledger.NotFound: it is no public id, to the letter."""
-    if not _PUBLIC_ID.fullmatch(value):
-        raise ledger.NotFound("No such usage.")
-    return usage.split_id(value)
-
-
 def _named(principal: Principal, value: str) -> tuple[Account, UUID]:
     """The account and the row that a public id names. :raises Problem: 404, the same for what is another's and what is not at all."""
     try:
-        account_id, id_ = _split(value)
+        account_id, id_ = usage.split_id(value)
         return api.account_for(principal, account_id), id_
     except (ledger.NotFound, api.Problem):
         raise _no_such_record() from None

@@ -17,6 +17,7 @@ that was reported is stored, priced or not.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -470,6 +471,8 @@ def _report_unpriced(model: str, account: Account, error: rating.UnpricedUsage) 
 
 # Public ids -------------------------------------------------------------------------------------------------------------------
 
+_PUBLIC_ID = re.compile("(?:auth|rec)_([0-9a-f]{20})([0-9a-f]{32})")
+
 
 def public_id(account: Account, id_: UUID, *, kind: str = "auth") -> str:
     """``auth_…`` or ``rec_…``: names the account too, because that is how the rows are found."""
@@ -477,11 +480,8 @@ def public_id(account: Account, id_: UUID, *, kind: str = "auth") -> str:
 
 
 def split_id(value: str) -> tuple[str, UUID]:
-    """The account's public id and the row's id. :raises ledger.NotFound: it is none of ours."""
-    kind, _, rest = value.partition("_")
-    if kind not in ("auth", "rec") or len(rest) != 52:
+    """The account's public id and the row's id. :raises ledger.NotFound: it is none of ours, to the letter."""
+    match = _PUBLIC_ID.fullmatch(value)
+    if match is None:
         raise ledger.NotFound("No such usage.")
-    try:
-        return f"acct_{rest[:20]}", UUID(hex=rest[20:])
-    except ValueError:
-        raise ledger.NotFound("No such usage.") from None
+    return f"acct_{match[1]}", UUID(match[2])
