@@ -12,7 +12,7 @@ define install
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: PYTHON=/path/to/python3.11 make ..." >&2; exit 1; }
 	@test -x .venv/bin/pip || { echo "Making .venv"; $(PYTHON) -m venv .venv; } || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; rm -rf .venv; exit 1; }
 	@cmp -s $(1) .venv/$(1).installed || { echo "Installing $(1)"; \
-		$(PY) -m pip install --quiet --disable-pip-version-check --no-input -r $(1) && cp $(1) .venv/$(1).installed; }
+		$(PY) -m pip install -qq --disable-pip-version-check --no-input -r $(1) && cp $(1) .venv/$(1).installed; }
 endef
 
 help:  ## What can be done here

@@ -46,15 +46,15 @@ class Command(BaseCommand):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopping us stops what we started
         if not demo and not _free(port):
             raise CommandError(f"Port {port} is taken. PORT=8001 make run uses another.")
-        self._prepare()
+        log_ins = self._prepare()
         with contextlib.suppress(KeyboardInterrupt):
             if demo:
                 self._demo(trace)
             else:
-                self._serve(port)
+                self._serve(port, log_ins)
 
-    def _prepare(self) -> None:
-        """Everything here may be done again: what is there already stays as it is."""
+    def _prepare(self) -> str:
+        """The demo log-ins, to be printed. Everything here may be done again: what is there already stays as it is."""
         self._say("Migrating")
         call_command("migrate", interactive=False, verbosity=0)
         self._say("Loading the catalogs and the price book")
@@ -63,13 +63,17 @@ class Command(BaseCommand):
         call_command("prices", "propose", stdout=StringIO())  # its list of what it left out is for those who decide
         call_command("prices", "approve", all=True, actor=ACTOR, reason="The prices that Tollgate comes with")
         self._say("Making the demo accounts")
-        call_command("demo_accounts")
+        log_ins = StringIO()
+        call_command("demo_accounts", stdout=log_ins)
+        return log_ins.getvalue()
 
-    def _serve(self, port: int) -> None:
+    def _serve(self, port: int, log_ins: str) -> None:
         url = f"http://localhost:{port}"
         with _running([sys.executable, "-m", "honcho", "start"], port=port) as services:
             self._await(services, port)
             self._say(f"Tollgate is at {url}: sign in there, staff at {url}/admin/, API at {url}/api/docs. Ctrl-C stops it.")
+            self.stdout.write(log_ins)
+            self.stdout.flush()
             traces = os.environ.get("TOLLGATE_TRACES")
             source = [traces] if traces else ["--generated"]
             workload = [sys.executable, "manage.py", "replay", *source, "--limit", str(WORKLOAD_ROWS), "--run-id", RUN_ID]
