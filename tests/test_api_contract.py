@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from io import StringIO
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -31,6 +32,8 @@ from config.wsgi import application
 from metering.models import OpenAuthorization, UsageRecord
 from tests.factories import make_account, make_key, make_model, make_product
 
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "api.md"
 #: Served below /api/ without being part of the API that it describes.
 UNDESCRIBED = {"api/schema", "api/docs", "api/<path:path>"}
 
@@ -88,6 +91,26 @@ class TestDocument:
 
     def test_the_document_takes_no_parameters_into_its_headers(self, db: None) -> None:
         assert Client().get("/api/schema?version=%0d%0aX-Evil:1").status_code == 200
+
+
+class TestPage:
+    """``docs/api.md`` says what there is."""
+
+    def test_it_has_every_endpoint_with_its_methods(self, document: dict[str, Any]) -> None:
+        told = set(re.findall(r"^\| (GET|POST) \| `([^`]+)`", PAGE.read_text(), re.MULTILINE))
+        assert told == {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+
+    def test_it_has_every_code_that_a_problem_can_have(self) -> None:
+        """Every code is written beside its status, so both are found in the source."""
+        found: set[tuple[str, str]] = set()
+        for app in ("accounts", "analytics", "billing", "config", "metering"):
+            for source in (ROOT / app).glob("*.py"):
+                found |= set(re.findall(r'(?:Problem\(|[(:])\s*(4\d\d|5\d\d)[,:]\s*"([a-z_]+)"', source.read_text()))
+        found |= {("409", code) for code in ("hold_expired", "hold_already_resolved")}
+        rows = re.findall(r"^\| (\d{3}) \| ([^|]+) \|", PAGE.read_text(), re.MULTILINE)
+        told = {(status, code) for status, codes in rows for code in re.findall(r"`([a-z_]+)`", codes)}
+        assert len(found) > 15
+        assert found - {("400", "invalid_request")} - told == set()
 
 
 def conforms(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
