@@ -7,6 +7,7 @@ product_for   which product a visitor signs up to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from urllib.parse import urlsplit
 
@@ -109,15 +110,18 @@ def product_for(*, slug: str, host: str) -> Product:
 
     :raises UnknownProduct: none, or more than one, fits.
     """
-    products = list(Product.objects.all())
+    return choose_product(list(Product.objects.all()), slug=slug, host=host)
+
+
+def choose_product(products: Sequence[Product], *, slug: str, host: str) -> Product:
+    """:func:`product_for` among ``products``."""
     if slug:
-        named = [product for product in products if product.slug == slug]
-        if not named:
-            raise UnknownProduct(f"There is no product “{slug}”.")
-        return named[0]
-    hosted = [product for product in products if host in {urlsplit(origin).netloc for origin in product.allowed_origins}]
-    default = [product for product in products if product.slug == settings.DEFAULT_PRODUCT]
-    for fitting in (hosted, default, products):
+        choices = [[product for product in products if product.slug == slug]]
+    else:
+        hosted = [product for product in products if host in {urlsplit(origin).netloc for origin in product.allowed_origins}]
+        default = [product for product in products if product.slug == settings.DEFAULT_PRODUCT]
+        choices = [hosted, default, list(products)]
+    for fitting in choices:
         if len(fitting) == 1:
             return fitting[0]
     raise UnknownProduct("The address does not say which product to sign up to.")

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypedDict, cast
 
 from django.contrib.auth.decorators import login_required
 from django.db.models import Count, F, QuerySet, Sum, Value
@@ -202,11 +202,23 @@ def _days(account: Account, now: datetime, count: int) -> list[date]:
     return [today - timedelta(days=back) for back in reversed(range(count))]
 
 
-def _totals(account: Account, days: list[date]) -> list[dict[str, Any]]:
+class _Total(TypedDict):
+    """The sums arrive as PostgreSQL's numeric where they are of bigint."""
+
+    day: date
+    model_id: int
+    unit_id: int | None
+    records: int
+    nanos: int
+    tokens_in: int
+    tokens_out: int
+
+
+def _totals(account: Account, days: list[date]) -> list[_Total]:
     """Sums of each (day, model, unit) of ``days``."""
     zone = zoneinfo.ZoneInfo(account.time_zone)
     start = datetime.combine(days[0], time.min, tzinfo=zone)
-    return list(
+    rows = (
         _since(account, start)
         .annotate(day=TruncDate("event_at", tzinfo=zone))
         .filter(day__lte=days[-1])
@@ -215,6 +227,7 @@ def _totals(account: Account, days: list[date]) -> list[dict[str, Any]]:
             records=Count("id"), nanos=Coalesce(Sum("price_nanos"), Value(0)), tokens_in=_sum(INPUT_COMPONENTS), tokens_out=_sum(_OUTPUT)
         )
     )
+    return [cast("_Total", row) for row in rows]
 
 
 _OUTPUT: Final = TOKEN_COMPONENTS - INPUT_COMPONENTS
@@ -222,14 +235,10 @@ _OUTPUT: Final = TOKEN_COMPONENTS - INPUT_COMPONENTS
 
 def _sum(components: Iterable[str]) -> Any:
     """Σ of some components over records; arrays end with their last component that is not 0."""
-    parts = [Coalesce(F(f"quantities__{COMPONENTS.index(component)}"), Value(0)) for component in sorted(components)]
-    whole = parts[0]
-    for part in parts[1:]:
-        whole += part
-    return Sum(whole)
+    return Sum(sum((Coalesce(F(f"quantities__{COMPONENTS.index(name)}"), Value(0)) for name in sorted(components)), start=Value(0)))
 
 
-def _by_day(days: list[date], totals: list[dict[str, Any]], unit_id: int) -> list[Day]:
+def _by_day(days: list[date], totals: list[_Total], unit_id: int) -> list[Day]:
     nanos: dict[date, int] = defaultdict(int)
     records: dict[date, int] = defaultdict(int)
     for row in totals:
@@ -239,7 +248,7 @@ def _by_day(days: list[date], totals: list[dict[str, Any]], unit_id: int) -> lis
     return [Day(day=day, nanos=nanos[day], records=records[day]) for day in days]
 
 
-def _by_model(totals: list[dict[str, Any]], unit_id: int) -> list[ModelTotal]:
+def _by_model(totals: list[_Total], unit_id: int) -> list[ModelTotal]:
     """The dearest first."""
     names = UsageModel.objects.in_bulk({row["model_id"] for row in totals})
     sums: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])

@@ -70,7 +70,7 @@ def ceiling(nanos: int) -> int:
     """The least of 1, 2, 4, 5, 8, 10 × 10ⁿ that is not below ``nanos``, so that an axis has round labels and its half does too."""
     if nanos <= 0:
         return 0
-    power = 10 ** (len(str(nanos)) - 1)
+    power: int = 10 ** (len(str(nanos)) - 1)
     return next(step * power for step in (1, 2, 4, 5, 8, 10) if step * power >= nanos)
 
 

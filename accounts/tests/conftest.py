@@ -9,15 +9,10 @@ import pytest
 
 from accounts import registration
 from accounts.models import Account, User
-from pricing.models import Product, Unit
+from pricing.models import Product
+from tests.factories import make_product
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-def make_product(**fields: object) -> Product:
-    slug = f"product-{uuid.uuid4().hex[:8]}"
-    unit, _ = Unit.objects.get_or_create(code="USD", defaults={"name": "US dollar"})
-    return Product.objects.create(**{"slug": slug, "name": "A product", "unit": unit, "default_plan": "free"} | fields)
 
 
 def make_user(**fields: object) -> User:

@@ -17,8 +17,9 @@ from pytest_django.fixtures import DjangoAssertNumQueries as Queries
 
 from accounts import api_keys
 from accounts.models import Account, ApiKey
-from accounts.tests.conftest import NOW, make_account, make_product
+from accounts.tests.conftest import NOW, make_account
 from pricing.models import Product
+from tests.factories import make_product
 
 
 @pytest.fixture

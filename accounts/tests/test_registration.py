@@ -12,11 +12,13 @@ from allauth.account.models import EmailAddress
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.models import ProtectedError
 from django.test import Client
+from pytest_django import Settings
 
 from accounts import api_keys, registration, signals
 from accounts.models import Account, ApiKey, Membership, User
-from accounts.tests.conftest import NOW, make_account, make_product, make_user
+from accounts.tests.conftest import NOW, make_account, make_user
 from pricing.models import Product
+from tests.factories import make_product
 
 PASSWORD = "correct horse battery"
 
@@ -206,10 +208,16 @@ class TestWhichProduct:
         with pytest.raises(registration.UnknownProduct):
             registration.product_for(slug="", host="elsewhere.example")
 
-    def test_the_only_product_needs_no_name(self, db: None) -> None:
-        Product.objects.all().delete()
-        only = make_product()
-        assert registration.product_for(slug="", host="elsewhere.example") == only
+    def test_the_default_product_takes_who_names_none(self, db: None, settings: Settings) -> None:
+        default = make_product()
+        make_product()
+        settings.DEFAULT_PRODUCT = default.slug
+        assert registration.product_for(slug="", host="elsewhere.example") == default
+
+    def test_the_only_product_needs_no_name(self, product: Product) -> None:
+        assert registration.choose_product([product], slug="", host="elsewhere.example") == product
+        with pytest.raises(registration.UnknownProduct):
+            registration.choose_product([], slug="", host="elsewhere.example")
 
 
 class TestForgetUser:

@@ -12,8 +12,9 @@ from django.db import ProgrammingError, connection, transaction
 
 from accounts import tenancy
 from accounts.models import Account, ApiKey, Membership, User
-from accounts.tests.conftest import make_account, make_product, make_user
+from accounts.tests.conftest import make_account, make_user
 from pricing.models import Product
+from tests.factories import make_product
 
 
 def seen() -> set[int]:
