@@ -94,13 +94,15 @@ class KeyForm(forms.Form):
     token = forms.CharField(widget=forms.HiddenInput)
     product = forms.ModelChoiceField(Product.objects.order_by("name"), widget=UnfoldAdminSelectWidget)
     name = forms.CharField(max_length=120, widget=UnfoldAdminTextInputWidget, help_text="Where the key is used, e.g. “production backend”.")
-    scopes = forms.MultipleChoiceField(choices=ApiKey.Scope.choices, widget=UnfoldAdminCheckboxSelectMultipleWidget)
+    scopes = forms.MultipleChoiceField(
+        choices=[(scope, scope) for scope in ApiKey.Scope.values], widget=UnfoldAdminCheckboxSelectMultipleWidget
+    )
 
     def __init__(self, *args: Any, account: Account | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if account:
             del self.fields["product"]
-            self.fields["scopes"].choices = [choice for choice in ApiKey.Scope.choices if choice[0] != ApiKey.Scope.ADMIN_READ]  # type: ignore[attr-defined]
+            self.fields["scopes"].choices = [(scope, scope) for scope in ApiKey.Scope.values if scope != ApiKey.Scope.ADMIN_READ]  # type: ignore[attr-defined]
 
 
 class ReasonForm(forms.Form):

@@ -54,13 +54,12 @@ class Effect:
 class AccountAdmin(ModelAdmin):  # type: ignore[misc]
     """Accounts are opened and renamed here; their money moves by the acts on their page."""
 
-    list_display = ("name", "product", "external_id", "public_id", "available", "debt", "created_at", "closed_at")
+    list_display = ("name", "product", "available", "debt", "external_id", "opened")
     list_filter = ("product", "kind", ("closed_at", EmptyFieldListFilter))
     search_fields = ("name", "=external_id", "=public_id", "billing_email", "memberships__user__email")
     search_help_text = "A name, an id of ours or the client's, or an email address."
     list_select_related = ("product__unit",)
     ordering = ("-id",)
-    show_full_result_count = False
     fields = ("product", "external_id", "public_id", "name", "kind", "billing_email", "time_zone", "rate_card", "created_at", "closed_at")
     readonly_fields = ("public_id", "created_at")
     inlines = (MembershipInline,)
@@ -71,6 +70,10 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
     @display(description="Available")
     def available(self, account: Account) -> SafeString | str:
         return next((amount(wallet.available, wallet.unit) for wallet in account.wallets.all()), "–")
+
+    @display(description="Opened", ordering="id")
+    def opened(self, account: Account) -> str:
+        return f"{account.created_at:%Y-%m-%d}" + (" · closed" if account.closed_at else "")
 
     @display(description="Debt")
     def debt(self, account: Account) -> SafeString | str:
@@ -241,7 +244,10 @@ def _everything(account: Account) -> dict[str, Any]:
         .annotate(ends_at=ENDS_AT)
         .select_related("unit")[: 2 * SHOWN],
         "entries": LedgerEntry.objects.filter(account=account).select_related("unit").order_by("-recorded_at", "-seq")[:SHOWN],
-        "records": [(record, f"{account.pk}-{record.pk}", charged(record), earned(record), record.pk in reversed_) for record in records],
+        "records": [
+            (record, f"{account.pk}-{record.pk}", charged(record), earned(record, reversed_=record.pk in reversed_), record.pk in reversed_)
+            for record in records
+        ],
         "open": OpenAuthorization.objects.filter(account=account).select_related("model", "feature").order_by("-created_at")[:SHOWN],
         "operations": operations,
         "keys": account.api_keys.order_by("revoked_at", "-id")[:SHOWN],

@@ -105,6 +105,9 @@ class MarginAdmin(ReadOnlyAdmin):
                     "product_id": chosen["product"].pk if chosen["product"] else None,
                 }
                 context |= {
+                    "form": MarginForm(
+                        initial={"since": period["since"], "last_day": last_day, "product": chosen["product"] and chosen["product"].slug}
+                    ),
                     "report": margin.report(by=chosen["by"] or "model", limit=ROWS, **period),
                     "days": margin.report(by="day", **period),
                     "last_day": last_day,

@@ -33,7 +33,7 @@ class Todo:
 def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     """Adds the figures to the context of admin's first page, for those who may see the margin."""
     if not request.user.has_perm("analytics.view_margin"):
-        return context
+        return context | {"title": "Dashboard"}
     now = timezone.now()
     until = now.date() + timedelta(days=1)
     since = until - timedelta(days=DAYS)
@@ -41,6 +41,7 @@ def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     days = margin.report(by="day", since=since, until=until)
     accounts = margin.report(by="account", since=since, until=until, limit=TOP)
     return context | {
+        "title": "Dashboard",
         "now": now,
         "days": days,
         "change": margin.percent(days.totals.revenue_nanos - before.revenue_nanos, before.revenue_nanos),
@@ -63,9 +64,9 @@ def _todos(since: Any) -> list[Todo]:
     states = {row["state"]: row["n"] for row in waiting}
     records, open_ = reverse("admin:metering_usagerecord_changelist"), reverse("admin:metering_openauthorization_changelist")
     return [
-        Todo(PriceProposal.objects.filter(state="pending").count(), "price proposals wait for a decision",
+        Todo(PriceProposal.objects.filter(state="pending").count(), "price proposals to decide on",
              reverse("admin:pricing_priceproposal_changelist") + "?state__exact=pending"),
-        Todo(unpriced.count(), "usage records have no price", f"{records}?outcome__exact=unpriced&within=30"),
-        Todo(states.get("awaiting_price", 0), "captures await a price", f"{open_}?state__exact=awaiting_price"),
-        Todo(states.get("timed_out", 0), "holds timed out and still take their capture", f"{open_}?state__exact=timed_out"),
+        Todo(unpriced.count(), "usage records without a price", f"{records}?outcome__exact=unpriced&within=30"),
+        Todo(states.get("awaiting_price", 0), "captures awaiting a price", f"{open_}?state__exact=awaiting_price"),
+        Todo(states.get("timed_out", 0), "holds that timed out and still take their capture", f"{open_}?state__exact=timed_out"),
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from pricing.models import Product
 
 MAX_NANOS = 2**63 - 1
 MAX_YEARS = 10
+ISO_DAY = "%Y-%m-%d"  # what a browser's date field reads and sends
 #: Where staff's credits may come from: nobody paid for these. What was paid for is granted by its payment.
 SOURCES = (("goodwill", "Goodwill"), ("promotion", "Promotion"), ("compensation", "Compensation for a fault"))
 _AMOUNT = re.compile(r"([+-]?)([0-9]{1,12})(?:\.([0-9]{1,9}))?")
@@ -67,7 +68,8 @@ class GrantForm(ReasonForm):
     amount = AmountField(signed=False)
     source = forms.ChoiceField(choices=SOURCES, widget=UnfoldAdminSelectWidget)
     last_day = forms.DateField(
-        required=False, label="Last day", widget=UnfoldAdminDateWidget(attrs={"type": "date"}),
+        required=False,
+        input_formats=[ISO_DAY], label="Last day", widget=UnfoldAdminDateWidget(attrs={"type": "date"}, format=ISO_DAY),
         help_text="The credits expire at the end of this day (UTC). Empty: never.",
     )  # fmt: skip
     field_order = ("token", "amount", "source", "last_day", "reason")
@@ -94,8 +96,12 @@ class MarginForm(forms.Form):
     """Which margin to show."""
 
     by = forms.ChoiceField(choices=[(by, f"By {by}") for by in margin.BYS], required=False, widget=UnfoldAdminSelectWidget)
-    since = forms.DateField(required=False, label="From", widget=UnfoldAdminDateWidget(attrs={"type": "date"}))
-    last_day = forms.DateField(required=False, label="To", widget=UnfoldAdminDateWidget(attrs={"type": "date"}))
+    since = forms.DateField(
+        required=False, input_formats=[ISO_DAY], label="From", widget=UnfoldAdminDateWidget(attrs={"type": "date"}, format=ISO_DAY)
+    )
+    last_day = forms.DateField(
+        required=False, input_formats=[ISO_DAY], label="To", widget=UnfoldAdminDateWidget(attrs={"type": "date"}, format=ISO_DAY)
+    )
     product = forms.ModelChoiceField(
         Product.objects.order_by("name"), to_field_name="slug", required=False, empty_label="All products", widget=UnfoldAdminSelectWidget
     )

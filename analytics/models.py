@@ -31,7 +31,8 @@ class Entry(models.Model):
         managed = False
         db_table = "browsable_entry"
         default_permissions = ("view",)
-        verbose_name_plural = "entries"
+        verbose_name = "ledger entry"
+        verbose_name_plural = "ledger entries"
 
     def __str__(self) -> str:
         return f"entry {self.seq}"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib import admin
+from django.db.models import Exists, OuterRef, QuerySet
+from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 from unfold.decorators import display
@@ -42,6 +46,11 @@ class UsageRecordAdmin(LedgerAdmin):
     )
     change_form_before_template = "admin/metering/reverse_link.html"
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[UsageRecord]:
+        found: QuerySet[UsageRecord] = super().get_queryset(request)
+        reversals = Operation.objects.filter(account_id=OuterRef("account_id"), verb="reverse", target=OuterRef("pk"))
+        return found.annotate(is_reversed=Exists(reversals))
+
     @display(description="Outcome", label=OUTCOMES)
     def outcome_(self, record: UsageRecord) -> str:
         return record.get_outcome_display().lower()
@@ -63,8 +72,8 @@ class UsageRecordAdmin(LedgerAdmin):
         return None if record.value_nanos is None else amount(record.value_nanos, DOLLAR)
 
     @display(description="Margin", empty_value="–")
-    def margin(self, record: UsageRecord) -> str | None:
-        nanos = earned(record)
+    def margin(self, record: Any) -> str | None:
+        nanos = earned(record, reversed_=record.is_reversed)
         return None if nanos is None else amount(nanos, DOLLAR)
 
     @display(description="Waived (above the hold)", empty_value="–")
@@ -97,9 +106,11 @@ def charged(record: UsageRecord) -> str:
     return amount(record.price_nanos, unit(record.unit_id)) if record.unit_id else "not charged"
 
 
-def earned(record: UsageRecord) -> int | None:
-    """List value minus cost, in nano-USD; None without a price."""
-    return None if record.value_nanos is None or record.cost_nanos is None else record.value_nanos - record.cost_nanos
+def earned(record: UsageRecord, *, reversed_: bool) -> int | None:
+    """List value minus cost, in nano-USD; None without a price. A reversal takes the value back and leaves the cost."""
+    if record.value_nanos is None or record.cost_nanos is None:
+        return None
+    return (0 if reversed_ else record.value_nanos) - record.cost_nanos
 
 
 @admin.register(OpenAuthorization)

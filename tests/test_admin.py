@@ -243,7 +243,7 @@ def test_the_dashboard_shows_the_figures_and_what_waits(superuser: Client, accou
     )
     shown = text(superuser, reverse("admin:index"))
     assert "Revenue, 30 days" in shown
-    assert "price proposals wait for a decision" in shown
+    assert "price proposals to decide on" in shown
 
 
 # Read-only -------------------------------------------------------------------------------------------------------------------

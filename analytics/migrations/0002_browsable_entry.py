@@ -47,7 +47,8 @@ class Migration(migrations.Migration):
                 ("recorded_at", models.DateTimeField()),
             ],
             options={
-                "verbose_name_plural": "entries",
+                "verbose_name": "ledger entry",
+                "verbose_name_plural": "ledger entries",
                 "db_table": "browsable_entry",
                 "managed": False,
                 "default_permissions": ("view",),

@@ -1,0 +1,133 @@
+"""Staff's pages in a real browser: nothing in the console, nothing from elsewhere, nothing wider than a phone. See test_browser.py."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+from playwright.sync_api import Browser, BrowserContext, Page
+from pytest_django.plugin import DjangoDbBlocker
+
+from accounts import api_keys
+from accounts.models import Account, Membership, User
+from analytics.tests.world import NANOS, World
+from billing import ledger
+from metering.models import UsageRecord
+from pricing.models import PriceProposal
+from tests.test_browser import browser, keep, pytestmark
+
+__all__ = ["browser", "pytestmark"]
+
+
+def history(world: World, *, scale: int, seed: int) -> Account:
+    """A month in the life of a product; the account to look at."""
+    dice = random.Random(seed)
+    now = timezone.now()
+    accounts = [world.account(name) for name in ("Ada Lovelace", "Grace Hopper", "Analytical Engines Ltd", "Mary Somerville")]
+    for account in accounts:
+        world.grant(account, 40 * scale, cash_nanos=36 * scale, fee_nanos=scale, expires_at=now + timedelta(days=20))
+        world.grant(account, 10 * scale, priority=5, expires_at=now + timedelta(days=2, hours=4))
+    for day in range(45, -1, -1):
+        for _ in range(dice.randrange(2, 7)):
+            cost = dice.randrange(scale // 20, scale // 4)
+            price = cost * 3 // 2 if dice.random() < 0.92 else cost // 3
+            event = world.event(
+                dice.choice(accounts),
+                cost=cost,
+                price=price,
+                at=now - timedelta(days=day, minutes=dice.randrange(1, 600)),
+                model=dice.randrange(2),
+                feature=dice.choice([None, 0, 0, 1]),
+            )
+            ledger.record(event)
+    ada = accounts[0]
+    world.hold(ada, scale // 3)
+    world.reverse(ada, ledger.record(world.event(ada, cost=scale // 9, price=scale // 6, at=now - timedelta(minutes=4))))
+    api_keys.issue(product=world.product, account=ada, name="production backend", scopes=["usage:write", "usage:read"], now=now)
+    Membership.objects.create(account=ada, user=User.objects.create_user(f"ada.{uuid4().hex[:4]}@example.com", "correct horse battery"))
+    return ada
+
+
+@pytest.fixture(scope="session")
+def ada(django_db_setup: None, django_db_blocker: DjangoDbBlocker, browser: Browser) -> Account:
+    with django_db_blocker.unblock():
+        PriceProposal.objects.create(
+            provider="acme", model=uuid4().hex, component="input_tokens", price_nanos=1, source="test", proposed_at=timezone.now()
+        )
+        history(World.new(name="Elite"), scale=NANOS // 3, seed=2)
+        return history(World.new(name="Rover"), scale=NANOS, seed=1)
+
+
+@pytest.fixture(params=[1280, 390], ids=["desk", "phone"])
+def context(request: pytest.FixtureRequest, browser: Browser, server: str, ada: Account) -> Iterator[BrowserContext]:
+    client = Client()
+    client.force_login(User.objects.create_superuser(f"staff.{uuid4().hex[:6]}@example.com", "correct horse battery"))
+    context = browser.new_context(viewport={"width": request.param, "height": 900})
+    context.add_cookies([{"name": "session", "value": client.cookies["session"].value, "url": server}])
+    yield context
+    context.close()
+
+
+def watched(context: BrowserContext, server: str) -> tuple[Page, list[str]]:
+    """A page, and all that its console or its requests have against it."""
+    page, complaints = context.new_page(), []
+    page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith((server, "data:")) else complaints.append(request.url))
+    return page, complaints
+
+
+def test_every_page_is_quiet_local_and_fits(server: str, ada: Account, context: BrowserContext) -> None:
+    usage = UsageRecord.objects.filter(account=ada, price_nanos__gt=0)[0]
+    width = context.new_page().viewport_size["width"]  # type: ignore[index]
+    pages = {
+        "dashboard": reverse("admin:index"),
+        "account": reverse("admin:accounts_account_change", args=[ada.pk]),
+        "accounts": reverse("admin:accounts_account_changelist"),
+        "margin": reverse("admin:analytics_margin_changelist") + "?by=account",
+        "grant": reverse("admin:accounts_account_grant", args=[ada.pk]),
+        "reverse": reverse("admin:accounts_account_reverse", args=[ada.pk, usage.pk]),
+        "record": reverse("admin:metering_usagerecord_change", args=[f"{ada.pk}-{usage.pk}"]),
+        "entries": reverse("admin:analytics_entry_changelist"),
+        "edit": reverse("admin:accounts_account_edit", args=[ada.pk]),
+        "key": reverse("admin:accounts_apikey_add") + f"?account={ada.public_id}",
+        "proposals": reverse("admin:pricing_priceproposal_changelist"),
+    }
+    page, complaints = watched(context, server)
+    for name, path in pages.items():
+        response = page.goto(server + path)
+        assert response
+        assert response.status == 200
+        keep(page, f"admin-{name}-{width}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+    assert complaints == []
+
+
+def test_the_first_pages_are_quiet_in_the_dark(server: str, ada: Account, context: BrowserContext) -> None:
+    page, complaints = watched(context, server)
+    page.emulate_media(color_scheme="dark")
+    for name, path in (("dashboard", reverse("admin:index")), ("account", reverse("admin:accounts_account_change", args=[ada.pk]))):
+        page.goto(server + path)
+        page.wait_for_selector("html.dark")
+        keep(page, f"admin-{name}-dark-{page.viewport_size['width']}")  # type: ignore[index]
+    assert complaints == []
+
+
+def test_a_grant_is_previewed_then_confirmed(server: str, ada: Account, context: BrowserContext) -> None:
+    page, complaints = watched(context, server)
+    page.goto(server + reverse("admin:accounts_account_grant", args=[ada.pk]))
+    page.get_by_label("Amount").fill("12.5")
+    page.get_by_label("Reason").fill("Sorry for the outage on Monday")
+    page.get_by_role("button", name="Show the effect").click()
+    keep(page, f"admin-grant-preview-{page.viewport_size['width']}")  # type: ignore[index]
+    assert "Free afterwards" in page.locator("dl").inner_text()
+    page.get_by_role("button", name="Confirm").click()
+    assert "$12.50 granted." in page.locator("body").inner_text()
+    assert "Sorry for the outage on Monday" in page.locator("body").inner_text()
+    assert complaints == []
