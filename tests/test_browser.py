@@ -236,7 +236,11 @@ def test_empty_pages_say_what_to_do(server: str, ada: Customer, context: Browser
 def test_a_product_that_counts_credits_never_shows_a_price_per_token(server: str, ada: Customer, context: BrowserContext) -> None:
     unit = Unit.objects.create(code=f"{secrets.token_hex(3)}.credit", name="credit", decimals=0)
     product = factories.make_product(
-        unit=unit, visibility=Product.Visibility.DEPLETION_ONLY, mode="credit_rate", tokens_per_credit=5_000, default_multiplier_ppm=1_000_000
+        unit=unit,
+        visibility=Product.Visibility.DEPLETION_ONLY,
+        mode="credit_rate",
+        tokens_per_credit=5_000,
+        default_multiplier_ppm=1_000_000,
     )
     bob = customer(product, events=8)
     page = context.new_page()
