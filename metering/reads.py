@@ -590,6 +590,8 @@ class Limits(reads.Read):
     @extend_schema(operation_id="usageLimits", parameters=reads.parameters(reads.OfAccount), responses=LimitsAnswer)
     def get(self, request: Request) -> Response:
         """What the account's limits are, what is used of them and when they reset: the hot path's own decision, without a request."""
+        # Not acting as the account: the decision reads the plan's terms too, which no tenant's role may. Like the hot path itself, it is
+        # scoped by the account in code alone.
         account = self.account(request, self.asked(request, reads.OfAccount))
         decision = usage.decide(account=account, ask=None, now=timezone.now())
         return LimitsAnswer(

@@ -14,6 +14,7 @@ import pytest
 from django.db import connection, transaction
 from django.http import HttpResponse
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from accounts import tenancy
 from accounts.models import Account, Membership, User
@@ -142,6 +143,23 @@ class TestRecords:
         ended = json.loads(shop.get(f"/api/v1/usage/records/{auth}").content)
         assert (ended["outcome"], ended["charged"], ended["authorization"], ended["id"]) == ("captured", "0.450000000", auth, rec)
         assert shop.get(f"/api/v1/usage/records/{rec}").content == shop.get(f"/api/v1/usage/records/{auth}").content
+
+    def test_a_longer_page_asks_the_database_no_more_often(self, shop: Shop, django_assert_num_queries: Any) -> None:
+        for path in ("/api/v1/usage/records", "/api/v1/billing/ledger"):
+            shop.record(feature="chat")
+            shop.read(path)  # whatever is kept is kept now
+            with CaptureQueriesContext(connection) as few:
+                shop.read(path)
+            for number in range(5):
+                shop.record(feature=f"feature-{number}", model=make_model())
+            with django_assert_num_queries(len(few)):
+                assert len(shop.read(path)["items"]) >= 5
+
+    @pytest.mark.parametrize("path", [*OF_ACCOUNT, *OF_PRODUCT])
+    def test_head_is_get_without_a_body(self, shop: Shop, path: str) -> None:
+        parameters = {} if path in OF_PRODUCT else {"account": shop.account.public_id}
+        response = Client().head(path, parameters, headers={"Authorization": f"Bearer {shop.key}"})
+        assert (response.status_code, response.content) == (200, b"")
 
 
 class TestExplain:
