@@ -120,9 +120,16 @@ class Call:
 
     def parameters(self) -> tuple[Any, ...]:
         return (
-            self.model_id, self.feature_id, self.api_key_id, self.rate_card_id, list(self.price_ids), list(self.quantities),
-            self.user_ref, self.session_ref, self.run_ref,
-        )  # fmt: skip
+            self.model_id,
+            self.feature_id,
+            self.api_key_id,
+            self.rate_card_id,
+            list(self.price_ids),
+            list(self.quantities),
+            self.user_ref,
+            self.session_ref,
+            self.run_ref,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +207,21 @@ def open_account(*, account_id: int) -> None:
 
 
 def grant(
-    *, account_id: int, unit_id: int, amount_nanos: int, source: str, source_key: str, key: str, actor: str, reason: str, priority: int,
-    expires_at: datetime | None = None, cash_nanos: int = 0, fee_nanos: int = 0, currency: str = "usd",
-) -> Operation:  # fmt: skip
+    *,
+    account_id: int,
+    unit_id: int,
+    amount_nanos: int,
+    source: str,
+    source_key: str,
+    key: str,
+    actor: str,
+    reason: str,
+    priority: int,
+    expires_at: datetime | None = None,
+    cash_nanos: int = 0,
+    fee_nanos: int = 0,
+    currency: str = "usd",
+) -> Operation:
     """Adds a grant of ``amount_nanos`` (> 0), for which ``cash_nanos`` was paid and ``fee_nanos`` of that went to the payment provider.
 
     Open debt is repaid from it first. One grant per (account, source, source_key), for ever.
@@ -262,9 +281,20 @@ def reverse(*, account_id: int, usage_id: UUID, key: str, actor: str, reason: st
 
 
 def hold(
-    *, account_id: int, key: UUID, fingerprint: UUID, refusal: str | None, call: Call, unit_id: int | None, amount_nanos: int, cost_nanos: int,
-    minimum_nanos: int, remaining: Sequence[int | None], lifetime: timedelta, hard_lifetime: timedelta,
-) -> Usage:  # fmt: skip
+    *,
+    account_id: int,
+    key: UUID,
+    fingerprint: UUID,
+    refusal: str | None,
+    call: Call,
+    unit_id: int | None,
+    amount_nanos: int,
+    cost_nanos: int,
+    minimum_nanos: int,
+    remaining: Sequence[int | None],
+    lifetime: timedelta,
+    hard_lifetime: timedelta,
+) -> Usage:
     """Reserves ``amount_nanos`` (0 allowed) of free credits for ``call``; ``cost_nanos`` is its estimated wholesale cost.
 
     The key is answered before anything is decided, ``refusal`` included. ``unit_id`` None: nothing is charged, no wallet is asked.
@@ -274,13 +304,24 @@ def hold(
     :raises KeyReused: the key was used for another command.
     """
     usage = _usage(
-        "select * from usage_authorize(%s, %s, %s, %s, row(%s,%s,%s,%s,%s::int[],%s::bigint[],%s,%s,%s)::usage_call, %s::smallint, %s, %s, %s,"
+        "select * from usage_authorize(%s, %s, %s, %s, row(%s,%s,%s,%s,%s::int[],%s::bigint[],"
+        "%s,%s,%s)::usage_call, %s::smallint, %s, %s, %s,"
         " %s::bigint[], %s, %s)",
         [
-            account_id, key, fingerprint, refusal, *call.parameters(), unit_id, amount_nanos, cost_nanos, minimum_nanos, list(remaining),
-            lifetime, hard_lifetime,
+            account_id,
+            key,
+            fingerprint,
+            refusal,
+            *call.parameters(),
+            unit_id,
+            amount_nanos,
+            cost_nanos,
+            minimum_nanos,
+            list(remaining),
+            lifetime,
+            hard_lifetime,
         ],
-    )  # fmt: skip
+    )
     if usage.outcome == "refused":
         raise Refused(usage.state)
     if usage.outcome in ("debt", "insufficient"):
@@ -306,10 +347,17 @@ def capture(
     return _usage(
         "select * from usage_capture(%s, %s, %s::bigint[], %s, %s::int[], %s, %s, %s, %s)",
         [
-            account_id, authorization_id, list(quantities), charge.tokens, list(price_ids), charge.cost_nanos, charge.price_nanos,
-            charge.value_nanos, overage,
+            account_id,
+            authorization_id,
+            list(quantities),
+            charge.tokens,
+            list(price_ids),
+            charge.cost_nanos,
+            charge.price_nanos,
+            charge.value_nanos,
+            overage,
         ],
-    )  # fmt: skip
+    )
 
 
 def await_price(*, account_id: int, authorization_id: UUID, quantities: Sequence[int]) -> Usage:
@@ -358,14 +406,27 @@ def record_many(events: Sequence[Event]) -> list[Usage]:
     """
     rows = [
         {
-            "account": event.account_id, "key": str(event.key), "fingerprint": str(event.fingerprint), "model_id": event.call.model_id,
-            "feature_id": event.call.feature_id, "api_key_id": event.call.api_key_id, "rate_card_id": event.call.rate_card_id,
-            "price_ids": list(event.call.price_ids), "quantities": list(event.call.quantities), "user_ref": event.call.user_ref,
-            "session_ref": event.call.session_ref, "run_ref": event.call.run_ref, "unit": event.unit_id, "event_at": event.event_at.isoformat(),
-            "tokens": event.charge.tokens, "cost": event.charge.cost_nanos, "price": event.charge.price_nanos, "value": event.charge.value_nanos,
+            "account": event.account_id,
+            "key": str(event.key),
+            "fingerprint": str(event.fingerprint),
+            "model_id": event.call.model_id,
+            "feature_id": event.call.feature_id,
+            "api_key_id": event.call.api_key_id,
+            "rate_card_id": event.call.rate_card_id,
+            "price_ids": list(event.call.price_ids),
+            "quantities": list(event.call.quantities),
+            "user_ref": event.call.user_ref,
+            "session_ref": event.call.session_ref,
+            "run_ref": event.call.run_ref,
+            "unit": event.unit_id,
+            "event_at": event.event_at.isoformat(),
+            "tokens": event.charge.tokens,
+            "cost": event.charge.cost_nanos,
+            "price": event.charge.price_nanos,
+            "value": event.charge.value_nanos,
         }
         for event in events
-    ]  # fmt: skip
+    ]
     rows_sql = "select (r.answer).* from usage_record_many(%s::jsonb) r order by r.n"
     return [Usage(*row) for row in _call(rows_sql, [json.dumps(rows)])]
 
@@ -377,24 +438,56 @@ def sweep(*, limit: int) -> int:
 
 
 def _grant(
-    account_id: int, verb: str, key: str, actor: str, reason: str, unit_id: int, source: str, source_key: str, amount_nanos: int, priority: int,
-    expires_at: datetime | None, cash_nanos: int, fee_nanos: int, currency: str,
-) -> Operation:  # fmt: skip
+    account_id: int,
+    verb: str,
+    key: str,
+    actor: str,
+    reason: str,
+    unit_id: int,
+    source: str,
+    source_key: str,
+    amount_nanos: int,
+    priority: int,
+    expires_at: datetime | None,
+    cash_nanos: int,
+    fee_nanos: int,
+    currency: str,
+) -> Operation:
     if amount_nanos <= 0 or cash_nanos < 0 or fee_nanos < 0:
         raise ValueError("A grant is more than nothing, and its cash and fee are not negative.")
     command = fingerprint(
         {
-            "unit": unit_id, "source": source, "source_key": source_key, "amount": amount_nanos, "priority": priority, "expires": expires_at,
-            "cash": cash_nanos, "fee": fee_nanos, "currency": currency,
+            "unit": unit_id,
+            "source": source,
+            "source_key": source_key,
+            "amount": amount_nanos,
+            "priority": priority,
+            "expires": expires_at,
+            "cash": cash_nanos,
+            "fee": fee_nanos,
+            "currency": currency,
         }
-    )  # fmt: skip
+    )
     return _operation(
         "select * from ledger_grant(%s, %s, %s, %s, %s, %s, %s::smallint, %s, %s, %s, %s::smallint, %s, %s, %s, %s)",
         [
-            account_id, verb, key_hash(key), command, actor, reason, unit_id, source, source_key, amount_nanos, priority, expires_at,
-            cash_nanos, fee_nanos, currency,
+            account_id,
+            verb,
+            key_hash(key),
+            command,
+            actor,
+            reason,
+            unit_id,
+            source,
+            source_key,
+            amount_nanos,
+            priority,
+            expires_at,
+            cash_nanos,
+            fee_nanos,
+            currency,
         ],
-    )  # fmt: skip
+    )
 
 
 def _operation(sql: str, parameters: Sequence[Any], *, needed_nanos: int = 0) -> Operation:

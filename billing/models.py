@@ -28,6 +28,9 @@ class Wallet(models.Model):
         managed = False
         db_table = "wallet"
 
+    def __str__(self) -> str:
+        return f"wallet of account {self.account_id}"
+
     @property
     def available(self) -> int:
         return self.balance - self.held
@@ -99,6 +102,9 @@ class LedgerEntry(models.Model):
         managed = False
         db_table = "ledger_entry"
         ordering = ["-seq"]
+
+    def __str__(self) -> str:
+        return f"entry {self.seq} of account {self.account_id}"
 
 
 class Operation(models.Model):

@@ -11,7 +11,7 @@ from datetime import datetime
 
 
 def anniversary(anchor: datetime, *, months: int) -> datetime:
-    """The ``months``-th monthly anniversary of ``anchor`` (0 = the anchor): same day and time, or the month's last day where it is shorter."""
+    """The ``months``-th monthly anniversary of ``anchor`` (0 = the anchor): same day and time, or the last of a shorter month."""
     index = anchor.year * 12 + anchor.month - 1 + months
     year, month = divmod(index, 12)
     day = min(anchor.day, calendar.monthrange(year, month + 1)[1])

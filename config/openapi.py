@@ -228,7 +228,7 @@ def complete(result: Document, generator: object, request: object, public: bool)
     schemas["Batch"]["properties"]["events"]["items"] = {"anyOf": [_reference(api.Event), _reference(api.CloudEvent)]}
     for operation in OPERATIONS:
         result["paths"].setdefault(operation.path, {})["post"] = _described(operation)
-    for path, methods in result["paths"].items():
+    for methods in result["paths"].values():
         for method in methods.values():
             keyless = method.get("security") == [{}]
             _add_problems(method["responses"], _PARAMETER_PROBLEMS if keyless else _PARAMETER_PROBLEMS | _KEY_PROBLEMS)

@@ -45,10 +45,19 @@ def hold(
 ) -> ledger.Usage:
     key = key or str(uuid4())
     return ledger.hold(
-        account_id=account.pk, key=ledger.key_hash("usage", key), fingerprint=ledger.fingerprint({"amount": amount}), refusal=refusal, call=call(),
-        unit_id=account.product.unit_id, amount_nanos=amount, cost_nanos=amount, minimum_nanos=minimum, remaining=[None], lifetime=lifetime,
+        account_id=account.pk,
+        key=ledger.key_hash("usage", key),
+        fingerprint=ledger.fingerprint({"amount": amount}),
+        refusal=refusal,
+        call=call(),
+        unit_id=account.product.unit_id,
+        amount_nanos=amount,
+        cost_nanos=amount,
+        minimum_nanos=minimum,
+        remaining=[None],
+        lifetime=lifetime,
         hard_lifetime=timedelta(hours=24),
-    )  # fmt: skip
+    )
 
 
 def charge(price: int) -> ledger.Charge:
@@ -67,11 +76,15 @@ def record(account: Account, price: int | None, *, key: str = "") -> ledger.Usag
     key = key or str(uuid4())
     return ledger.record(
         ledger.Event(
-            account_id=account.pk, key=ledger.key_hash("usage", key), fingerprint=ledger.fingerprint({"price": price}), call=call(),
-            unit_id=account.product.unit_id, event_at=datetime.now(UTC),
+            account_id=account.pk,
+            key=ledger.key_hash("usage", key),
+            fingerprint=ledger.fingerprint({"price": price}),
+            call=call(),
+            unit_id=account.product.unit_id,
+            event_at=datetime.now(UTC),
             charge=charge(price) if price is not None else ledger.Charge(None, None, None, 10),
         )
-    )  # fmt: skip
+    )
 
 
 def kinds(account: Account) -> list[tuple[str, int, int]]:
@@ -86,9 +99,16 @@ class TestGrant:
 
     def test_repeated_key_grants_once_and_returns_the_first_answer(self, account: Account) -> None:
         arguments: dict[str, Any] = {
-            "account_id": account.pk, "unit_id": account.product.unit_id, "amount_nanos": 100, "source": "staff", "source_key": "s1", "key": "k",
-            "actor": "ann", "reason": "sorry", "priority": 0,
-        }  # fmt: skip
+            "account_id": account.pk,
+            "unit_id": account.product.unit_id,
+            "amount_nanos": 100,
+            "source": "staff",
+            "source_key": "s1",
+            "key": "k",
+            "actor": "ann",
+            "reason": "sorry",
+            "priority": 0,
+        }
         first = ledger.grant(**arguments)
         second = ledger.grant(**arguments)
         assert second.replayed
@@ -99,9 +119,15 @@ class TestGrant:
 
     def test_one_source_is_granted_once_under_whatever_key(self, account: Account) -> None:
         arguments: dict[str, Any] = {
-            "account_id": account.pk, "unit_id": account.product.unit_id, "amount_nanos": 100, "source": "purchased", "source_key": "pi_1",
-            "actor": "stripe", "reason": "pack", "priority": 0,
-        }  # fmt: skip
+            "account_id": account.pk,
+            "unit_id": account.product.unit_id,
+            "amount_nanos": 100,
+            "source": "purchased",
+            "source_key": "pi_1",
+            "actor": "stripe",
+            "reason": "pack",
+            "priority": 0,
+        }
         ledger.grant(**arguments, key="invoice.paid")
         with pytest.raises(ledger.SourceReused):
             ledger.grant(**arguments, key="payment_intent.succeeded")
@@ -159,8 +185,12 @@ class TestHold:
         again = hold(account, 100, key="k", refusal="request_size")
         assert again.replayed
         assert (again.id, again.hold_nanos, again.created_at, again.expires_at, again.remaining) == (
-            first.id, first.hold_nanos, first.created_at, first.expires_at, first.remaining,
-        )  # fmt: skip
+            first.id,
+            first.hold_nanos,
+            first.created_at,
+            first.expires_at,
+            first.remaining,
+        )
         assert wallet(account) == (100, 100, 0)
 
     def test_repeated_key_is_answered_after_capture_and_after_release_too(self, account: Account) -> None:
@@ -171,8 +201,13 @@ class TestHold:
         for first, key, amount in [(one, "one", 10), (two, "two", 20)]:
             again = hold(account, amount, key=key)
             assert (again.replayed, again.id, again.hold_nanos, again.created_at, again.expires_at, again.remaining) == (
-                True, first.id, first.hold_nanos, first.created_at, first.expires_at, first.remaining,
-            )  # fmt: skip
+                True,
+                first.id,
+                first.hold_nanos,
+                first.created_at,
+                first.expires_at,
+                first.remaining,
+            )
 
     def test_same_key_for_another_command_is_refused(self, account: Account) -> None:
         give(account, 100)
@@ -439,11 +474,16 @@ class TestRecordMany:
         give(account, 100)
         events = [
             ledger.Event(
-                account_id=(account, other)[number % 2].pk, key=ledger.key_hash("usage", str(number)), fingerprint=ledger.fingerprint({"n": number}),
-                call=call(), unit_id=account.product.unit_id, event_at=datetime.now(UTC), charge=charge(number),
+                account_id=(account, other)[number % 2].pk,
+                key=ledger.key_hash("usage", str(number)),
+                fingerprint=ledger.fingerprint({"n": number}),
+                call=call(),
+                unit_id=account.product.unit_id,
+                event_at=datetime.now(UTC),
+                charge=charge(number),
             )
             for number in range(10)
-        ]  # fmt: skip
+        ]
         first = ledger.record_many(events)
         assert [usage.price_nanos for usage in first] == list(range(10))
         again = ledger.record_many(events)

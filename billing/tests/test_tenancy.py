@@ -40,8 +40,15 @@ def test_nobody_sees_nothing(two: tuple[User, Account, Account], model: Any) -> 
 
 def test_partitions_verbs_and_other_tables_are_closed_to_tenants(two: tuple[User, Account, Account]) -> None:
     user, mine, _ = two
-    for sql in ("select * from ledger_entry_0", "select * from usage_record_3", "select * from operation_key", "select * from accounts_apikey",
-                f"select ledger_open_account({mine.pk})", "select usage_sweep(1)", "update wallet set held = 0"):  # fmt: skip
+    for sql in (
+        "select * from ledger_entry_0",
+        "select * from usage_record_3",
+        "select * from operation_key",
+        "select * from accounts_apikey",
+        f"select ledger_open_account({mine.pk})",
+        "select usage_sweep(1)",
+        "update wallet set held = 0",
+    ):
         with (
             pytest.raises(Error, match="permission denied"),
             transaction.atomic(),
