@@ -20,9 +20,9 @@ from analytics.tests.world import NANOS, World
 from billing import ledger
 from metering.models import UsageRecord
 from pricing.models import PriceProposal
-from tests.test_browser import browser, keep, pytestmark
+from tests.test_browser import keep, pytestmark
 
-__all__ = ["browser", "pytestmark"]
+__all__ = ["pytestmark"]
 
 
 def history(world: World, *, scale: int, seed: int) -> Account:
