@@ -167,7 +167,6 @@ ACCOUNT_EMAIL_VERIFICATION = "mandatory"
 ACCOUNT_PREVENT_ENUMERATION = True
 DEFAULT_PRODUCT = env("DEFAULT_PRODUCT", default="")  # the product of a sign-up whose address names none
 MFA_SUPPORTED_TYPES = ["totp", "recovery_codes"]
-DEFAULT_PRODUCT = env("DEFAULT_PRODUCT", default="")  # who signs up without ?product=, on a host that is no product's
 
 # Security -------------------------------------------------------------------------------------------------------------------
 
