@@ -204,7 +204,9 @@ def test_a_lock_file_that_names_a_living_stranger_is_no_server(name: str) -> Non
     pid_file = servers.home / "postgres" / "postmaster.pid"
     lines = pid_file.read_text().splitlines()
     pid_file.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
-    assert embedded.start(name) == servers
+    again = embedded.start(name)
+    assert again == embedded.running(name)
+    assert (again.home, again.app_password) == (servers.home, servers.app_password)
 
 
 def test_a_first_start_that_was_cut_short_is_made_again(name: str) -> None:
