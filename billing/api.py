@@ -136,7 +136,7 @@ class Ledger(reads.Read):
         if query.cursor is not None:
             entries = entries.filter(seq__lt=query.cursor)
         with tenancy.acting_as(account=account):
-            found = list(entries.order_by("-seq")[: query.limit + 1])
+            found = list(entries.defer("fee_nanos").order_by("-seq")[: query.limit + 1])
         page = found[: query.limit]
         return LedgerAnswer(
             account=account.public_id,

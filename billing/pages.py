@@ -38,7 +38,11 @@ def statement(request: HttpRequest, public_id: str) -> HttpResponse:
         if newest <= 0 and number > 1:
             raise Http404("The statement has no such page.")
         entries = (
-            list(LedgerEntry.objects.filter(account=account, unit_id=wallet.unit_id, seq__lte=newest, seq__gt=newest - PAGE_SIZE))
+            list(
+                LedgerEntry.objects.filter(account=account, unit_id=wallet.unit_id, seq__lte=newest, seq__gt=newest - PAGE_SIZE).defer(
+                    "fee_nanos"
+                )
+            )
             if wallet
             else []
         )

@@ -104,7 +104,7 @@ class Records(reads.Read):
         """The account's finished work, the newest first."""
         query = self.asked(request, RecordsQuery)
         account = self.account(request, query)
-        records = _filtered(UsageRecord.objects.filter(account_id=account.pk), account, query)
+        records = _filtered(_of(account), account, query)
         with tenancy.acting_as(account=account):
             found = list(records.order_by("-id")[: query.limit + 1])
         page = found[: query.limit]
@@ -169,12 +169,17 @@ def _no_such_record() -> api.Problem:
     return api.Problem(404, "not_found", "No such usage record.")
 
 
+def _of(account: Account) -> QuerySet[UsageRecord]:
+    """The account's finished work, without what it cost us: that column is closed to tenants."""
+    return UsageRecord.objects.filter(account_id=account.pk).defer("cost_nanos")
+
+
 def _record(account: Account, id_: UUID) -> UsageRecord | None:
-    return UsageRecord.objects.filter(account_id=account.pk, id=id_).first()
+    return _of(account).filter(id=id_).first()
 
 
 def _open(account: Account, id_: UUID) -> OpenAuthorization:
-    found = OpenAuthorization.objects.filter(account_id=account.pk, id=id_).first()
+    found = OpenAuthorization.objects.filter(account_id=account.pk, id=id_).defer("cost_nanos").first()
     if found is None:
         raise _no_such_record()
     return found
@@ -185,9 +190,14 @@ def _answers(account: Account, rows: Iterable[UsageRecord | OpenAuthorization], 
     models = UsageModel.objects.in_bulk({row.model_id for row in rows})
     features = Feature.objects.in_bulk({row.feature_id for row in rows if row.feature_id is not None})
     unit = catalog.product_by_id(product_id=account.product_id).unit.code
+    costs: dict[UUID, dict[str, Any]] = {}
+    if ApiKey.Scope.ADMIN_READ in principal.scopes:
+        finished = UsageRecord.objects.filter(account_id=account.pk, id__in=[row.id for row in rows])
+        costs = {id_: {"cost": cost} for id_, cost in finished.values_list("id", "cost_nanos")}
     return [
         RecordAnswer(
-            **_finished(account, row, principal) if isinstance(row, UsageRecord) else _under_way(account, row),
+            **costs.get(row.id, {}),
+            **_finished(account, row) if isinstance(row, UsageRecord) else _under_way(account, row),
             id=usage.public_id(account, row.id, kind="rec"),
             account=account.public_id,
             model=str(models[row.model_id]),
@@ -202,9 +212,8 @@ def _answers(account: Account, rows: Iterable[UsageRecord | OpenAuthorization], 
     ]
 
 
-def _finished(account: Account, row: UsageRecord, principal: Principal) -> dict[str, Any]:
-    cost = {"cost": row.cost_nanos} if ApiKey.Scope.ADMIN_READ in principal.scopes else {}
-    return cost | {
+def _finished(account: Account, row: UsageRecord) -> dict[str, Any]:
+    return {
         "authorization": None if row.authorized_at is None else usage.public_id(account, row.id),
         "outcome": row.outcome,
         "quantities": _quantities(row.quantities),
@@ -317,7 +326,7 @@ def _burnt(record: UsageRecord) -> list[BurntAnswer]:
     entries = LedgerEntry.objects.filter(
         account_id=record.account_id, unit_id=record.unit_id, seq__gte=record.first_seq, seq__lt=record.first_seq + record.entries
     ).order_by("seq")
-    entries_found = list(entries)
+    entries_found = list(entries.defer("fee_nanos"))
     grants = Grant.objects.filter(account_id=record.account_id, id__in=[entry.grant_id for entry in entries_found if entry.grant_id])
     sources = dict(grants.values_list("id", "source"))
     return [

@@ -28,8 +28,7 @@ import structlog
 from prometheus_client import Counter
 
 from accounts.models import Account
-from billing import ledger, subscriptions
-from billing.models import Wallet
+from billing import balances, ledger, subscriptions
 from metering import names
 from metering.models import OpenAuthorization, UsageRecord
 from pricing import catalog, rating
@@ -171,7 +170,7 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
     except ledger.Refused:
         assert refusal is not None
         REFUSALS.labels(refusal.name).inc()
-        raise Refused(refusal, _with(decision, _credits(account))) from None
+        raise Refused(refusal, _with(decision, _credits(account, now))) from None
     except ledger.InsufficientCredits as error:
         REFUSALS.labels("credits").inc()
         layer = Layer("credits", allowed=False, remaining=error.available_nanos, reason=str(error))
@@ -188,7 +187,7 @@ def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
     allowed = subscriptions.allowed(account=account)
     layers = (_entitlement(account, allowed, ask.feature if ask else None), _request_size(allowed, ask))
     needed = max(_estimate(account, allowed, ask, now).rated.price_nanos, account.product.minimum_balance_nanos) if ask else 0
-    return _with(Decision(layers), _credits(account, needed))
+    return _with(Decision(layers), _credits(account, now, needed))
 
 
 def _entitlement(account: Account, allowed: subscriptions.Allowed | None, feature: str | None) -> Layer:
@@ -219,8 +218,8 @@ def _request_size(allowed: subscriptions.Allowed | None, ask: Ask | None) -> Lay
     )
 
 
-def _credits(account: Account, needed_nanos: int = 0) -> Layer:
-    wallet = Wallet.objects.filter(account_id=account.pk, unit_id=account.product.unit_id).first()
+def _credits(account: Account, now: datetime, needed_nanos: int = 0) -> Layer:
+    wallet = next((wallet for wallet in balances.of_account(account, now=now) if wallet.unit_id == account.product.unit_id), None)
     available, debt = (wallet.available, wallet.debt) if wallet else (0, 0)
     refused = debt > 0 or available < needed_nanos
     reason = str(ledger.InsufficientCredits(needed_nanos=needed_nanos, available_nanos=available, debt_nanos=debt)) if refused else ""

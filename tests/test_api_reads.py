@@ -324,6 +324,8 @@ class TestBilling:
             give(shop.account, 5 * NANOS, priority=5, expires_at=soon - timedelta(days=2))
         balance = shop.read("/api/v1/billing/balance")
         assert balance["balance"] == "10.000000000"
+        limits = {layer["layer"]: layer for layer in shop.read("/api/v1/usage/limits")["limits"]}
+        assert limits["credits"]["remaining"] == "10.000000000"
         assert shop.get("/api/balance", account=shop.account.external_id).content == b'{"balance": 10.00, "currency": "USD"}'
 
     def test_an_account_without_a_wallet_has_nothing(self) -> None:

@@ -25,50 +25,53 @@ exception
 end
 $$;
 
--- The accounts that the claims of this transaction allow. Never an error: claims that cannot be understood allow nothing.
+-- The claims of this transaction, read three ways. Never an error: claims that cannot be understood are nobody's.
 --
---   request.jwt.claims     {"sub": "<user's uuid>"}        the accounts that this active user is a member of
+--   request.jwt.claims     {"sub": "<user's uuid>"}        a person: the accounts that this active user is a member of
 --                          {"account_id": 42}              that account; only where there is no "sub"
 --   request.jwt.claim.sub  <user's uuid>                   PostgREST's older name; read only where request.jwt.claims is empty
 --
--- Owner's rights: the caller may read neither users nor other people's memberships. Longer claims than 4,096 bytes are not parsed, so that
--- no nesting depth can overflow the parser's stack. Needs PostgreSQL 16 (pg_input_is_valid).
+-- Longer claims than 4,096 bytes are not parsed, so that no nesting depth can overflow the parser's stack. Needs PostgreSQL 16
+-- (pg_input_is_valid).
+create function claims() returns jsonb language sql stable parallel safe set search_path = ''
+as $$
+    select case
+        when coalesce(setting, '') = '' then jsonb_build_object('sub', current_setting('request.jwt.claim.sub', true))
+        when octet_length(setting) <= 4096 and pg_input_is_valid(setting, 'jsonb') and jsonb_typeof(setting::jsonb) = 'object' then setting::jsonb
+        else '{}'
+    end
+    from current_setting('request.jwt.claims', true) setting
+$$;
+
+-- The person, if the claims name one.
+create function claimed_user_id() returns uuid language sql stable parallel safe set search_path = ''
+as $$
+    select case when jsonb_typeof(claim -> 'sub') = 'string' and pg_input_is_valid(claim ->> 'sub', 'uuid') then (claim ->> 'sub')::uuid end
+    from public.claims() claim
+$$;
+
+-- The accounts that the claims allow. Owner's rights: the caller may read neither users nor other people's memberships.
 create function visible_account_ids() returns setof bigint
 language plpgsql stable security definer parallel safe
 set search_path = ''
 as $$
 declare
-    setting text := current_setting('request.jwt.claims', true);
-    claims jsonb;
-    subject text;
+    claims jsonb := public.claims();
 begin
-    if setting is null or setting = '' then
-        subject := current_setting('request.jwt.claim.sub', true);
-    elsif octet_length(setting) <= 4096 and pg_input_is_valid(setting, 'jsonb') then
-        claims := setting::jsonb;
-        if jsonb_typeof(claims) = 'object' and claims ? 'sub' then
-            if jsonb_typeof(claims -> 'sub') = 'string' then
-                subject := claims ->> 'sub';
-            end if;
-        elsif jsonb_typeof(claims) = 'object' and jsonb_typeof(claims -> 'account_id') = 'number'
-            and pg_input_is_valid(claims ->> 'account_id', 'bigint')
-        then
-            return next (claims ->> 'account_id')::bigint;
-        end if;
-    end if;
-
-    if subject is not null and pg_input_is_valid(subject, 'uuid') then
+    if claims ? 'sub' then
         return query
             select membership.account_id
               from public.accounts_membership membership
               join public.accounts_user person on person.id = membership.user_id
-             where membership.user_id = subject::uuid and person.is_active;
+             where membership.user_id = public.claimed_user_id() and person.is_active;
+    elsif jsonb_typeof(claims -> 'account_id') = 'number' and pg_input_is_valid(claims ->> 'account_id', 'bigint') then
+        return next (claims ->> 'account_id')::bigint;
     end if;
 end
 $$;
 
-revoke execute on function visible_account_ids() from public;
-grant execute on function visible_account_ids() to authenticated;
+revoke execute on function claims(), claimed_user_id(), visible_account_ids() from public;
+grant execute on function claims(), claimed_user_id(), visible_account_ids() to authenticated;
 
 alter table accounts_account enable row level security;
 create policy others on accounts_account using (current_user <> 'authenticated');

@@ -8,7 +8,7 @@ import pytest
 from django.db import Error, connection, transaction
 
 from accounts import tenancy
-from accounts.models import Account, User
+from accounts.models import Account, Membership, User
 from billing.models import Grant, LedgerEntry, Subscription, Wallet
 from metering.models import OpenAuthorization, UsageRecord
 from tests.factories import make_account, make_product
@@ -58,8 +58,20 @@ def test_partitions_verbs_and_other_tables_are_closed_to_tenants(two: tuple[User
             cursor.execute(sql)
 
 
-def test_chat_documents_check_runs_as_written(two: tuple[User, Account, Account]) -> None:
+@pytest.mark.parametrize(
+    ("model", "column"), [(UsageRecord, "cost_nanos"), (OpenAuthorization, "cost_nanos"), (Grant, "fee_nanos"), (LedgerEntry, "fee_nanos")]
+)
+def test_what_work_cost_us_is_closed_to_tenants(two: tuple[User, Account, Account], model: Any, column: str) -> None:
     user, _, _ = two
+    with tenancy.acting_as(user=user):
+        list(model.objects.values_list("account_id"))
+    with pytest.raises(Error, match="permission denied"), transaction.atomic(), tenancy.acting_as(user=user):
+        model.objects.values_list(column).first()
+
+
+def test_chat_documents_check_runs_as_written(two: tuple[User, Account, Account]) -> None:
+    user, mine, _ = two
+    Membership.objects.create(account=mine, user=User.objects.create_user("bob@example.com"), role=Membership.Role.MEMBER)
     with connection.cursor() as cursor:
         cursor.execute("set local role authenticated")
         cursor.execute(f"set local request.jwt.claim.sub = '{user.pk}'")
