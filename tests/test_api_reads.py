@@ -359,6 +359,13 @@ class TestBilling:
         assert told["plan"]["features"] == {"api_access": True}
         assert told["plan"]["limits"] == [{"key": "request_tokens", "window": "request", "limit": 50_000}]
 
+    def test_the_subscription_says_its_period_and_whether_it_ends_then(self, shop: Shop) -> None:
+        start, end = START, START + timedelta(days=31)
+        shop.account.subscriptions.update(current_period_start=start, current_period_end=end, cancel_at_period_end=True)
+        told = shop.read("/api/v1/billing/subscription")["subscription"]
+        assert [datetime.fromisoformat(told["current_period"][edge]) for edge in ("start", "end")] == [start, end]
+        assert told["cancel_at_period_end"] is True
+
     def test_a_cancelled_subscription_is_none(self, shop: Shop) -> None:
         shop.account.subscriptions.update(status="canceled", ended_at=datetime.now(UTC))
         assert shop.read("/api/v1/billing/subscription")["subscription"] is None

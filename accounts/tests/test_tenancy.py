@@ -9,11 +9,12 @@ import uuid
 import pytest
 from django.contrib.auth.models import AnonymousUser
 from django.db import ProgrammingError, connection, transaction
+from django.db.models import Model
 
 from accounts import tenancy
 from accounts.models import Account, ApiKey, Membership, User
 from accounts.tests.conftest import make_account, make_user
-from pricing.models import Product
+from pricing.models import PriceRow, Product, RateCardPrice
 from tests.factories import make_product
 
 
@@ -59,10 +60,10 @@ class TestWhatIsSeen:
         other = make_account(product)
         assert {account.pk, other.pk} <= seen()
 
-    @pytest.mark.parametrize("model", [ApiKey, User, Product])
-    def test_keys_users_and_policies_are_out_of_reach(self, user: User, account: Account, model: type[ApiKey | User | Product]) -> None:
+    @pytest.mark.parametrize("model", [ApiKey, User, Product, PriceRow, RateCardPrice])
+    def test_keys_users_policies_and_prices_are_out_of_reach(self, user: User, account: Account, model: type[Model]) -> None:
         with pytest.raises(ProgrammingError, match="permission denied"), tenancy.acting_as(user=user):
-            model.objects.first()
+            model._default_manager.first()
 
     @pytest.mark.parametrize("statement", ["update accounts_account set name = 'x'", "delete from accounts_membership"])
     def test_nothing_can_be_written(self, user: User, account: Account, statement: str) -> None:

@@ -128,6 +128,15 @@ class TestInstants:
         with pytest.raises(catalog.NotInCatalog):
             catalog.pack(product_id=product.pk, slug="gone", at=SECOND)
 
+    def test_prices_are_found_by_an_index(self) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("set local enable_seqscan = off")  # the planner's choice on a table of a few rows
+        for prices in (
+            PriceRow.objects.filter(provider="openai", model="gpt-4o", withdrawn_at=None),
+            RateCardPrice.objects.filter(card_id=1, provider="openai", model="gpt-4o"),
+        ):
+            assert "Seq Scan" not in prices.explain()
+
     def test_what_is_not_there_is_said_so(self) -> None:
         product = make_product()
         for read in (
