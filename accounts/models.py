@@ -13,10 +13,10 @@ from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
-from django.db.models.functions import Lower
+from django.db.models.functions import Lower, Now
 from django.utils import timezone
 
-from pricing.models import Product
+from pricing.models import Product, RateCard
 
 
 class UserManager(BaseUserManager["User"]):
@@ -102,6 +102,13 @@ class Account(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.product_id and self.product.slug})"
+
+    def clean(self) -> None:
+        """:raises ValidationError: the product has no such rate card today; every use would be refused as a fault of ours."""
+        cards = RateCard.objects.filter(product_id=self.product_id, valid_from__lte=Now())
+        if self.rate_card and not cards.filter(slug=self.rate_card).exists():
+            known = ", ".join(cards.values_list("slug", flat=True).distinct().order_by("slug"))
+            raise ValidationError({"rate_card": f"The product has no such rate card. It has: {known or 'none'}."})
 
 
 class Membership(models.Model):

@@ -21,7 +21,7 @@ from analytics.tests.world import NANOS, World
 from billing import ledger
 from billing.models import Grant, LedgerEntry, Operation, Wallet
 from metering.models import OpenAuthorization, UsageRecord
-from pricing.models import Plan, PriceProposal, PriceRow, Product
+from pricing.models import Plan, PriceProposal, PriceRow, Product, RateCard
 from tests import factories
 
 GARBAGE = [
@@ -445,6 +445,21 @@ def test_an_account_is_renamed_and_keeps_its_product_and_ids(superuser: Client, 
     assert superuser.post(page(account, "edit"), fields).status_code == 302
     changed = Account.objects.get(pk=account.pk)
     assert (changed.name, changed.external_id, changed.product_id) == ("Ada King", account.external_id, account.product_id)
+
+
+def test_an_account_is_put_on_another_rate_card_of_its_own_product_and_on_no_other(superuser: Client, db: None) -> None:
+    product, other = factories.make_product(), factories.make_product()
+    for owner, slug in ((product, "own-keys"), (other, "theirs")):
+        RateCard.objects.create(product=owner, slug=slug, valid_from=factories.START, mode="byo")
+    RateCard.objects.create(product=product, slug="next-year", valid_from=timezone.now() + timedelta(days=365), mode="byo")
+    account = factories.make_account(product)
+    fields = {"name": "Ada", "time_zone": "UTC", "memberships-TOTAL_FORMS": "0", "memberships-INITIAL_FORMS": "0"}
+    for slug in ("nonsense", "theirs", "next-year", "٣", "x" * 65, "\0"):
+        refused = superuser.post(page(account, "edit"), fields | {"rate_card": slug})
+        assert "rate_card" in refused.context["adminform"].form.errors, slug
+    assert superuser.post(page(account, "edit"), fields | {"rate_card": "own-keys"}).status_code == 302
+    account.refresh_from_db()
+    assert account.rate_card == "own-keys"
 
 
 # API keys --------------------------------------------------------------------------------------------------------------------
