@@ -160,7 +160,7 @@ def amount(nanos: int) -> str:
 def parse(request: HttpRequest, model: type[_Model]) -> _Model:
     """The request's body as ``model``.
 
-    :raises Problem: 413 too long, 415 no JSON by its header, 400 no strict JSON, 422 wrong fields (each named in ``errors``).
+    :raises Problem: 411 no length, 413 too long, 415 no JSON by its header, 400 no strict JSON, 422 wrong fields, each in ``errors``.
     """
     return check(read(request), model)
 
@@ -184,8 +184,10 @@ def field_errors(error: ValidationError) -> list[dict[str, str]]:
 def read(request: HttpRequest) -> Any:
     """The request's body as strict JSON: UTF-8, no duplicate or control-character keys, no NaN, at most ``MAX_DEPTH`` deep.
 
-    :raises Problem: 413, 415 or 400.
+    :raises Problem: 411, 413, 415 or 400.
     """
+    if "Transfer-Encoding" in request.headers:
+        raise Problem(411, "length_required", "Send the body whole, with its Content-Length.")
     if int(request.headers.get("Content-Length") or 0) > MAX_BODY_BYTES or len(request.body) > MAX_BODY_BYTES:
         raise Problem(413, "body_too_large", f"A body has at most {MAX_BODY_BYTES} bytes.")
     media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()

@@ -209,7 +209,7 @@ OPERATIONS = (
         },
     ),
 )  # fmt: skip
-_BODY_PROBLEMS = {400: "`invalid_json`", 413: "`body_too_large`", 415: "`unsupported_media_type`"}
+_BODY_PROBLEMS = {400: "`invalid_json`", 411: "`length_required`", 413: "`body_too_large`", 415: "`unsupported_media_type`"}
 _PARAMETER_PROBLEMS = {422: "`invalid_request`: `errors` names every wrong field or parameter"}
 _KEY_PROBLEMS = {
     401: "`invalid_key`",

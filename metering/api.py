@@ -9,13 +9,14 @@ POST /api/v1/usage/records                       this was used, without asking: 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from accounts import api, api_keys
 from accounts.models import Account
@@ -26,6 +27,7 @@ from pricing import provider_usage, rating
 MAX_EVENTS = 1_000
 MAX_KEY_LENGTH = 255
 REFUSED_AS = {"entitlement": (403, "not_entitled"), "request_size": (422, "request_too_large"), "credits": (402, "insufficient_credits")}
+_DATE = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 OUTCOMES = {"done": "created", "replayed": "duplicate", "key_reused": "conflict"}
 
 
@@ -138,7 +140,7 @@ class Event(Used):
     @model_validator(mode="before")
     @classmethod
     def _time_is_text(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "time" in data and not isinstance(data["time"], str):
+        if isinstance(data, Mapping) and "time" in data and not (isinstance(data["time"], str) and _DATE.match(data["time"])):
             raise ValueError("time must be RFC 3339 text with a zone")
         return data
 
@@ -153,6 +155,13 @@ class CloudEvent(BaseModel):
     type: str
     time: str
     data: dict[str, Any]
+
+    @field_validator("data")
+    @classmethod
+    def _leaves_id_and_time_to_the_envelope(cls, data: dict[str, Any]) -> dict[str, Any]:
+        if "id" in data or "time" in data:
+            raise ValueError("id and time are the envelope's")
+        return data
 
 
 class Batch(api.Command):
@@ -239,12 +248,9 @@ def records(request: HttpRequest, principal: api_keys.Principal) -> HttpResponse
             events.append((index, _event(item, principal, accounts)))
         except (api.Problem, usage.InvalidUsage) as error:
             results[index] = _refused(error if isinstance(error, api.Problem) else problem(error, None))
-    try:
-        answers = usage.record(events=[event for _, event in events], now=timezone.now(), api_key_id=principal.key_id)
-        for (index, event), answer in zip(events, answers, strict=True):
-            results[index] = _recorded(event, answer)
-    except ledger.LedgerError as error:
-        raise problem(error, None) from error
+    answers = usage.record(events=[event for _, event in events], now=timezone.now(), api_key_id=principal.key_id)
+    for (index, event), answer in zip(events, answers, strict=True):
+        results[index] = _recorded(event, answer)
     finished = [{"index": index} | result for index, result in enumerate(results) if result is not None]
     if not batch:
         return _single(finished[0])
@@ -341,8 +347,8 @@ def _event(item: Any, principal: api_keys.Principal, accounts: dict[str | None, 
     return usage.Event(key, account, body.time, body.model, quantities, body.feature, body.service_level, body.user, body.session, body.run)
 
 
-def _recorded(event: usage.Event, answer: ledger.Usage | usage.UsageError) -> dict[str, Any]:
-    if isinstance(answer, usage.UsageError):
+def _recorded(event: usage.Event, answer: usage.Recorded) -> dict[str, Any]:
+    if isinstance(answer, Exception):
         return _refused(problem(answer, event.account))
     if answer.outcome == "key_reused":
         return _refused(api.Problem(409, "event_id_reused", "The id was used before, for another event."), status="conflict")

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import structlog
+from django.db import transaction
 from prometheus_client import Counter
 
 from accounts.models import Account
@@ -149,15 +150,18 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
     :raises ledger.KeyReused: the key was used for another command.
     """
     allowed = subscriptions.allowed(account=account)
-    estimate = _estimate(account, allowed, ask, now)
     decision = Decision((_entitlement(account, allowed, ask.feature), _request_size(allowed, ask)))
-    refusal = decision.refusal
+    refusal, unknown = decision.refusal, None
+    try:
+        estimate = _estimate(account, allowed, ask, now)
+    except UnknownModel as error:  # a verdict like another: a key that was answered when there was a price is answered again
+        estimate, unknown = _NO_ESTIMATE, error
     try:
         usage = ledger.hold(
             account_id=account.pk,
             key=ledger.key_hash("usage", key),
             fingerprint=_fingerprint(ask),
-            refusal=refusal.name if refusal else None,
+            refusal=refusal.name if refusal else "price" if unknown else None,
             call=_call(account, ask, estimate.card.id, estimate.book.row_ids, api_key_id),
             unit_id=account.product.unit_id if _charges(estimate.card) else None,
             amount_nanos=estimate.rated.price_nanos,
@@ -168,7 +172,9 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
             hard_lifetime=timedelta(seconds=account.product.hold_max_seconds),
         )
     except ledger.Refused:
-        assert refusal is not None
+        if refusal is None:
+            assert unknown is not None
+            raise unknown from None
         REFUSALS.labels(refusal.name).inc()
         raise Refused(refusal, _with(decision, _credits(account, now))) from None
     except ledger.InsufficientCredits as error:
@@ -194,10 +200,8 @@ def _entitlement(account: Account, allowed: subscriptions.Allowed | None, featur
     """A live plan, and a plan that has the feature. A feature that no plan of the product names is only a label."""
     if allowed is None:
         return Layer("entitlement", allowed=False, reason="The account has no active plan.")
-    if feature is not None and not allowed.plan.flags.get(feature, False):
-        named = Entitlement.objects.filter(plan_version__plan__product_id=account.product_id, kind=Entitlement.Kind.FLAG, key=feature)
-        if feature in allowed.plan.flags or named.exists():
-            return Layer("entitlement", allowed=False, reason=f"The plan {allowed.plan.version.plan.name} does not include {feature}.")
+    if feature is not None and not allowed.plan.flags.get(feature, False) and feature in catalog.flags(product_id=account.product_id):
+        return Layer("entitlement", allowed=False, reason=f"The plan {allowed.plan.version.plan.name} does not include {feature}.")
     return Layer("entitlement")
 
 
@@ -259,6 +263,7 @@ def capture(*, account: Account, authorization_id: UUID, quantities: Mapping[str
     promised = OpenAuthorization.objects.select_related("model").filter(account_id=account.pk, pk=authorization_id).first()
     if promised is None:  # finished already: the ledger compares and answers
         nothing = ledger.Charge(0, 0, 0, 0)
+        quantities = _folded_as_recorded(quantities, account, authorization_id)
         return ledger.capture(
             account_id=account.pk,
             authorization_id=authorization_id,
@@ -310,22 +315,33 @@ def extend(*, account: Account, authorization_id: UUID, lifetime: timedelta) -> 
 
 # Without a hold ---------------------------------------------------------------------------------------------------------------
 
+#: What became of one event.
+Recorded: TypeAlias = ledger.Usage | UsageError | ledger.AmountOverflow
 
-def record(*, events: Sequence[Event], now: datetime, api_key_id: int | None = None) -> Iterator[ledger.Usage | UsageError]:
+
+def record(*, events: Sequence[Event], now: datetime, api_key_id: int | None = None) -> Iterator[Recorded]:
     """Records and charges finished work, in transactions of at most ``CHUNK`` events; answers in the order of ``events``.
 
-    An event that cannot be (:class:`InvalidUsage`) is answered as an error and the rest goes on. One without a price is stored
-    ``unpriced``. One whose key was used for another event is answered with the outcome ``key_reused``.
-
-    :raises ledger.AmountOverflow: an account's debt would not fit; the events of its chunk are not recorded.
+    An event that cannot be (:class:`InvalidUsage`), or whose charge the account's debt has no room for (:class:`ledger.AmountOverflow`),
+    is answered as an error and the rest goes on. One without a price is stored ``unpriced``. One whose key was used for another event is
+    answered with the outcome ``key_reused``.
     """
     plans = {
         account.pk: subscriptions.allowed(account=account) for account in {event.account.pk: event.account for event in events}.values()
     }
     for start in range(0, len(events), CHUNK):
         prepared = [_prepare(event, plans[event.account.pk], now, api_key_id) for event in events[start : start + CHUNK]]
-        answers = iter(ledger.record_many([item for item in prepared if isinstance(item, ledger.Event)]))
+        answers = iter(_record_chunk([item for item in prepared if isinstance(item, ledger.Event)]))
         yield from (item if isinstance(item, UsageError) else next(answers) for item in prepared)
+
+
+def _record_chunk(events: Sequence[ledger.Event]) -> list[Recorded]:
+    """All in one transaction; where one of them does not fit, each in its own."""
+    try:
+        with transaction.atomic():
+            return [*ledger.record_many(events)]
+    except ledger.AmountOverflow as error:
+        return [error] if len(events) == 1 else [answer for event in events for answer in _record_chunk([event])]
 
 
 def _prepare(event: Event, allowed: subscriptions.Allowed | None, now: datetime, api_key_id: int | None) -> ledger.Event | InvalidUsage:
@@ -339,14 +355,11 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
     if not now - MAX_AGE <= event.at <= now + MAX_AHEAD:
         raise InvalidUsage("time", "The event's time is more than five minutes ahead or more than a year ago.")
     account = event.account
-    slug = allowed.rate_card if allowed else account.rate_card
-    card = _card(account, slug, event.at) if slug else None
     book = _book(event.model, event.at, event.service_level)
     quantities = _folded(event.quantities, book)
-    rated = None
+    card = rated = None
     try:
-        if card is None:
-            raise rating.UnpricedUsage(model=event.model, components=event.quantities, missing="rate card")
+        card = _card(account, allowed, event.model, event.at)
         rated = _rated(card, book, event.model, quantities, event.service_level)
     except rating.UnpricedUsage as error:
         _report_unpriced(event.model, account, error)
@@ -354,7 +367,7 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
     return ledger.Event(
         account_id=account.pk,
         key=ledger.key_hash("usage", event.key),
-        fingerprint=_fingerprint(ask, at=event.at.astimezone(UTC).isoformat()),
+        fingerprint=_fingerprint(replace(ask, quantities=event.quantities), at=event.at.astimezone(UTC).isoformat()),
         call=_call(account, ask, card.id if card else None, rated.price_row_ids if rated else (), api_key_id),
         unit_id=account.product.unit_id if card and _charges(card) else None,
         event_at=event.at,
@@ -369,21 +382,34 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
 class _Estimate:
     card: rating.RateCard
     book: rating.Book
-    rated: rating.Rated = field()
+    rated: rating.Rated
+
+
+#: Stands where nothing can be estimated and something else refuses.
+_NO_ESTIMATE = _Estimate(rating.RateCard(id=0, mode="included"), rating.Book("", {}), rating.Rated(0, 0, 0, (), ()))
 
 
 def _estimate(account: Account, allowed: subscriptions.Allowed | None, ask: Ask, now: datetime) -> _Estimate:
-    slug = allowed.rate_card if allowed else account.rate_card
-    card = _card(account, slug, now) if slug else rating.RateCard(id=0, mode="included")
     book = _book(ask.model, now, ask.service_level)
     try:
+        card = _card(account, allowed, ask.model, now) if allowed or account.rate_card else _NO_ESTIMATE.card
         return _Estimate(card, book, _rated(card, book, ask.model, _folded(ask.quantities, book), ask.service_level))
     except rating.UnpricedUsage as error:
         raise UnknownModel(str(error)) from error
 
 
-def _card(account: Account, slug: str, at: datetime) -> rating.RateCard:
-    return catalog.rate_card(product_id=account.product_id, slug=slug, at=at)
+def _card(account: Account, allowed: subscriptions.Allowed | None, model: str, at: datetime) -> rating.RateCard:
+    """The rate card of the account's plan as it was at ``at``.
+
+    :raises rating.UnpricedUsage: the account has none, or it has not begun: what happened before it is priced by nothing else.
+    """
+    slug = allowed.rate_card if allowed else account.rate_card
+    try:
+        if not slug:
+            raise catalog.NotInCatalog
+        return catalog.rate_card(product_id=account.product_id, slug=slug, at=at)
+    except catalog.NotInCatalog:
+        raise rating.UnpricedUsage(model=model, components=(), missing=f"rate card at {at.isoformat()}") from None
 
 
 def _book(model: str, at: datetime, service_level: str) -> rating.Book:
@@ -405,8 +431,21 @@ def _rated(card: rating.RateCard, book: rating.Book, model: str, quantities: Map
 
 def _folded(quantities: Mapping[str, int], book: rating.Book) -> Mapping[str, int]:
     """Reasoning is billed as output wherever the price book has no price of its own for it."""
+    if any("reasoning_tokens" in table.rates for tables in book.levels.values() for table in tables):
+        return quantities
+    return _reasoning_as_output(quantities)
+
+
+def _folded_as_recorded(quantities: Mapping[str, int], account: Account, id_: UUID) -> Mapping[str, int]:
+    """``quantities`` as :func:`capture` would have stored them in this record: its prices are no longer at hand, its quantities are."""
+    record = UsageRecord.objects.filter(account_id=account.pk, pk=id_).first()
+    stored = dict(zip(rating.COMPONENTS, record.quantities if record else (), strict=False))
+    return quantities if stored.get("reasoning_tokens") else _reasoning_as_output(quantities)
+
+
+def _reasoning_as_output(quantities: Mapping[str, int]) -> Mapping[str, int]:
     reasoning = quantities.get("reasoning_tokens", 0)
-    if not reasoning or any("reasoning_tokens" in table.rates for tables in book.levels.values() for table in tables):
+    if not reasoning:
         return quantities
     rest = {name: quantity for name, quantity in quantities.items() if name != "reasoning_tokens"}
     return rest | {"output_tokens": rest.get("output_tokens", 0) + reasoning}

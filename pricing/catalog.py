@@ -2,6 +2,7 @@
 
     product, product_by_id     one business and its policies
     plan_version               a plan's terms and allowances; plan_version_by_id the ones somebody is on
+    flags                      the features that plans of a product grant or withhold
     packs, pack                credit on sale
     rate_card, rate_card_by_id how usage becomes a price
     price_book, book_of_rows   what a model costs us
@@ -112,6 +113,12 @@ def plan_version_by_id(*, plan_version_id: int) -> PlanTerms:
     return _first(_kept("plan_version", plan_version_id, lambda: _plan_terms(id=plan_version_id)), f"plan version {plan_version_id}")
 
 
+def flags(*, product_id: int) -> frozenset[str]:
+    """Every feature that a plan of the product grants or withholds, in any version."""
+    named = Entitlement.objects.filter(plan_version__plan__product_id=product_id, kind=Entitlement.Kind.FLAG)
+    return _kept("flags", product_id, lambda: frozenset(named.values_list("key", flat=True)))
+
+
 def packs(*, product_id: int, at: datetime) -> list[CreditPack]:
     """The packs on sale at ``at``, each in its version of that time, the cheapest first."""
     rows = _kept("packs", product_id, lambda: list(CreditPack.objects.filter(product_id=product_id, available=True).order_by("valid_from")))
@@ -202,7 +209,7 @@ def _kept(kind: str, key: Any, load: Callable[[], T]) -> T:
 #: Looking a label up takes longer than the rest of a hit.
 _HITS = {
     kind: READS.labels(kind, "hit")
-    for kind in ("product", "plan", "plan_version", "packs", "rate_card", "rate_card_version", "price_book", "book_of_rows")
+    for kind in ("product", "plan", "plan_version", "flags", "packs", "rate_card", "rate_card_version", "price_book", "book_of_rows")
 }
 
 

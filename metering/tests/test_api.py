@@ -10,12 +10,14 @@ from uuid import uuid4
 import pytest
 from django.http import HttpResponse
 from django.test import Client
+from psycopg.types.range import Range
 
 from accounts.models import Account
 from billing import audit
 from billing.models import LedgerEntry, Wallet
 from metering.models import OpenAuthorization, UsageRecord
-from tests.factories import NANOS, give, make_account, make_key, make_model, make_product
+from pricing.models import PriceRow, RateCard
+from tests.factories import NANOS, START, give, make_account, make_key, make_model, make_product
 
 pytestmark = pytest.mark.django_db
 
@@ -103,6 +105,31 @@ class TestAuthorizeAndCapture:
         assert again.headers["Idempotency-Replayed"] == "true"
         other = app.post(path, {"quantities": {"input_tokens": 6}})
         assert (other.status_code, body(other)["code"]) == (409, "hold_already_resolved")
+
+    def test_capture_again_is_the_same_answer_where_reasoning_was_billed_as_output(self, app: App) -> None:
+        path = f"authorizations/{body(app.authorize())['id']}/capture"
+        used = {"quantities": {"input_tokens": 5, "output_tokens": 2, "reasoning_tokens": 1}}
+        first, again = (app.post(path, used) for _ in range(2))
+        assert (again.status_code, body(again)) == (200, body(first))
+        other = app.post(path, {"quantities": {"input_tokens": 5, "output_tokens": 2, "reasoning_tokens": 2}})
+        assert (other.status_code, body(other)["code"]) == (409, "hold_already_resolved")
+
+    def test_capture_again_is_the_same_answer_where_reasoning_has_its_own_price(self, app: App) -> None:
+        app.model = make_model(reasoning_tokens=1_000_000_000)
+        path = f"authorizations/{body(app.authorize())['id']}/capture"
+        first, again = (app.post(path, {"quantities": {"output_tokens": 2, "reasoning_tokens": 1}}) for _ in range(2))
+        assert (again.status_code, body(again)) == (200, body(first))
+        assert app.post(path, {"quantities": {"output_tokens": 3}}).status_code == 409
+
+    def test_retry_is_answered_when_the_model_has_lost_its_price_meanwhile(self, app: App) -> None:
+        first = app.authorize(key="k")
+        PriceRow.objects.filter(model=app.model.partition(":")[2]).update(withdrawn_at=datetime.now(UTC))
+        again = app.authorize(key="k")
+        assert (again.status_code, body(again)) == (200, body(first))
+        refused = app.authorize(key="new")
+        assert (refused.status_code, body(refused)["code"]) == (422, "unknown_model")
+        other = app.authorize(key="k", feature="chat")
+        assert (other.status_code, body(other)["code"]) == (409, "idempotency_key_reused")
 
     def test_release_gives_the_hold_back(self, app: App) -> None:
         path = f"authorizations/{body(app.authorize())['id']}/release"
@@ -223,6 +250,9 @@ class TestRefusals:
         assert app.post("authorize", ask | {"account": other.external_id}, key="k", token=token).status_code == 404
 
 
+UNIX_TIME = str(int(datetime.now(UTC).timestamp()))
+
+
 class TestRecords:
     def test_every_item_has_its_own_result_and_a_retry_changes_nothing(self, app: App) -> None:
         reused = app.event(id="same", quantities={"input_tokens": 2})
@@ -263,6 +293,43 @@ class TestRecords:
         assert body(app.post("records", envelope))["status"] == "duplicate"
         assert body(app.post("records", envelope | {"source": "/search"}))["status"] == "created"
 
+    def test_cloud_events_data_may_not_name_another_id_or_time(self, app: App) -> None:
+        event = app.event()
+        envelope = {"specversion": "1.0", "id": "1", "source": "/chat", "type": "usage", "time": event["time"], "data": event}
+        refused = app.post("records", envelope)
+        assert (refused.status_code, body(refused)["errors"][0]["field"]) == (422, "data")
+        assert UsageRecord.objects.count() == 0
+
+    def test_retry_is_a_duplicate_when_reasoning_has_got_a_price_of_its_own_meanwhile(self, app: App) -> None:
+        event = app.event(quantities={"output_tokens": 2, "reasoning_tokens": 1})
+        assert body(app.post("records", event))["status"] == "created"
+        provider, _, name = app.model.partition(":")
+        PriceRow.objects.create(
+            provider=provider, model=name, component="reasoning_tokens", price_nanos=1, valid=Range(START, None), source="test"
+        )
+        assert body(app.post("records", event))["status"] == "duplicate"
+        assert UsageRecord.objects.get(account=app.account).quantities == [0, 3]
+
+    def test_usage_from_before_the_rate_card_began_is_stored_unpriced_and_the_rest_goes_on(self, app: App) -> None:
+        begun = datetime.now(UTC) - timedelta(hours=1)
+        RateCard.objects.create(product=app.product, slug="late", valid_from=begun, mode="pass_through")
+        Account.objects.filter(pk=app.account.pk).update(rate_card="late")
+        early = app.event(time=(datetime.now(UTC) - timedelta(hours=2)).isoformat())
+        answer = body(app.post("records", {"events": [app.event(), early, app.event()]}))
+        assert [result["status"] for result in answer["results"]] == ["created", "unpriced", "created"]
+        assert balance(app.account) == (NANOS - 2 * 3_000, 0, 0)
+
+    def test_event_that_the_debt_has_no_room_for_does_not_stop_the_others_of_its_batch(self, app: App) -> None:
+        app.model = make_model(input_price=4_000_000_000_000)  # 10¹² tokens are 6 × 10⁹ dollars; a debt has room for 9.2 × 10⁹
+        most = {"input_tokens": 10**12}
+        events = [app.event(quantities=most), app.event(quantities=most), app.event()]
+        results = body(app.post("records", {"events": events}))["results"]
+        assert [result["status"] for result in results] == ["created", "invalid", "created"]
+        assert results[1]["problem"]["code"] == "amount_too_large"
+        alone = app.post("records", app.event(quantities=most))
+        assert (alone.status_code, body(alone)["code"]) == (422, "amount_too_large")
+        assert audit.run() == []
+
     def test_usage_beyond_the_balance_is_recorded_whole_and_becomes_debt(self, app: App) -> None:
         done = app.post("records", app.event(quantities={"input_tokens": 1_000_000}))
         assert body(done)["charged"] == "4.500000000"
@@ -270,7 +337,8 @@ class TestRecords:
         assert app.authorize(estimate={"input_tokens": 1}).status_code == 402
 
     @pytest.mark.parametrize(
-        "time", ["1970-01-01T00:00:00Z", "2026-01-01", "yesterday", 1767225600, None, "2026-13-01T00:00:00Z", "9999-12-31T23:59:59Z"]
+        "time",
+        ["1970-01-01T00:00:00Z", "2026-01-01", "yesterday", 1767225600, None, "2026-13-01T00:00:00Z", "9999-12-31T23:59:59Z", UNIX_TIME],
     )
     def test_impossible_times_are_422(self, app: App, time: object) -> None:
         assert app.post("records", app.event(time=time)).status_code == 422
@@ -326,6 +394,17 @@ class TestGarbage:
         ask = {"account": app.account.external_id, "model": app.model, "estimate": {"input_tokens": 1}}
         refused = app.post("authorize", ask, key=key)
         assert refused.status_code == 422 or (key == " " and refused.status_code == 200)
+
+    def test_body_without_a_length_is_411(self, app: App) -> None:
+        headers = {"Authorization": f"Bearer {app.token}", "Transfer-Encoding": "chunked"}
+        refused = Client().post("/api/v1/usage/records", b"{}", content_type="application/json", headers=headers)
+        assert (refused.status_code, json.loads(refused.content)["code"]) == (411, "length_required")
+
+    @pytest.mark.parametrize("path", ["/api/v1/usage/authorize/", "/api/v1/nothing", "/api/"])
+    def test_any_method_on_an_unknown_path_is_a_problem_404(self, path: str) -> None:
+        for method in ("get", "post", "put", "delete"):
+            missing = getattr(Client(enforce_csrf_checks=True), method)(path, headers={"Authorization": "Bearer x"})
+            assert (missing.status_code, missing.headers["Content-Type"]) == (404, "application/problem+json"), method
 
     def test_other_methods_are_405_and_other_media_types_415(self, app: App) -> None:
         headers = {"Authorization": f"Bearer {app.token}"}
