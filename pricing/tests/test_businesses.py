@@ -132,6 +132,7 @@ SUPABASE_CHAT: list[Figure] = [
     ("R-028", "product.guest_exchanges_setting", "FREE_GUEST_EXCHANGES"),
     ("R-061", "rate_cards.retail.mode", "price_book"),
     ("R-066", "product.visibility", "full_breakdown"),
+    ("R-208", "product.visibility", "full_breakdown"),
     ("R-114", "product.welcome_credit_nanos", 10 * NANOS),
     ("R-115", "product.announcement_credit_nanos", 5 * NANOS),
     ("R-116", "product.minimum_balance_nanos", 10_000_000),
@@ -150,19 +151,18 @@ ELITE: list[Figure] = [
     ("R-281", "plans.elite.cost_tier", "elite"),
 ]
 
+SUPPORT = {"free": "community", "pro": "email", "team": "priority"}
 TEACH_CHARLIE: list[Figure] = [
     ("R-031", "plans.free.price_cents", 0),
     ("R-031", "plans.free.entitlements.agents.count", 3),
     ("R-031", "plans.free.entitlements.messages.day", 100),
     ("R-031", "plans.free.entitlements.projects.count", 1),
-    ("R-031", "plans.free.entitlements.support", "community"),
     ("R-031", "plans.free.entitlements.playground_only", True),
     ("R-032", "plans.pro.price_cents", 29_00),
     ("R-032", "plans.pro.interval", "month"),
     ("R-032", "plans.pro.entitlements.agents.count", 10),
     ("R-032", "plans.pro.entitlements.messages.day", 1_000),
     ("R-032", "plans.pro.entitlements.projects.count", 5),
-    ("R-032", "plans.pro.entitlements.support", "email"),
     ("R-032", "plans.pro.entitlements.playground_only", False),
     ("R-032", "plans.pro.entitlements.custom_components", True),
     ("R-032", "plans.pro.entitlements.canvas_unlock", True),
@@ -172,7 +172,6 @@ TEACH_CHARLIE: list[Figure] = [
     ("R-033", "plans.team.entitlements.agents.count", UNLIMITED),
     ("R-033", "plans.team.entitlements.messages.day", 5_000),
     ("R-033", "plans.team.entitlements.projects.count", UNLIMITED),
-    ("R-033", "plans.team.entitlements.support", "priority"),
     ("R-033", "plans.team.entitlements.team_collaboration", True),
     ("R-033", "plans.team.entitlements.api_access", True),
     ("R-033", "plans.team.entitlements.white_label", True),
@@ -193,6 +192,7 @@ TEACH_CHARLIE: list[Figure] = [
     ("R-040", "plans.team.stripe_product", "Teach Charlie Team"),
     ("R-071", "product.payment_fee_ppm", 29_000),
     ("R-071", "product.payment_fee_cents", 30),
+    *(("R-351", f"plans.{plan}.entitlements.support", level) for plan, level in SUPPORT.items()),
     ("R-166", "plans.pro.stripe_price_setting", "STRIPE_PRO_PRICE_ID"),
     ("R-166", "plans.team.stripe_price_setting", "STRIPE_TEAM_PRICE_ID"),
 ]
@@ -473,16 +473,14 @@ class TestLevers:
         ]
 
 
-def test_a_requirement_that_names_a_business_as_its_proof_has_a_figure_of_that_business() -> None:
-    """docs/requirements.md names whole tests; which requirements their cases are for, only the tables above say."""
-    proofs = {
-        "test_rover_sells_what_its_guide_says": ROVER,
-        "test_prpm_sells_and_limits_what_its_guide_says": PRPM,
-        "test_the_chat_gives_and_asks_for_what_its_guide_says": SUPABASE_CHAT,
-        "test_elite_sells_what_its_plan_says": ELITE,
-        "test_teach_charlie_sells_what_its_checklist_says": TEACH_CHARLIE,
-    }
+@pytest.mark.parametrize("tests", [TestFigures, TestWhatUseCosts, TestLevers])
+def test_a_requirement_that_names_a_test_here_as_its_proof_has_a_case_of_it(tests: type) -> None:
+    """docs/requirements.md names whole tests; which requirements their cases are for is said here."""
     rows = [line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("| R-")]
-    for name, figures in proofs.items():
-        named = {row[2:7] for row in rows if name in row}
-        assert named - {requirement for requirement, _, _ in figures} == set(), name
+    wrong = []
+    for name, test in vars(tests).items():
+        marks = [mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+        proven = {case.id[:5] for mark in marks for case in mark.args[1] if str(getattr(case, "id", None)).startswith("R-")}
+        named = {row[2:7] for row in rows if f"::{name}`" in row}
+        wrong += [(name, requirement) for requirement in sorted(named - proven) if proven]
+    assert wrong == []
