@@ -11,6 +11,9 @@
     extend         lets a hold live longer
     record         charges work that had no hold, one event or many
     sweep          gives back the holds that nobody resolved in time
+    limits         what an account's limits say now
+    reserve        takes a place for an object that a plan limits in number; unreserve gives it back
+    throttle       stops one account; resume lets it go on
 
 After every function here:
 
@@ -28,7 +31,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
@@ -44,6 +47,8 @@ class LedgerError(Exception):
 class InsufficientCredits(LedgerError):
     """Less is free than is needed, or the account has debt."""
 
+    look: Look | None = None
+
     def __init__(self, *, needed_nanos: int, available_nanos: int, debt_nanos: int) -> None:
         super().__init__("The account has debt to settle first." if debt_nanos else "The account does not have enough credits.")
         self.needed_nanos = needed_nanos
@@ -52,11 +57,12 @@ class InsufficientCredits(LedgerError):
 
 
 class Refused(LedgerError):
-    """A verdict reached before the ledger was asked, which counts because the key is new."""
+    """A limit that the ledger looked at, or a verdict reached before it was asked. ``layer`` names it, ``look`` has what all limits said."""
 
-    def __init__(self, layer: str) -> None:
+    def __init__(self, layer: str, look: Look) -> None:
         super().__init__(f"Refused by {layer}.")
         self.layer = layer
+        self.look = look
 
 
 class KeyReused(LedgerError):
@@ -117,6 +123,7 @@ class Call:
     user_ref: str | None = None
     session_ref: str | None = None
     run_ref: str | None = None
+    counts: Mapping[str, int] | None = None
 
     def parameters(self) -> tuple[Any, ...]:
         return (
@@ -129,6 +136,7 @@ class Call:
             self.user_ref,
             self.session_ref,
             self.run_ref,
+            None if self.counts is None else json.dumps(self.counts),
         )
 
 
@@ -156,6 +164,41 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """At most ``allowed`` of ``meter`` in ``[window_start, window_end)``, of which this call would use ``amount`` more.
+
+    ``layer`` is ``requests``, ``concurrency`` (whose meter counts open work, in no window), ``quota`` or ``cost`` (nano-USD). One that is
+    not ``enforced`` is counted and answered, and refuses nothing.
+    """
+
+    layer: str
+    meter: str
+    window_start: datetime | None
+    window_end: datetime | None
+    allowed: int
+    amount: int
+    enforced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What limits said: for each of them in the order asked, how much is used and when that ends; and a throttle in force."""
+
+    used: Sequence[int]
+    resets_at: Sequence[datetime | None]
+    throttle_reason: str | None
+    throttled_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """How many objects of one kind exist."""
+
+    used: int
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """An authorization or usage record as it stands. ``remaining`` are the limits' remainders at authorization, in metering's order."""
 
@@ -173,10 +216,19 @@ class Usage:
     created_at: datetime
     expires_at: datetime | None
     remaining: list[int | None] | None
+    meters: list[str] | None = None
+    used: list[int] | None = None
+    resets_at: list[datetime | None] | None = None
+    throttle_reason: str | None = None
+    throttled_until: datetime | None = None
 
     @property
     def replayed(self) -> bool:
         return self.outcome == "replayed"
+
+    @property
+    def look(self) -> Look:
+        return Look(self.used or (), self.resets_at or (), self.throttle_reason, self.throttled_until)
 
 
 def key_hash(*parts: str) -> UUID:
@@ -294,19 +346,21 @@ def hold(
     remaining: Sequence[int | None],
     lifetime: timedelta,
     hard_lifetime: timedelta,
+    limits: Sequence[Limit] = (),
 ) -> Usage:
     """Reserves ``amount_nanos`` (0 allowed) of free credits for ``call``; ``cost_nanos`` is its estimated wholesale cost.
 
-    The key is answered before anything is decided, ``refusal`` included. ``unit_id`` None: nothing is charged, no wallet is asked.
+    The key is answered before anything is decided, ``refusal`` and ``limits`` included. ``unit_id`` None: nothing is charged, no wallet
+    is asked.
 
-    :raises Refused: ``refusal`` was given and the key is new.
+    :raises Refused: the key is new, and the account is throttled, ``refusal`` was given, or one of ``limits`` is reached.
     :raises InsufficientCredits: less than the amount, or than ``minimum_nanos``, is free, or the account has debt.
     :raises KeyReused: the key was used for another command.
     """
     usage = _usage(
         "select * from usage_authorize(%s, %s, %s, %s, row(%s,%s,%s,%s,%s::int[],%s::bigint[],"
-        "%s,%s,%s)::usage_call, %s::smallint, %s, %s, %s,"
-        " %s::bigint[], %s, %s)",
+        "%s,%s,%s,%s::jsonb)::usage_call, %s::smallint, %s, %s, %s,"
+        f" %s::bigint[], {_limits_sql(limits)}, %s, %s)",
         [
             account_id,
             key,
@@ -318,17 +372,67 @@ def hold(
             cost_nanos,
             minimum_nanos,
             list(remaining),
+            *_limits_parameters(limits),
             lifetime,
             hard_lifetime,
         ],
     )
     if usage.outcome == "refused":
-        raise Refused(usage.state)
+        raise Refused(usage.state, usage.look)
     if usage.outcome in ("debt", "insufficient"):
-        raise InsufficientCredits(
+        error = InsufficientCredits(
             needed_nanos=max(amount_nanos, minimum_nanos), available_nanos=usage.available_nanos or 0, debt_nanos=usage.debt_nanos or 0
         )
+        error.look = usage.look
+        raise error
     return usage
+
+
+def limits(*, account_id: int, limits: Sequence[Limit]) -> Look:
+    """What :func:`hold` would find, without locking or counting anything."""
+    sql = f"select used, resets_at, throttle_reason, throttled_until from usage_limits(%s, {_limits_sql(limits)})"  # noqa: S608
+    [row] = _call(sql, [account_id, *_limits_parameters(limits)])
+    return Look(*row)
+
+
+def reserve(*, account_id: int, meter: str, object_ref: str, allowed: int | None, enforced: bool) -> Places:
+    """Takes a place for an object. ``allowed`` None = any number. What exists is never refused, also above the limit.
+
+    :raises Refused: that many exist already.
+    """
+    [(outcome, used)] = _call("select * from usage_reserve(%s, %s, %s, %s, %s)", [account_id, meter, object_ref, allowed, enforced])
+    if outcome == "refused":
+        raise Refused("quota", Look([used], [None], None, None))
+    return Places(used, outcome == "replayed")
+
+
+def unreserve(*, account_id: int, meter: str, object_ref: str) -> Places:
+    """Gives an object's place back. :raises NotFound: there never was such an object."""
+    [(outcome, used)] = _call("select * from usage_unreserve(%s, %s, %s)", [account_id, meter, object_ref])
+    if outcome == "not_found":
+        raise NotFound("No such object.")
+    return Places(used, outcome == "replayed")
+
+
+def throttle(*, account_id: int, actor: str, reason: str, ends_at: datetime | None = None) -> None:
+    """Stops an account until ``ends_at`` (None: until it is lifted). A throttle in force is replaced; all are kept as history."""
+    _call("select usage_stop(%s, %s, %s, %s)", [account_id, actor, reason, ends_at])
+
+
+def resume(*, account_id: int, actor: str) -> bool:
+    """Lifts the throttle in force. False where there is none."""
+    [(lifted,)] = _call("select usage_resume(%s, %s)", [account_id, actor])
+    return bool(lifted)
+
+
+def _limits_sql(limits: Sequence[Limit]) -> str:
+    if not limits:
+        return "'{}'::usage_limit[]"
+    return "array[" + ",".join(["row(%s,%s,%s,%s,%s,%s,%s)::usage_limit"] * len(limits)) + "]"
+
+
+def _limits_parameters(limits: Sequence[Limit]) -> list[Any]:
+    return [value for limit in limits for value in astuple(limit)]
 
 
 def capture(
@@ -418,6 +522,7 @@ def record_many(events: Sequence[Event]) -> list[Usage]:
             "user_ref": event.call.user_ref,
             "session_ref": event.call.session_ref,
             "run_ref": event.call.run_ref,
+            "counts": event.call.counts,
             "unit": event.unit_id,
             "event_at": event.event_at.isoformat(),
             "tokens": event.charge.tokens,

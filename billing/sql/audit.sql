@@ -30,6 +30,17 @@ from account_state s
 left join (select account_id, count(*) as total from open_authorization where state = 'open' group by 1) a using (account_id)
 where s.open_count <> coalesce(a.total, 0);
 
+-- name: the cost of open work is counted
+select s.account_id, format('open cost %s, Σ estimates of open authorizations %s', s.open_cost_nanos, coalesce(a.total, 0))
+from account_state s
+left join (select account_id, sum(cost_nanos) as total from open_authorization where state <> 'timed_out' group by 1) a using (account_id)
+where s.open_cost_nanos <> coalesce(a.total, 0);
+
+-- name: every counter is the recount of its records
+select c.account_id, format('counter %s from %s: %s, recounted %s', c.meter, c.window_start, c.used, r.used)
+from usage_counter c, lateral (select usage_recount(c.account_id, c.meter, c.window_start, c.window_end) as used) r
+where c.used <> r.used;
+
 -- name: a grant's movements leave what remains
 select g.account_id, format('grant %s: remaining %s, Σ entries %s', g.id, g.remaining, coalesce(e.total, 0))
 from credit_grant g

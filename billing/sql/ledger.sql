@@ -4,21 +4,6 @@
 -- Decisions are taken by app_now(), read after the lock. Rows are read in statements after the lock, never in the same one.
 -- Verbs run with the owner's rights (SECURITY DEFINER) and a pinned search_path; the app's role can execute them and nothing else.
 
-create function app_now() returns timestamptz language sql volatile as $$
-  select coalesce(nullif(current_setting('tollgate.now', true), '')::timestamptz, clock_timestamp())
-$$;
-comment on function app_now() is 'The ledger''s clock: clock_timestamp(), unless a test or a simulation set tollgate.now for its transaction.';
-
--- Time-ordered ids keep the primary key''s inserts on the right-hand pages; before PostgreSQL 18 they are random.
-do $$
-begin
-  if current_setting('server_version_num')::int >= 180000 then
-    create function new_id() returns uuid language sql volatile as 'select uuidv7()';
-  else
-    create function new_id() returns uuid language sql volatile as 'select gen_random_uuid()';
-  end if;
-end $$;
-
 -- ------------------------------------------------------------------------------------------------------------------------------
 -- Parts: a wallet is opened (locked, what is due applied), worked on in a variable, and closed (written once).
 
@@ -316,34 +301,46 @@ end $$;
 -- What was asked for or done, as metering describes it.
 create type usage_call as (
   model_id int, feature_id int, api_key_id bigint, rate_card_id int, price_ids int[], quantities bigint[],
-  user_ref text, session_ref text, run_ref text);
+  user_ref text, session_ref text, run_ref text, counts jsonb);
 
 create type usage_answer as (
   outcome text,            -- done | replayed | key_reused | refused | debt | insufficient | already_resolved | exceeds_hold | not_found
   id uuid, state text, hold bigint, price_nanos bigint, cost_nanos bigint, waived_nanos bigint, owed_nanos bigint,
   balance bigint, available bigint, debt bigint,
-  created_at timestamptz, expires_at timestamptz, remaining bigint[]);
+  created_at timestamptz, expires_at timestamptz, remaining bigint[], meters text[],
+  used bigint[], resets_at timestamptz[], throttle_reason text, throttled_until timestamptz);   -- what the limits said, for a new key
+
+-- An answer that is nothing but its outcome.
+create function usage_says(p_outcome text) returns usage_answer language plpgsql immutable as $$
+declare
+  said usage_answer;
+begin
+  said.outcome := p_outcome;
+  return said;
+end $$;
 
 -- The first answer to a key of finished work, rebuilt from what never changes.
 create function usage_replayed(u usage_record, p_outcome text) returns usage_answer language sql stable as $$
   select row(p_outcome, u.id, u.outcome::text, u.hold, u.price_nanos, u.cost_nanos, u.waived_nanos,
              (select coalesce(sum(e.debt_delta), 0)::bigint from ledger_entry e
               where e.account_id = u.account_id and e.unit_id = u.unit_id and e.seq >= u.first_seq and e.seq < u.first_seq + u.entries),
-             u.balance_after, null, u.debt_after, coalesce(u.authorized_at, u.recorded_at), u.expires_at, u.remaining)::usage_answer
+             u.balance_after, null, u.debt_after, coalesce(u.authorized_at, u.recorded_at), u.expires_at, u.remaining,
+             u.meters, null, null, null, null)::usage_answer
 $$;
 
--- May this account spend p_hold? A verdict that was reached outside (p_refusal) counts only for a new key.
+-- May this account spend p_hold? Asked in this order: throttle, the verdict that was reached outside (p_refusal), p_limits, credits. The
+-- key comes before all of them. What refuses is asked once more after holds that nobody resolved in time have been given back.
 create function usage_authorize(
-  p_account bigint, p_key uuid, p_fingerprint uuid, p_refusal text, p_call usage_call, p_unit smallint, p_hold bigint, p_cost bigint,
-  p_minimum bigint, p_remaining bigint[], p_lifetime interval, p_hard_lifetime interval)
+  p_account bigint, p_key uuid, p_fingerprint uuid, p_refusal text, p_call usage_call, p_unit smallint, p_hold bigint,
+  p_cost bigint, p_minimum bigint, p_remaining bigint[], p_limits usage_limit[], p_lifetime interval, p_hard_lifetime interval)
 returns usage_answer language plpgsql as $$
 declare
   v_now timestamptz := ledger_lock(p_account);
   a open_authorization;
   u usage_record;
   w open_wallet;
-  v_id uuid := new_id();
-  v_remaining bigint[] := p_remaining;
+  k usage_look;
+  said usage_answer;
 begin
   select * into a from open_authorization where account_id = p_account and key_hash = p_key;
   if found then
@@ -353,32 +350,72 @@ begin
   if found then
     return usage_replayed(u, case when u.fingerprint = p_fingerprint then 'replayed' else 'key_reused' end);
   end if;
-  if p_refusal is not null then
-    return row('refused', null, p_refusal, p_hold, null, null, null, null, null, null, null, v_now, null, null)::usage_answer;
-  end if;
-  if p_unit is not null then
-    w := ledger_open(p_account, p_unit, v_now, v_id, null);
-    if w.debt > 0 or w.balance - w.held < greatest(p_hold, p_minimum) then
-      w := ledger_close(w);
-      return row(case when w.debt > 0 then 'debt' else 'insufficient' end, null, 'credits', p_hold, null, null, null, null,
-                 w.balance, w.balance - w.held, w.debt, v_now, null, null)::usage_answer;
+
+  said.hold := p_hold;
+  said.created_at := v_now;
+  loop
+    k := usage_looked(p_account, p_limits, v_now);
+    said.used := k.used;
+    said.resets_at := k.resets_at;
+    said.throttle_reason := k.throttle_reason;
+    said.throttled_until := k.throttled_until;
+    said.outcome := case when k.throttle_reason is not null or p_refusal is not null or false = any (k.passed) then 'refused' end;
+    said.state := case
+      when p_refusal = 'kill_switch' then p_refusal
+      when k.throttle_reason is not null then 'throttle'
+      when p_refusal is not null then p_refusal
+      else p_limits[array_position(k.passed, false)].layer
+    end;
+    if said.outcome is null and p_unit is not null then
+      w := ledger_open(p_account, p_unit, v_now, null, null);
+      if w.debt > 0 or w.balance - w.held < greatest(p_hold, p_minimum) then
+        w := ledger_close(w);
+        said.outcome := case when w.debt > 0 then 'debt' else 'insufficient' end;
+        said.state := 'credits';
+        said.balance := w.balance;
+        said.available := w.balance - w.held;
+        said.debt := w.debt;
+      end if;
     end if;
+    exit when said.outcome is null;
+    if said.state not in ('concurrency', 'cost', 'quota', 'credits') or usage_sweep_account(p_account, v_now) = 0 then
+      return said;
+    end if;
+  end loop;
+
+  a.remaining := p_remaining;
+  if p_unit is not null then
     w.held := w.held + p_hold;
-    v_remaining := v_remaining || (w.balance - w.held);
     update wallet set balance = w.balance, held = w.held, debt = w.debt, seq = w.seq where account_id = p_account and unit_id = p_unit;
+    a.remaining := a.remaining || (w.balance - w.held);
   else
-    v_remaining := v_remaining || null::bigint;
+    a.remaining := a.remaining || null::bigint;
   end if;
+  if cardinality(p_limits) > 0 then
+    perform usage_keep_counters(p_account, p_limits, v_now);
+    select array_agg(l.meter order by n), a.remaining || array_agg(greatest(0, l.allowed - l.amount - k.used[n]) order by n)
+    into a.meters, a.remaining from unnest(p_limits) with ordinality l(layer, meter, window_start, window_end, allowed, amount, enforced, n);
+  end if;
+  perform usage_count(p_account, v_now, 0, 1, p_call.counts, 1);
+  a.id := new_id(v_now);
   insert into open_authorization (
-    account_id, id, key_hash, fingerprint, unit_id, hold, held, cost_nanos, remaining, model_id, feature_id, api_key_id, rate_card_id, price_ids,
-    quantities, user_ref, session_ref, run_ref, created_at, expires_at, hard_expires_at)
+    account_id, id, key_hash, fingerprint, unit_id, hold, held, cost_nanos, remaining, meters, counts, model_id, feature_id, api_key_id,
+    rate_card_id, price_ids, quantities, user_ref, session_ref, run_ref, created_at, expires_at, hard_expires_at)
   values (
-    p_account, v_id, p_key, p_fingerprint, p_unit, p_hold, case when p_unit is null then 0 else p_hold end, p_cost, v_remaining, p_call.model_id, p_call.feature_id, p_call.api_key_id,
-    p_call.rate_card_id, p_call.price_ids, p_call.quantities, p_call.user_ref, p_call.session_ref, p_call.run_ref,
-    v_now, v_now + p_lifetime, v_now + p_hard_lifetime);
-  update account_state set open_count = open_count + 1 where account_id = p_account;
-  return row('done', v_id, 'authorized', p_hold, null, null, null, null, w.balance, w.balance - w.held, w.debt,
-             v_now, v_now + p_lifetime, v_remaining)::usage_answer;
+    p_account, a.id, p_key, p_fingerprint, p_unit, p_hold, case when p_unit is null then 0 else p_hold end, p_cost, a.remaining, a.meters,
+    p_call.counts, p_call.model_id, p_call.feature_id, p_call.api_key_id, p_call.rate_card_id, p_call.price_ids, p_call.quantities,
+    p_call.user_ref, p_call.session_ref, p_call.run_ref, v_now, v_now + p_lifetime, v_now + p_hard_lifetime);
+  update account_state set open_count = open_count + 1, open_cost_nanos = open_cost_nanos + p_cost where account_id = p_account;
+  said.outcome := 'done';
+  said.state := 'authorized';
+  said.id := a.id;
+  said.balance := w.balance;
+  said.available := w.balance - w.held;
+  said.debt := w.debt;
+  said.expires_at := v_now + p_lifetime;
+  said.remaining := a.remaining;
+  said.meters := a.meters;
+  return said;
 end $$;
 
 -- Charges an opened wallet: what is free is burnt, the rest becomes debt.
@@ -410,6 +447,8 @@ begin
   u.expires_at := a.expires_at;
   u.hold := a.hold;
   u.remaining := a.remaining;
+  u.meters := a.meters;
+  u.counts := a.counts;
   u.outcome := p_outcome;
   u.model_id := a.model_id;
   u.feature_id := a.feature_id;
@@ -477,21 +516,23 @@ begin
   end if;
   u := usage_write(u, w, p_tokens);
   perform usage_close(a);
+  perform usage_count(p_account, u.event_at, u.cost_nanos, 0, u.counts, case a.state when 'timed_out' then 1 else 0 end);
   return usage_replayed(u, 'done');
 end $$;
 
 -- The answer about an authorization that is still unfinished.
 create function usage_pending(a open_authorization, p_outcome text) returns usage_answer language sql immutable as $$
   select row(p_outcome, a.id, case a.state when 'open' then 'authorized' else a.state::text end, a.hold, null, null, null, null, null, null, null,
-             a.created_at, a.expires_at, a.remaining)::usage_answer
+             a.created_at, a.expires_at, a.remaining, a.meters, null, null, null, null)::usage_answer
 $$;
 
 -- What is left of an authorization when it has moved into usage_record.
 create function usage_close(a open_authorization) returns void language plpgsql as $$
 begin
   delete from open_authorization where account_id = a.account_id and id = a.id;
-  if a.state = 'open' then
-    update account_state set open_count = open_count - 1 where account_id = a.account_id;
+  if a.state <> 'timed_out' then
+    update account_state set open_count = open_count - (a.state = 'open')::int, open_cost_nanos = open_cost_nanos - a.cost_nanos
+    where account_id = a.account_id;
   end if;
 end $$;
 
@@ -502,7 +543,7 @@ declare
 begin
   select * into u from usage_record where account_id = p_account and id = p_id and authorized_at is not null;
   if not found then
-    return row('not_found', null, null, null, null, null, null, null, null, null, null, null, null, null)::usage_answer;
+    return usage_says('not_found');
   end if;
   return usage_replayed(u, case when u.outcome = p_outcome and (p_quantities is null or u.quantities = p_quantities) then 'replayed' else 'already_resolved' end);
 end $$;
@@ -522,9 +563,10 @@ begin
     v_outcome := case when a.captured = p_quantities then 'replayed' else 'already_resolved' end;
   else
     update open_authorization set state = 'awaiting_price', captured = p_quantities, captured_at = v_now where account_id = p_account and id = p_id;
-    if a.state = 'open' then
-      update account_state set open_count = open_count - 1 where account_id = p_account;
-    end if;
+    update account_state
+    set open_count = open_count - (a.state = 'open')::int, open_cost_nanos = open_cost_nanos + case a.state when 'timed_out' then a.cost_nanos else 0 end
+    where account_id = p_account;
+    perform usage_count(p_account, a.created_at, 0, 0, a.counts, case a.state when 'timed_out' then 1 else 0 end);
   end if;
   a.state := 'awaiting_price';
   return usage_pending(a, v_outcome);
@@ -561,6 +603,7 @@ begin
   u.value_nanos := 0;
   u := usage_write(u, w, 0);
   perform usage_close(a);
+  perform usage_count(a.account_id, a.created_at, 0, 0, a.counts, case a.state when 'timed_out' then 0 else -1 end);
   return u;
 end $$;
 
@@ -575,7 +618,7 @@ begin
   returning * into a;
   if not found then
     return case when exists (select from open_authorization where account_id = p_account and id = p_id)
-      then row('already_resolved', p_id, null, null, null, null, null, null, null, null, null, null, null, null)::usage_answer
+      then usage_says('already_resolved')
       else usage_settled(p_account, p_id, null, null) end;
   end if;
   return usage_pending(a, 'done');
@@ -596,10 +639,10 @@ begin
     return usage_replayed(u, case when u.fingerprint = p_fingerprint then 'replayed' else 'key_reused' end);
   end if;
   if exists (select from open_authorization where account_id = p_account and key_hash = p_key) then
-    return row('key_reused', null, null, null, null, null, null, null, null, null, null, null, null, null)::usage_answer;
+    return usage_says('key_reused');
   end if;
   u.account_id := p_account;
-  u.id := new_id();
+  u.id := new_id(v_now);
   u.key_hash := p_key;
   u.fingerprint := p_fingerprint;
   u.event_at := p_event_at;
@@ -612,6 +655,7 @@ begin
   u.unit_id := p_unit;
   u.price_ids := p_call.price_ids;
   u.quantities := p_call.quantities;
+  u.counts := p_call.counts;
   u.user_ref := p_call.user_ref;
   u.session_ref := p_call.session_ref;
   u.run_ref := p_call.run_ref;
@@ -628,6 +672,7 @@ begin
     u.entries := w.seq + 1 - u.first_seq;
     w := ledger_close(w);
   end if;
+  perform usage_count(p_account, p_event_at, coalesce(p_cost, 0), 1, p_call.counts, 1);
   return usage_replayed(usage_write(u, w, p_tokens), 'done');
 end $$;
 
@@ -642,14 +687,14 @@ begin
     from jsonb_array_elements(p_events) with ordinality i,
       jsonb_to_record(i.value) as r(
         account bigint, key uuid, fingerprint uuid, model_id int, feature_id int, api_key_id bigint, rate_card_id int, price_ids int[],
-        quantities bigint[], user_ref text, session_ref text, run_ref text, unit smallint, event_at timestamptz, tokens bigint,
+        quantities bigint[], user_ref text, session_ref text, run_ref text, counts jsonb, unit smallint, event_at timestamptz, tokens bigint,
         cost bigint, price bigint, value bigint)
     order by i.ordinality
   loop
     n := e.ordinality;
     answer := usage_record_one(
       e.account, e.key, e.fingerprint,
-      row(e.model_id, e.feature_id, e.api_key_id, e.rate_card_id, e.price_ids, e.quantities, e.user_ref, e.session_ref, e.run_ref)::usage_call,
+      row(e.model_id, e.feature_id, e.api_key_id, e.rate_card_id, e.price_ids, e.quantities, e.user_ref, e.session_ref, e.run_ref, e.counts)::usage_call,
       e.unit, e.event_at, e.tokens, e.cost, e.price, e.value);
     return next;
   end loop;
@@ -658,35 +703,47 @@ end $$;
 -- Gives back up to p_limit holds that nobody resolved in time; they keep waiting for their capture, and end for good 7 days later.
 create function usage_sweep(p_limit int) returns int language plpgsql as $$
 declare
-  k record;
-  a open_authorization;
-  w open_wallet;
-  v_now timestamptz;
+  v_account bigint;
   v_swept int := 0;
 begin
-  for k in
-    select account_id, id from open_authorization
-    where (state = 'open' and expires_at <= app_now()) or (state = 'timed_out' and expires_at <= app_now() - interval '7 days')
-    order by account_id, id limit p_limit
+  for v_account in
+    select distinct account_id from (
+      select account_id from open_authorization
+      where (state = 'open' and expires_at <= app_now()) or (state = 'timed_out' and expires_at <= app_now() - interval '7 days')
+      order by expires_at limit p_limit) due
+    order by account_id
   loop
-    v_now := ledger_lock(k.account_id);
-    select * into a from open_authorization where account_id = k.account_id and id = k.id;
-    if not found then
-      continue;
-    end if;
-    if a.state = 'open' and a.expires_at <= v_now then
+    v_swept := v_swept + usage_sweep_account(v_account, ledger_lock(v_account));
+  end loop;
+  return v_swept;
+end $$;
+
+-- The same for one account, which the caller has locked.
+create function usage_sweep_account(p_account bigint, p_now timestamptz) returns int language plpgsql as $$
+declare
+  a open_authorization;
+  w open_wallet;
+  v_swept int := 0;
+begin
+  for a in
+    select * from open_authorization
+    where account_id = p_account
+      and ((state = 'open' and expires_at <= p_now) or (state = 'timed_out' and expires_at <= p_now - interval '7 days'))
+    order by id limit 1000
+  loop
+    if a.state = 'open' then
       if a.held > 0 then
-        w := ledger_open(a.account_id, a.unit_id, v_now, a.id, null);
+        w := ledger_open(p_account, a.unit_id, p_now, a.id, null);
         w.held := w.held - a.held;
         w := ledger_close(w);
       end if;
-      update open_authorization set state = 'timed_out', held = 0 where account_id = a.account_id and id = a.id;
-      update account_state set open_count = open_count - 1 where account_id = a.account_id;
-      v_swept := v_swept + 1;
-    elsif a.state = 'timed_out' and a.expires_at <= v_now - interval '7 days' then
-      perform usage_end_without_work(a, 'timed_out', v_now);
-      v_swept := v_swept + 1;
+      update open_authorization set state = 'timed_out', held = 0 where account_id = p_account and id = a.id;
+      update account_state set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - a.cost_nanos where account_id = p_account;
+      perform usage_count(p_account, a.created_at, 0, 0, a.counts, -1);
+    else
+      perform usage_end_without_work(a, 'timed_out', p_now);
     end if;
+    v_swept := v_swept + 1;
   end loop;
   return v_swept;
 end $$;
@@ -708,7 +765,12 @@ begin
     'ledger_grant(bigint, text, uuid, uuid, text, text, smallint, text, text, bigint, smallint, timestamptz, bigint, bigint, text)',
     'ledger_take_back(bigint, uuid, uuid, text, text, smallint, bigint)',
     'ledger_reverse(bigint, uuid, uuid, text, text, uuid)',
-    'usage_authorize(bigint, uuid, uuid, text, usage_call, smallint, bigint, bigint, bigint, bigint[], interval, interval)',
+    'usage_authorize(bigint, uuid, uuid, text, usage_call, smallint, bigint, bigint, bigint, bigint[], usage_limit[], interval, interval)',
+    'usage_limits(bigint, usage_limit[])',
+    'usage_stop(bigint, text, text, timestamptz)',
+    'usage_resume(bigint, text)',
+    'usage_reserve(bigint, text, text, bigint, boolean)',
+    'usage_unreserve(bigint, text, text)',
     'usage_capture(bigint, uuid, bigint[], bigint, int[], bigint, bigint, bigint, text)',
     'usage_await_price(bigint, uuid, bigint[])',
     'usage_release(bigint, uuid)',

@@ -1,6 +1,35 @@
 -- The tables of the ledger. Only the verbs in ledger.sql write them; the triggers below and the privileges of config/roles.py see to it.
 -- Amounts are nanos (10⁻⁹) of the wallet's unit, costs are nano-USD. Every table's key begins with the account.
 
+create function app_now() returns timestamptz language sql volatile as $$
+  select coalesce(nullif(current_setting('tollgate.now', true), '')::timestamptz, clock_timestamp())
+$$;
+comment on function app_now() is 'The ledger''s clock: clock_timestamp(), unless a test or a simulation set tollgate.now for its transaction.';
+
+-- Time-ordered ids keep the primary key''s inserts on the right-hand pages; before PostgreSQL 18 they are random.
+do $$
+begin
+  if current_setting('server_version_num')::int >= 180000 then
+    create function new_id(p_now timestamptz) returns uuid language sql volatile as 'select uuidv7(p_now - clock_timestamp())';
+  else
+    create function new_id(p_now timestamptz) returns uuid language sql volatile as 'select gen_random_uuid()';
+  end if;
+end $$;
+
+-- The smallest id that new_id() makes from p_at on; before PostgreSQL 18, where ids tell no time, the smallest of all.
+do $$
+begin
+  if current_setting('server_version_num')::int >= 180000 then
+    create function first_id(p_at timestamptz) returns uuid language sql immutable as $f$
+      select (lpad(to_hex(greatest(0, floor(extract(epoch from p_at) * 1000)::bigint)), 12, '0') || repeat('0', 20))::uuid
+    $f$;
+  else
+    create function first_id(p_at timestamptz) returns uuid language sql immutable as $f$
+      select '00000000-0000-0000-0000-000000000000'::uuid
+    $f$;
+  end if;
+end $$;
+
 create type entry_kind as enum (
   'grant', 'usage', 'expiry', 'rollover', 'refund', 'freeze', 'unfreeze', 'reversal', 'adjustment', 'debt', 'debt_repaid');
 create type usage_outcome as enum ('captured', 'recorded', 'released', 'timed_out', 'unpriced');
@@ -9,7 +38,9 @@ create type authorization_state as enum ('open', 'timed_out', 'awaiting_price');
 -- THE lock: one row an account, also for an account without a wallet. Every verb locks it before it reads anything of the account.
 create table account_state (
   account_id bigint primary key references accounts_account,
-  open_count int not null default 0 check (open_count >= 0)
+  open_count int not null default 0 check (open_count >= 0),
+  -- What open and unpriced work is expected to cost us: part of every cost limit, and of no window yet.
+  open_cost_nanos bigint not null default 0 check (open_cost_nanos >= 0)
 ) with (fillfactor = 50);
 
 create table wallet (
@@ -66,6 +97,8 @@ create table open_authorization (
   held bigint not null check (held between 0 and hold),   -- what of it is still reserved in the wallet
   cost_nanos bigint not null check (cost_nanos >= 0),
   remaining bigint[] not null,
+  meters text[],   -- what remaining is of, beyond metering's fixed layers
+  counts jsonb,   -- what of each meter this is; null means one message
   model_id int not null,
   feature_id int,
   api_key_id bigint,
@@ -115,6 +148,8 @@ create table usage_record (
   price_ids int[],
   quantities bigint[] not null,
   remaining bigint[],
+  meters text[],
+  counts jsonb,
   user_ref text,
   session_ref text,
   run_ref text,

@@ -1,0 +1,216 @@
+-- What counts against a limit: rows of usage_counter, one for each account, meter and window, made when a limit is first looked at.
+--
+-- A meter is "<what>/<window>": "cost/day" adds wholesale cost in nano-USD, "requests/hour" counts requests, any other name ("messages/day")
+-- adds what the usage itself counts (its "counts"; null means one message). A window is half-open and its row never changes it, so that a
+-- change of time zone or of billing period starts at the next window. Rows are derived: a missing one is recounted from the records, so
+-- rows of windows that are over may be deleted, and the audit compares every row with its recount.
+
+create table usage_counter (
+  account_id bigint not null references account_state,
+  meter text not null check (meter ~ '^[a-z0-9][a-z0-9_-]{0,63}/(hour|day|period|lifetime)$'),
+  window_start timestamptz not null,
+  window_end timestamptz not null,
+  used bigint not null check (used >= 0),
+  primary key (account_id, meter, window_start),
+  constraint usage_counter_window check (window_start < window_end)
+) with (fillfactor = 50);
+
+-- Objects that a plan limits in number (agents, projects, automations): reserved when made, released when deleted.
+create table usage_object (
+  account_id bigint not null references account_state,
+  meter text not null check (meter ~ '^[a-z0-9][a-z0-9_-]{0,63}$'),
+  object_ref text not null check (length(object_ref) between 1 and 200),
+  created_at timestamptz not null,
+  released_at timestamptz,
+  primary key (account_id, meter, object_ref)
+);
+
+-- A stop on one account, by staff or by a guard: why, by whom, until when. History is kept; at most one is in force.
+create table usage_throttle (
+  account_id bigint not null references account_state,
+  id bigint generated always as identity,
+  reason text not null check (length(reason) between 1 and 500),
+  actor text not null check (length(actor) between 1 and 150),
+  created_at timestamptz not null,
+  ends_at timestamptz check (ends_at > created_at),
+  lifted_at timestamptz,
+  lifted_by text,
+  primary key (account_id, id),
+  constraint usage_throttle_lifted_by_somebody check ((lifted_at is null) = (lifted_by is null))
+);
+create unique index usage_throttle_in_force on usage_throttle (account_id) where lifted_at is null;
+
+-- One limit as metering asks about it: at most p_allowed in the window, of which this call would use p_amount more. A limit that is not
+-- enforced is counted and answered, and refuses nothing.
+create type usage_limit as (
+  layer text, meter text, window_start timestamptz, window_end timestamptz, allowed bigint, amount bigint, enforced boolean);
+
+-- How much of a meter the records (and open work) of [p_start, p_end) used. Reads the account's rows from p_start on, and no older ones.
+create function usage_recount(p_account bigint, p_meter text, p_start timestamptz, p_end timestamptz) returns bigint language plpgsql stable as $$
+declare
+  v_key text := split_part(p_meter, '/', 1);
+  v_first uuid := first_id(p_start - interval '10 minutes');   -- an event may be 5 minutes ahead of its record
+  v_used bigint;
+begin
+  if v_key = 'cost' then
+    select coalesce(sum(u.cost_nanos), 0) into v_used from usage_record u
+    where u.account_id = p_account and u.id >= v_first and u.event_at >= p_start and u.event_at < p_end;
+  elsif v_key = 'requests' then
+    select (select count(*) from usage_record u where u.account_id = p_account and u.id >= v_first and u.event_at >= p_start and u.event_at < p_end)
+         + (select count(*) from open_authorization a where a.account_id = p_account and a.created_at >= p_start and a.created_at < p_end)
+    into v_used;
+  else
+    select (select coalesce(sum(usage_counts(u.counts, v_key)), 0) from usage_record u
+            where u.account_id = p_account and u.id >= v_first and u.event_at >= p_start and u.event_at < p_end
+              and u.outcome in ('captured', 'recorded', 'unpriced'))
+         + (select coalesce(sum(usage_counts(a.counts, v_key)), 0) from open_authorization a
+            where a.account_id = p_account and a.created_at >= p_start and a.created_at < p_end and a.state <> 'timed_out')
+    into v_used;
+  end if;
+  return v_used;
+end $$;
+
+-- How many of p_key a piece of usage counts.
+create function usage_counts(p_counts jsonb, p_key text) returns bigint language sql immutable as $$
+  select case when p_counts is null then (p_key = 'messages')::int else coalesce((p_counts ->> p_key)::bigint, 0) end
+$$;
+
+-- The counter that covers p_now, as it is stored or as it would be made.
+create function usage_counted(p_account bigint, p_limit usage_limit, p_now timestamptz) returns usage_counter language plpgsql stable as $$
+declare
+  c usage_counter;
+begin
+  select * into c from usage_counter
+  where account_id = p_account and meter = p_limit.meter and window_start <= p_now
+  order by window_start desc limit 1;
+  if found and p_now < c.window_end then
+    return c;
+  end if;
+  c.window_start := greatest(p_limit.window_start, coalesce(c.window_end, p_limit.window_start));
+  c.window_end := p_limit.window_end;
+  c.account_id := p_account;
+  c.meter := p_limit.meter;
+  c.used := usage_recount(p_account, c.meter, c.window_start, c.window_end);
+  return c;
+end $$;
+
+-- What every limit says now. Concurrency counts open work; cost adds the estimates of open work, which belongs to no window yet.
+create type usage_look as (throttle_reason text, throttled_until timestamptz, used bigint[], resets_at timestamptz[], passed boolean[]);
+
+create function usage_looked(p_account bigint, p_limits usage_limit[], p_now timestamptz) returns usage_look language plpgsql stable as $$
+declare
+  s account_state;
+  l usage_limit;
+  c usage_counter;
+  k usage_look;
+  v_used bigint;
+begin
+  select t.reason, t.ends_at into k.throttle_reason, k.throttled_until from usage_throttle t
+  where t.account_id = p_account and t.lifted_at is null and (t.ends_at is null or t.ends_at > p_now);
+  k.used := '{}';
+  k.resets_at := '{}';
+  k.passed := '{}';
+  if cardinality(p_limits) = 0 then
+    return k;
+  end if;
+  select * into s from account_state where account_id = p_account;
+  foreach l in array p_limits loop
+    c := null;
+    if l.layer = 'concurrency' then
+      v_used := s.open_count;
+    else
+      c := usage_counted(p_account, l, p_now);
+      v_used := c.used + case when l.layer = 'cost' then s.open_cost_nanos else 0 end;
+    end if;
+    k.used := k.used || v_used;
+    k.resets_at := k.resets_at || c.window_end;
+    k.passed := k.passed || (not l.enforced or v_used + l.amount <= l.allowed);
+  end loop;
+  return k;
+end $$;
+
+-- The same, asked from outside: nothing is locked, counted or written.
+create function usage_limits(p_account bigint, p_limits usage_limit[]) returns usage_look language sql stable as $$
+  select usage_looked(p_account, p_limits, app_now())
+$$;
+
+-- Makes the counters of p_limits where they are missing, and forgets those of windows that ended more than one window ago.
+create function usage_keep_counters(p_account bigint, p_limits usage_limit[], p_now timestamptz) returns void language plpgsql as $$
+declare
+  l usage_limit;
+  c usage_counter;
+begin
+  foreach l in array p_limits loop
+    continue when l.layer = 'concurrency' or exists (
+      select from usage_counter where account_id = p_account and meter = l.meter and window_start <= p_now and window_end > p_now);
+    c := usage_counted(p_account, l, p_now);
+    delete from usage_counter where account_id = p_account and meter = l.meter and window_end < p_now - (c.window_end - c.window_start);
+    insert into usage_counter select (c).*;
+  end loop;
+end $$;
+
+-- Adds usage of p_event_at to the counters that cover it. A counter that does not exist yet will be recounted.
+create function usage_count(p_account bigint, p_event_at timestamptz, p_cost bigint, p_requests int, p_counts jsonb, p_times int) returns void
+language plpgsql as $$
+begin
+  update usage_counter set used = used + usage_delta(meter, p_cost, p_requests, p_counts, p_times)
+  where account_id = p_account and window_start <= p_event_at and p_event_at < window_end
+    and usage_delta(meter, p_cost, p_requests, p_counts, p_times) <> 0;
+end $$;
+
+create function usage_delta(p_meter text, p_cost bigint, p_requests int, p_counts jsonb, p_times int) returns bigint language sql immutable as $$
+  select case split_part(p_meter, '/', 1)
+    when 'cost' then p_cost when 'requests' then p_requests else p_times * usage_counts(p_counts, split_part(p_meter, '/', 1)) end
+$$;
+
+-- Stops an account until p_ends (null: until it is lifted); a stop in force is replaced.
+create function usage_stop(p_account bigint, p_actor text, p_reason text, p_ends timestamptz) returns void language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+begin
+  update usage_throttle set lifted_at = v_now, lifted_by = p_actor where account_id = p_account and lifted_at is null;
+  insert into usage_throttle (account_id, reason, actor, created_at, ends_at) values (p_account, p_reason, p_actor, v_now, p_ends);
+end $$;
+
+-- Lifts the stop in force; false where there is none.
+create function usage_resume(p_account bigint, p_actor text) returns boolean language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+begin
+  update usage_throttle set lifted_at = v_now, lifted_by = p_actor where account_id = p_account and lifted_at is null;
+  return found;
+end $$;
+
+create type object_answer as (outcome text, used bigint);   -- done | replayed | refused | not_found
+
+-- Reserves a place for an object: at most p_allowed may exist (null = any number). Objects that exist stay when a plan allows fewer.
+create function usage_reserve(p_account bigint, p_meter text, p_object text, p_allowed bigint, p_enforced boolean) returns object_answer
+language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  v_used bigint := (select count(*) from usage_object where account_id = p_account and meter = p_meter and released_at is null);
+begin
+  if exists (select from usage_object where account_id = p_account and meter = p_meter and object_ref = p_object and released_at is null) then
+    return row('replayed', v_used)::object_answer;
+  end if;
+  if p_enforced and v_used >= p_allowed then
+    return row('refused', v_used)::object_answer;
+  end if;
+  insert into usage_object (account_id, meter, object_ref, created_at) values (p_account, p_meter, p_object, v_now)
+  on conflict (account_id, meter, object_ref) do update set created_at = v_now, released_at = null;
+  return row('done', v_used + 1)::object_answer;
+end $$;
+
+create function usage_unreserve(p_account bigint, p_meter text, p_object text) returns object_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  v_outcome text := 'done';
+begin
+  update usage_object set released_at = v_now
+  where account_id = p_account and meter = p_meter and object_ref = p_object and released_at is null;
+  if not found then
+    v_outcome := case when exists (select from usage_object where account_id = p_account and meter = p_meter and object_ref = p_object)
+      then 'replayed' else 'not_found' end;
+  end if;
+  return row(v_outcome, (select count(*) from usage_object where account_id = p_account and meter = p_meter and released_at is null))::object_answer;
+end $$;
