@@ -7,6 +7,7 @@ that its unit shows: ``_cents``, ``_nanos`` (10⁻⁹ of a dollar, or of the pro
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
+from django.db import transaction
 from django.utils import timezone
+from pytest_django.plugin import DjangoDbBlocker
 
 from pricing import catalog, catalog_file, price_import, rating
 from pricing.models import CostTier, CreditPack, Plan, PlanVersion, RateCardPrice
@@ -213,6 +216,16 @@ def cases(figures: list[Figure]) -> list[Any]:
     return [pytest.param(path, expected, id=f"{requirement}-{path}") for requirement, path, expected in figures]
 
 
+@pytest.fixture(scope="module")
+def shipped(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """All five catalogs, applied once for the tests that only read them, in a transaction that is rolled back."""
+    with django_db_blocker.unblock(), transaction.atomic():
+        for path in sorted(CATALOGS.glob("*.toml")):
+            apply(path.stem)
+        yield
+        transaction.set_rollback(True)
+
+
 def apply(product: str) -> None:
     catalog_file.apply(catalog_file.parse((CATALOGS / f"{product}.toml").read_bytes()), actor="ada", effective=BEGIN)
 
@@ -254,38 +267,32 @@ def _of_plan(terms: catalog.PlanTerms, path: list[str]) -> object:
     raise ValueError(path)
 
 
-@pytest.mark.django_db
+@pytest.mark.usefixtures("shipped")
 class TestFigures:
     @pytest.mark.parametrize(("path", "expected"), cases(ROVER))
     def test_rover_sells_what_its_guide_says(self, path: str, expected: object) -> None:
-        apply("rover")
         assert figure("rover", path) == expected
 
     @pytest.mark.parametrize(("path", "expected"), cases(PRPM))
     def test_prpm_sells_and_limits_what_its_guide_says(self, path: str, expected: object) -> None:
-        apply("prpm")
         assert figure("prpm", path) == expected
 
     @pytest.mark.parametrize(("path", "expected"), cases(SUPABASE_CHAT))
     def test_the_chat_gives_and_asks_for_what_its_guide_says(self, path: str, expected: object) -> None:
-        apply("supabase_chat")
         assert figure("supabase_chat", path) == expected
 
     @pytest.mark.parametrize(("path", "expected"), cases(ELITE))
     def test_elite_sells_what_its_plan_says(self, path: str, expected: object) -> None:
-        apply("elite")
         assert figure("elite", path) == expected
 
     @pytest.mark.parametrize(("path", "expected"), cases(TEACH_CHARLIE))
     def test_teach_charlie_sells_what_its_checklist_says(self, path: str, expected: object) -> None:
-        apply("teach_charlie")
         assert figure("teach_charlie", path) == expected
 
     @pytest.mark.parametrize(
         ("product", "section", "expected"), [pytest.param(*rest, id=f"{requirement}-{rest[0]}.{rest[1]}") for requirement, *rest in WHOLE]
     )
     def test_a_catalog_has_what_its_document_names_and_nothing_else(self, product: str, section: str, expected: list[str]) -> None:
-        apply(product)
         row = catalog.product(slug=product)
         found = {
             "plans": [plan.slug for plan in Plan.objects.filter(product=row)],  # by rank
@@ -295,12 +302,10 @@ class TestFigures:
         assert found[section] == expected
 
     def test_no_plan_leads_to_the_tier_that_only_staff_assign(self) -> None:
-        apply("prpm")
         tiers = PlanVersion.objects.filter(plan__product__slug="prpm").values_list("cost_tier__slug", "cost_tier__staff_only")
         assert sorted(tiers) == [("free", False), ("prpm_plus_individual", False), ("prpm_plus_org", False)]
 
     def test_the_chat_sells_23_models_and_gpt_4o_of_openai_is_found_by_both_its_names(self) -> None:
-        apply("supabase_chat")
         prices = RateCardPrice.objects.filter(card__product__slug="supabase_chat")
         assert prices.values("provider", "model").distinct().count() == 23
         found = prices.filter(provider="openai", model="gpt-4o").values_list("component", "price_nanos", "per_units")
@@ -311,8 +316,6 @@ class TestFigures:
         ]
 
     def test_one_slug_in_two_businesses_is_two_plans_and_two_packs(self) -> None:
-        for product in ("rover", "prpm", "teach_charlie"):
-            apply(product)
         pro = Plan.objects.filter(slug="pro").order_by("product__slug")
         assert [plan.product.slug for plan in pro] == ["rover", "teach_charlie"]
         assert [figure(plan.product.slug, "plans.pro.price_cents") for plan in pro] == [50_00, 29_00]
@@ -335,7 +338,7 @@ HOUR = 3_600
 MONTH = 30 * 24 * HOUR
 
 
-@pytest.mark.django_db
+@pytest.mark.usefixtures("shipped")
 class TestWhatUseCosts:
     """The prices and rates of the catalogs, through the arithmetic that charges."""
 
@@ -356,7 +359,6 @@ class TestWhatUseCosts:
     def test_what_a_document_prices_costs_and_charges_that(
         self, product: str, card: str, model: str, quantities: Quantities, cost_nanos: int, price_nanos: int
     ) -> None:
-        apply(product)
         assert rated(product, card, model, quantities)[:2] == (cost_nanos, price_nanos)
 
     @pytest.mark.parametrize(
@@ -372,19 +374,16 @@ class TestWhatUseCosts:
         ],
     )
     def test_prpm_charges_a_credit_for_5_000_tokens_and_five_on_opus(self, model: str, tokens: int, credits: int) -> None:
-        apply("prpm")
         book = compile_book(model=model, prices=[Price(component, 1, 1) for component in TOKEN_COMPONENTS])
         half = {"input_tokens": tokens // 2, "output_tokens": tokens - tokens // 2}
         assert rated("prpm", "tokens", model, half, book=book).price_nanos == credits * NANOS
 
     def test_every_opus_that_can_be_priced_counts_five_times_and_nothing_else_does(self) -> None:
-        apply("prpm")
         stretches, _ = price_import.read(providers=["anthropic"])
         opus = {f"anthropic:{stretch.key.model}" for stretch in stretches if "opus" in stretch.key.model}
         assert figure("prpm", "rate_cards.tokens.multipliers") == dict.fromkeys(opus, 5_000_000)
 
     def test_a_month_of_an_elite_user_costs_between_5_and_11_dollars(self) -> None:
-        apply("elite")
         machine = rated("elite", "included", "fly:shared-cpu-1x", {"seconds": MONTH}).cost_nanos
         calls = rated("elite", "included", "supabase:edge-functions", {"requests": 100_000}).cost_nanos
         assert 5 * NANOS <= machine <= 10 * NANOS
