@@ -364,7 +364,18 @@ def parse(text: bytes) -> Document:
         raise InvalidCatalog([f"not TOML: {error}"]) from None
     except RecursionError:
         raise InvalidCatalog(["not TOML: nested too deeply"]) from None
+    except ValueError:  # Python's own: int() refuses thousands of digits
+        raise InvalidCatalog(["not TOML: a number has too many digits"]) from None
     return _Reader().read(raw)
+
+
+def _found(value: Any) -> str:
+    """A wrong value in at most 80 characters, whatever it is."""
+    if isinstance(value, dict | list):
+        return "a table" if isinstance(value, dict) else f"a list of {len(value)}"
+    if type(value) is int and abs(value) > MAX_BIGINT:
+        return "a larger number"
+    return json.dumps(value, default=str, ensure_ascii=False)[:80]
 
 
 class _NoTable(dict[str, Any]):
@@ -397,8 +408,7 @@ class _Reader:
         return _ordered(document)
 
     def problem(self, path: str, expected: str, found: Any = None) -> None:
-        shown = "" if found is None else f"; found {json.dumps(found, default=str, ensure_ascii=False)[:80]}"
-        self.problems.append(f"{path}: expected {expected}{shown}")
+        self.problems.append(f"{path}: expected {expected}" + ("" if found is None else f"; found {_found(found)}"))
 
     def table(self, path: str, raw: Any) -> dict[str, Any]:
         """``raw`` if it is a table; otherwise a problem, and a table whose keys cause no further ones."""

@@ -109,8 +109,8 @@ class Report:
 def read(*, providers: Iterable[str]) -> tuple[list[Stretch], list[str]]:
     """Every dated price of ``providers``, and the models that are left out with the reason.
 
-    A model is left out whole when one of its prices has no component: with that part missing, or taken for another, its cost would be
-    wrong. Providers list one price for output and reasoning, so reasoning gets a row of its own at that price.
+    A model is left out whole when one of its prices has no component, or a component has two: with that part missing, or taken for
+    another, its cost would be wrong. Providers list one price for output and reasoning, so reasoning gets a row of its own at that price.
 
     :raises UnknownProvider: genai-prices has no such provider.
     """
@@ -124,10 +124,13 @@ def read(*, providers: Iterable[str]) -> tuple[list[Stretch], list[str]]:
             raise UnknownProvider(f"genai-prices has no provider {provider!r}.")
         for model in by_id[provider].models:
             reason = _inexpressible(model)
+            try:
+                found = [] if reason else list(_stretches(provider, model))
+            except _TwoPrices as error:
+                found, reason = [], str(error)
+            stretches += found
             if reason:
                 skipped.append(f"{provider}:{model.id}: {reason}")
-            else:
-                stretches.extend(_stretches(provider, model))
     return stretches, skipped
 
 
@@ -172,19 +175,27 @@ def _stretches(provider: str, model: ModelInfo) -> Iterator[Stretch]:
             yield from rows
 
 
+class _TwoPrices(Exception):
+    """Two keys of the source are one component here, and their figures differ."""
+
+
 def _components(price: ModelPrice) -> Iterator[tuple[str, int, int, int]]:
-    """``(component, context_above, price_nanos, per_units)`` of one set of prices."""
+    """``(component, context_above, price_nanos, per_units)`` of one set of prices; a figure that is told under two names, once."""
     from genai_prices.types import TieredPrices
 
+    found: dict[tuple[str, int], tuple[int, int]] = {}
     for key, value in vars(price).items():
         if value is None or key in UNMETERED_KEYS:
             continue
         component, per_units = COMPONENT_OF_KEY[key]
         tiers = [(0, value.base), *((tier.start, tier.price) for tier in value.tiers)] if isinstance(value, TieredPrices) else [(0, value)]
         for above, amount in tiers:
-            yield component, above, *_exact(amount, per_units)
-            if component == "output_tokens":
-                yield "reasoning_tokens", above, *_exact(amount, per_units)
+            for priced in (component, "reasoning_tokens") if component == "output_tokens" else (component,):
+                figure = _exact(amount, per_units)
+                if found.setdefault((priced, above), figure) != figure:
+                    raise _TwoPrices(f"two prices for {priced}")
+    for (component, above), figure in found.items():
+        yield component, above, *figure
 
 
 def _exact(amount: Decimal, per_units: int) -> tuple[int, int]:

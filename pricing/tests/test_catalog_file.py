@@ -244,6 +244,20 @@ class TestMistakes:
     def test_a_mistake_is_told_with_its_path_and_what_was_expected(self, old: str, new: str, said: str) -> None:
         assert any(problem.startswith(said) for problem in problems(edited(old, new))), problems(edited(old, new))
 
+    @pytest.mark.parametrize(
+        ("value", "found"),
+        [
+            ("0x" + "f" * 9_000, "a larger number"),
+            ("{" + "a." * 4_999 + "a = 1}", "a table"),
+            ("[" * 300 + "]" * 300, "a list of 1"),
+            ("nan", "NaN"),
+            ('"' + "x" * 5_000 + '"', '"' + "x" * 79),
+        ],
+    )
+    def test_a_monstrous_value_is_a_mistake_like_another(self, value: str, found: str) -> None:
+        (problem,) = problems(edited('name = "Acme"', f"name = {value}"))
+        assert problem == f"product.name: expected a text, at most 120 characters; found {found}"
+
     def test_all_mistakes_are_told_at_once(self) -> None:
         text = edited('name = "Acme"', "name = 5").replace('price = "5.00"', "price = 5").replace("per = 3600", "per = -1")
         assert [problem.partition(":")[0] for problem in problems(text)] == ["product.name", "packs.small.price", "prices[0].per"]
@@ -274,6 +288,7 @@ class TestMistakes:
             (b"a = " + b"[" * 20_000, "not TOML: "),
             (b"#" * (1024 * 1024 + 1), "the file has 1048577 bytes; expected at most 1048576"),
             (b"\x00", "not TOML: "),
+            (b"a = " + b"1" * 5_000, "not TOML: a number has too many digits"),
         ],
     )
     def test_what_is_not_toml_is_told_with_its_line(self, text: bytes, said: str) -> None:
@@ -461,7 +476,17 @@ class TestCommand:
         with pytest.raises(CommandError, match=r"nobody\.toml: "):
             self.run(verb, tmp_path / "nobody.toml")
 
-    @pytest.mark.parametrize("arguments", [[], ["--actor", "  "], ["--actor", "ada", "--effective", "soon"]])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            [],
+            ["--actor", "  "],
+            ["--actor", "a" * 151],
+            ["--actor", "ada", "--effective", "soon"],
+            ["--actor", "ada", "--effective", "0001-01-01T00:00:00+23:00"],
+            ["--actor", "ada", "--effective", "9999-12-31T23:59:59-23:00"],
+        ],
+    )
     def test_who_and_when_are_needed_and_readable(self, path: Path, arguments: list[str]) -> None:
         with pytest.raises(CommandError, match=r"--actor|--effective"):
             self.run("apply", path, *arguments)

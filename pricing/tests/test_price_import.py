@@ -16,6 +16,8 @@ from django.db import connection
 from django.db.backends.postgresql.psycopg_any import DateTimeTZRange
 from django.utils import timezone
 from genai_prices import Usage, calc_price
+from genai_prices.data import providers
+from genai_prices.types import ModelPrice
 
 from pricing import catalog, price_import, rating
 from pricing.models import PriceProposal, PriceRow
@@ -90,6 +92,20 @@ class TestReading:
         left_out = {text.split(": ")[0] for text in source[1]}
         assert "openai:gpt-image-1: no component for cache_image_read_mtok, input_image_mtok" in source[1]
         assert left_out.isdisjoint({f"{stretch.key.provider}:{stretch.key.model}" for stretch in source[0]})
+
+    def test_every_provider_of_the_source_can_be_read_with_one_price_for_a_component_at_a_time(self) -> None:
+        stretches, _ = price_import.read(providers=[provider.id for provider in providers])
+        ends: dict[price_import.Key, datetime | None] = {}
+        for stretch in stretches:
+            assert stretch.key not in ends or ends[stretch.key] == stretch.start, stretch
+            ends[stretch.key] = stretch.end
+        assert len({stretch.key.provider for stretch in stretches}) > 20
+
+    def test_a_component_with_two_figures_leaves_its_model_out_and_one_told_twice_does_not(self) -> None:
+        told_twice = ModelPrice(audio_hours=Decimal("0.18"), input_audio_hours=Decimal("0.18"))
+        assert list(price_import._components(told_twice)) == [("seconds", 0, 180_000_000, 3_600)]
+        with pytest.raises(price_import._TwoPrices, match="two prices for seconds"):
+            list(price_import._components(ModelPrice(audio_hours=Decimal("0.18"), input_audio_hours=Decimal("0.09"))))
 
     def test_an_exact_figure_may_need_more_units(self) -> None:
         assert price_import._exact(Decimal("0.0375"), 1_000_000) == (37_500_000, 1_000_000)
@@ -312,6 +328,7 @@ class TestCommand:
             ["propose", "--providers", " , "],
             ["propose", "--source", "rumour"],
             ["propose", "--since", "yesterday"],
+            ["propose", "--since", "0001-01-01T00:00:00+23:00"],
             ["approve", "--actor", "ada", "--reason", "x"],
             ["approve", "1", "--all", "--actor", "ada", "--reason", "x"],
             ["approve", "--all", "--actor", " ", "--reason", "x"],

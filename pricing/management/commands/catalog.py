@@ -10,15 +10,18 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from pricing import catalog, catalog_file
+from pricing.models import CatalogChange
+
+MAX_ACTOR = CatalogChange._meta.get_field("actor").max_length or 0
 
 
 def instant(text: str) -> datetime:
     """An ISO 8601 date or time; without an offset it is UTC."""
     try:
         parsed = datetime.fromisoformat(text)
-    except ValueError:
+        return parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise ArgumentTypeError(f"{text!r} is no ISO 8601 time, e.g. 2027-01-01T00:00:00+00:00") from None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
 class Command(BaseCommand):
@@ -43,8 +46,8 @@ class Command(BaseCommand):
         if verb == "export":
             self.export(files[0])
             return
-        if verb == "apply" and not options["actor"].strip():
-            raise CommandError("--actor: expected who applies it.")
+        if verb == "apply" and not 1 <= len(options["actor"].strip()) <= MAX_ACTOR:
+            raise CommandError(f"--actor: expected who applies it, at most {MAX_ACTOR} characters.")
         # Every file is checked before the first is applied.
         for path, document in [(path, self.read(path)) for path in files]:
             if verb == "validate":
