@@ -63,6 +63,19 @@ def committed(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iter
 
 
 @pytest.fixture
+def fresh_database(django_db_setup: None) -> Iterator[str]:
+    """The address of a migrated database without rows, for a program that is started on its own."""
+    name = f"tollgate_fresh_{os.getpid()}"
+    with psycopg.connect(_url("postgres"), autocommit=True) as server:
+        owner = _as_owner(server)
+        server.execute("reset role")
+        _create(server, name, f"{PREFIX}_template_{_fingerprint()}", owner)
+        yield _url(name)
+        _as_owner(server)
+        server.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
 def server(committed: None, _web_server: str) -> str:
     """The address of the whole application over real HTTP, on the committed test database: ``http://127.0.0.1:<port>``."""
     return _web_server

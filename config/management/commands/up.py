@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -27,6 +27,10 @@ STOP_SECONDS = 20
 RUN_ID = "welcome"
 WORKLOAD_ROWS = 2_000
 ACTOR = "manage.py up"
+#: Of a changed catalog; the first start would print hundreds of lines.
+CHANGES_SHOWN = 10
+#: What a machine with few cores has a use for.
+THREADS = min(8, 2 * (os.cpu_count() or 1) + 1)
 
 
 class Command(BaseCommand):
@@ -36,7 +40,8 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--port", type=int, default=int(os.environ.get("PORT") or 8000), help="Where the web server listens (8000).")
+        port = os.environ.get("PORT") or "8000"
+        parser.add_argument("--port", type=_port, default=port, help="Where the web server listens (default: %(default)s).")
         parser.add_argument("--demo", action="store_true", help="Replay once against a web server of its own, report, and stop.")
         parser.add_argument("--trace", type=Path, metavar="FILE", help="With --demo: replay this, not the generated workload.")
 
@@ -44,8 +49,8 @@ class Command(BaseCommand):
         if trace and not (demo and trace.exists()):
             raise CommandError(f"--trace: there is no {trace}." if demo else "--trace belongs to --demo.")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopping us stops what we started
-        if not demo and not _free(port):
-            raise CommandError(f"Port {port} is taken. PORT=8001 make run uses another.")
+        if not demo:
+            _bind(port)
         log_ins = self._prepare()
         with contextlib.suppress(KeyboardInterrupt):
             if demo:
@@ -59,7 +64,11 @@ class Command(BaseCommand):
         call_command("migrate", interactive=False, verbosity=0)
         self._say("Loading the catalogs and the price book")
         catalogs = sorted((settings.BASE_DIR / "pricing" / "catalogs").glob("*.toml"))
-        call_command("catalog", "apply", *catalogs, actor=ACTOR)
+        changes = StringIO()
+        call_command("catalog", "apply", *catalogs, actor=ACTOR, stdout=changes)
+        lines = [line for line in changes.getvalue().splitlines() if not line.endswith(": nothing to change")]
+        for line in lines[:CHANGES_SHOWN] + ([f"… and {len(lines) - CHANGES_SHOWN} more"] if len(lines) > CHANGES_SHOWN else []):
+            self.stdout.write(line)
         call_command("prices", "propose", stdout=StringIO())  # its list of what it left out is for those who decide
         call_command("prices", "approve", all=True, actor=ACTOR, reason="The prices that Tollgate comes with")
         self._say("Making the demo accounts")
@@ -85,11 +94,10 @@ class Command(BaseCommand):
         port = _any_port()
         web = [sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
         with _running(
-            [*web, "--blocking-threads", "8", "--no-ws", "--log-level", "warning", "config.wsgi:application"], port=port
+            [*web, "--blocking-threads", str(THREADS), "--no-ws", "--log-level", "warning", "config.wsgi:application"], port=port
         ) as service:
             self._await(service, port)
-            source = {"files": [trace]} if trace else {"generated": True}
-            call_command("replay", url=f"http://127.0.0.1:{port}", **source)
+            call_command("replay", str(trace.absolute()) if trace else "--generated", "--url", f"http://127.0.0.1:{port}")
 
     def _await(self, service: subprocess.Popen[bytes], port: int) -> None:
         deadline = time.monotonic() + WEB_SECONDS
@@ -114,6 +122,7 @@ def _running(command: list[str], *, port: int) -> Iterator[subprocess.Popen[byte
         "DJANGO_SETTINGS_MODULE": os.environ["DJANGO_SETTINGS_MODULE"],
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PORT": str(port),
+        "WEB_THREADS": os.environ.get("WEB_THREADS", str(THREADS)),
         "LOG_LEVEL": os.environ.get("LOG_LEVEL", "WARNING"),
     }
     child = subprocess.Popen(command, cwd=settings.BASE_DIR, env=environment)  # noqa: S603 -- our own commands
@@ -129,14 +138,20 @@ def _running(command: list[str], *, port: int) -> Iterator[subprocess.Popen[byte
                 child.wait()
 
 
-def _free(port: int) -> bool:
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65_535):
+        raise ArgumentTypeError(f"expected a port from 1 to 65535, got {text[:20]!r}")
+    return int(text)
+
+
+def _bind(port: int) -> None:
+    """:raises CommandError: nobody may listen there, or somebody does."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            raise CommandError(f"Port {port}: {error.strerror}. PORT=8001 make run uses another.") from error
 
 
 def _any_port() -> int:
