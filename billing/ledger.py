@@ -47,13 +47,12 @@ class LedgerError(Exception):
 class InsufficientCredits(LedgerError):
     """Less is free than is needed, or the account has debt."""
 
-    look: Look | None = None
-
-    def __init__(self, *, needed_nanos: int, available_nanos: int, debt_nanos: int) -> None:
+    def __init__(self, *, needed_nanos: int, available_nanos: int, debt_nanos: int, look: Look | None = None) -> None:
         super().__init__("The account has debt to settle first." if debt_nanos else "The account does not have enough credits.")
         self.needed_nanos = needed_nanos
         self.available_nanos = available_nanos
         self.debt_nanos = debt_nanos
+        self.look = look or Look((), (), None, None)
 
 
 class Refused(LedgerError):
@@ -380,11 +379,12 @@ def hold(
     if usage.outcome == "refused":
         raise Refused(usage.state, usage.look)
     if usage.outcome in ("debt", "insufficient"):
-        error = InsufficientCredits(
-            needed_nanos=max(amount_nanos, minimum_nanos), available_nanos=usage.available_nanos or 0, debt_nanos=usage.debt_nanos or 0
+        raise InsufficientCredits(
+            needed_nanos=max(amount_nanos, minimum_nanos),
+            available_nanos=usage.available_nanos or 0,
+            debt_nanos=usage.debt_nanos or 0,
+            look=usage.look,
         )
-        error.look = usage.look
-        raise error
     return usage
 
 

@@ -33,8 +33,15 @@ class Allowed:
     plan: catalog.PlanTerms
     rate_card: str
     subscription_id: int
+    anchor_at: datetime
     period_start: datetime
     period_end: datetime
+
+    def period_at(self, at: datetime) -> tuple[datetime, datetime]:
+        """The billing period that contains ``at``, also while the job that moves the subscription on is late."""
+        if self.period_start <= at < self.period_end:
+            return self.period_start, self.period_end
+        return periods.period_at(self.anchor_at, at, months=MONTHS[PlanVersion.Interval(self.plan.version.interval)])
 
 
 def start(*, account: Account, plan: str, now: datetime) -> Subscription:
@@ -108,11 +115,11 @@ def allowed(*, account: Account) -> Allowed | None:
     """What the account's plan allows; None where no subscription counts."""
     subscription = (
         Subscription.objects.filter(account_id=account.pk, status__in=ENTITLED)
-        .values_list("id", "plan_version_id", "current_period_start", "current_period_end")
+        .values_list("id", "plan_version_id", "anchor_at", "current_period_start", "current_period_end")
         .first()
     )
     if subscription is None:
         return None
-    id_, plan_version_id, period_start, period_end = subscription
+    id_, plan_version_id, anchor_at, period_start, period_end = subscription
     plan = catalog.plan_version_by_id(plan_version_id=plan_version_id)
-    return Allowed(plan, account.rate_card or plan.version.rate_card, id_, period_start, period_end)
+    return Allowed(plan, account.rate_card or plan.version.rate_card, id_, anchor_at, period_start, period_end)

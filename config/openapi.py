@@ -46,6 +46,23 @@ class FieldError(BaseModel):
     message: str
 
 
+class Offer(BaseModel):
+    """A plan that allows more. `price` null = agreed."""
+
+    plan: str
+    name: str
+    price: str | None
+    currency: str
+
+
+class Left(BaseModel):
+    """What of a limit is left once the work is authorized, null = no limit."""
+
+    layer: str
+    meter: str | None
+    remaining: int | str | None
+
+
 class Problem(BaseModel):
     """What went wrong (RFC 9457). Decide by `code`, never by the words. Some codes bring further members."""
 
@@ -57,6 +74,8 @@ class Problem(BaseModel):
     detail: str
     errors: list[FieldError] | None = Field(None, description="With `invalid_request`: every wrong field.")
     limits: list[LayerAnswer] | None = Field(None, description="With a refused authorization: every layer.")
+    resets_at: datetime | None = Field(None, description="With a refused authorization: when the layer that refused starts anew.")
+    upgrade: Offer | None = Field(None, description="With a refused authorization: the next plan that would allow it.")
 
 
 class Authorization(BaseModel):
@@ -69,7 +88,7 @@ class Authorization(BaseModel):
     unit: str
     created_at: datetime
     expires_at: datetime
-    limits: list[LayerAnswer]
+    limits: list[Left]
 
 
 class Settlement(BaseModel):
@@ -91,6 +110,16 @@ class Extension(BaseModel):
     id: str
     status: Literal["authorized"]
     expires_at: datetime
+
+
+class Places(BaseModel):
+    """How many objects of one kind the account has, and may have; `limit` null = any number."""
+
+    meter: str
+    account: str
+    used: int
+    limit: int | None
+    remaining: int | None
 
 
 class Result(BaseModel):
@@ -148,6 +177,13 @@ _ID = {
     "description": "The `id` that authorize answered.",
     "schema": {"type": "string"},
 }
+_METER = {
+    "name": "meter",
+    "in": "path",
+    "required": True,
+    "description": "What is counted, as the plan names it, e.g. `agents`.",
+    "schema": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$"},
+}
 _RESOLVED = "`hold_already_resolved`, `hold_expired`: it ended otherwise; `state` says how."
 
 OPERATIONS = (
@@ -164,6 +200,8 @@ OPERATIONS = (
         {
             402: "`insufficient_credits`", 403: "`not_entitled`, `missing_scope`", 404: "`not_found`: no such account of this key",
             409: "`idempotency_key_reused`", 422: "`request_too_large`, `unknown_model`, `amount_too_large`, `invalid_request`",
+            429: "`throttled`, `rate_limited`, `concurrency_limit_reached`, `quota_exceeded`, `cost_limit_reached`",
+            503: "`switched_off`, `dependency_unavailable`: again after `Retry-After`",
         },
         [_KEY],
     ),
@@ -187,6 +225,18 @@ OPERATIONS = (
         "/api/v1/usage/authorizations/{authorization}/extend", "extend", "Still at it.",
         "Keeps the hold open for so many seconds from now, never past the product's hard maximum.",
         (api.Extend,), (Extension,), {"Ten minutes more": {"seconds": 600}}, {404: "`not_found`", 409: _RESOLVED}, [_ID],
+    ),
+    Operation(
+        "/api/v1/usage/counters/{meter}", "counter", "Reserve or release an object that the plan limits in number.",
+        "Agents, projects, automations: reserve a place before making one, release it when it is deleted. Repeating either changes nothing."
+        " What exists stays when a plan allows fewer.",
+        (api.Place,), (Places,),
+        {"A new agent": {"account": "customer-42", "action": "reserve", "object": "agent-7"}},
+        {
+            403: "`not_entitled`: the plan has none of them", 404: "`not_found`: no such account, or no such object to release",
+            429: "`quota_exceeded`", 503: "`switched_off`, `dependency_unavailable`",
+        },
+        [_METER],
     ),
     Operation(
         "/api/v1/usage/records", "record", "This was used, without asking.",

@@ -38,6 +38,7 @@ urlpatterns = [
     path("api/v1/usage/current", usage.Current.as_view()),
     path("api/v1/usage/history", usage.History.as_view()),
     path("api/v1/usage/limits", usage.Limits.as_view()),
+    path("api/v1/usage/counters/<slug:meter>", metering.counter),
     path("api/v1/billing/balance", billing.Balance.as_view()),
     path("api/v1/billing/ledger", billing.Ledger.as_view()),
     path("api/v1/billing/subscription", billing.Subscription.as_view()),

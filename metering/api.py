@@ -5,10 +5,12 @@ POST /api/v1/usage/authorizations/{id}/capture   this is what it used
 POST /api/v1/usage/authorizations/{id}/release   nothing was used
 POST /api/v1/usage/authorizations/{id}/extend    still at it
 POST /api/v1/usage/records                       this was used, without asking: one event or up to 1,000
+POST /api/v1/usage/counters/{meter}              reserve or release an object that the plan limits in number
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -21,12 +23,24 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from accounts import api, api_keys
 from accounts.models import Account
 from billing import ledger
-from metering import usage
+from metering import limits, usage
 from pricing import provider_usage, rating
 
 MAX_EVENTS = 1_000
 MAX_KEY_LENGTH = 255
-REFUSED_AS = {"entitlement": (403, "not_entitled"), "request_size": (422, "request_too_large"), "credits": (402, "insufficient_credits")}
+#: How long a client app waits where nobody knows when work ends.
+RETRY_SECONDS = 5
+REFUSED_AS = {
+    "kill_switch": (503, "switched_off"),
+    "throttle": (429, "throttled"),
+    "entitlement": (403, "not_entitled"),
+    "request_size": (422, "request_too_large"),
+    "requests": (429, "rate_limited"),
+    "concurrency": (429, "concurrency_limit_reached"),
+    "quota": (429, "quota_exceeded"),
+    "cost": (429, "cost_limit_reached"),
+    "credits": (402, "insufficient_credits"),
+}
 _DATE = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 OUTCOMES = {"done": "created", "replayed": "duplicate", "key_reused": "conflict"}
 
@@ -41,6 +55,9 @@ Quantity = Annotated[int, Field(ge=0, le=rating.MAX_QUANTITY)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Model = Annotated[str, StringConstraints(min_length=3, max_length=193, pattern=r"^[^:\s]+:\S+$"), AfterValidator(_printable)]
+Meter = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+#: What of each meter of the plan a request is; without it, one message.
+Counts = Annotated[dict[Meter, Annotated[int, Field(ge=0, le=1_000)]], Field(max_length=8)]
 ServiceLevel = Literal["standard", "batch", "priority", "flex"]
 
 
@@ -97,6 +114,7 @@ class Authorize(api.Command):
     user: Name | None = None
     session: Name | None = None
     run: Name | None = None
+    counts: Counts | None = None
 
 
 class Used(api.Command):
@@ -120,6 +138,14 @@ class Extend(api.Command):
     seconds: Annotated[int, Field(ge=1, le=86_400)]
 
 
+class Place(api.Command):
+    """Reserves a place for an object before it is made, or gives it back. ``object`` is the client app's own id of it."""
+
+    account: Name | None = None
+    action: Literal["reserve", "release"]
+    object: Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
+
+
 class Nothing(api.Command):
     """A body without fields."""
 
@@ -136,6 +162,7 @@ class Event(Used):
     user: Name | None = None
     session: Name | None = None
     run: Name | None = None
+    counts: Counts | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -175,7 +202,7 @@ def authorize(request: HttpRequest, principal: api_keys.Principal) -> HttpRespon
     key = _idempotency_key(request)
     body = api.parse(request, Authorize)
     account = api.account_for(principal, body.account)
-    ask = usage.Ask(body.model, body.estimate.worst_case(), body.feature, body.service_level, body.user, body.session, body.run)
+    ask = usage.Ask(body.model, body.estimate.worst_case(), **_said(body))
     try:
         done = usage.authorize(account=account, ask=ask, key=key, now=timezone.now(), api_key_id=principal.key_id)
     except (usage.UsageError, ledger.LedgerError) as error:
@@ -189,7 +216,10 @@ def authorize(request: HttpRequest, principal: api_keys.Principal) -> HttpRespon
             "unit": account.product.unit.code,
             "created_at": done.usage.created_at,
             "expires_at": done.usage.expires_at,
-            "limits": layers(done.decision),
+            "limits": [
+                {"layer": layer.name, "meter": layer.meter, "remaining": _measure(layer, layer.remaining, wholesale=False)}
+                for layer in done.decision.layers
+            ],
         },
         replayed=done.usage.replayed,
     )
@@ -261,13 +291,30 @@ def records(request: HttpRequest, principal: api_keys.Principal) -> HttpResponse
     return JsonResponse({"results": finished} | counts)
 
 
+@api.endpoint(scope="usage:write")
+def counter(request: HttpRequest, principal: api_keys.Principal, meter: str) -> HttpResponse:
+    """Repeating either action changes nothing: an object is there once."""
+    body = api.parse(request, Place)
+    account = api.account_for(principal, body.account)
+    try:
+        if body.action == "reserve":
+            places, limit = usage.reserve(account=account, meter=meter, object_ref=body.object, now=timezone.now())
+        else:
+            places, limit = usage.unreserve(account=account, meter=meter, object_ref=body.object)
+    except ledger.NotFound as error:
+        raise api.Problem(404, "not_found", str(error)) from error
+    except usage.UsageError as error:
+        raise problem(error, account) from error
+    remaining = None if limit is None else max(limit - places.used, 0)
+    answer = {"meter": meter, "account": account.public_id, "used": places.used, "limit": limit, "remaining": remaining}
+    return _answer(answer, replayed=places.replayed)
+
+
 def problem(error: Exception, account: Account | None) -> api.Problem:
     """What a refusal of metering or the ledger is called over HTTP."""
     match error:
         case usage.Refused():
-            status, code = REFUSED_AS[error.layer.name]
-            left: dict[str, Any] = {"balance": api.amount(error.layer.remaining or 0)} if code == "insufficient_credits" else {}
-            return api.Problem(status, code, str(error), layer=error.layer.name, limits=layers(error.decision), **left)
+            return _refusal(error, account)
         case usage.UnknownModel():
             return api.Problem(422, "unknown_model", str(error))
         case usage.InvalidUsage():
@@ -286,20 +333,50 @@ def problem(error: Exception, account: Account | None) -> api.Problem:
     raise error
 
 
-def layers(decision: usage.Decision) -> list[dict[str, Any]]:
-    """A decision as JSON. Amounts of credits are decimal strings, everything else is a count."""
+def _refusal(error: usage.Refused, account: Account | None) -> api.Problem:
+    """A layer's no: what it is, when to come back, and which plan would say yes."""
+    layer, now = error.layer, timezone.now()
+    status, code = REFUSED_AS[layer.name]
+    members: dict[str, Any] = {"layer": layer.name, "limits": layers(error.decision)}
+    headers = {}
+    if layer.name == "credits":
+        members["balance"] = api.amount(layer.remaining or 0)
+    if layer.resets_at is not None:
+        members["resets_at"] = layer.resets_at
+    if status in (429, 503):
+        seconds = RETRY_SECONDS if layer.resets_at is None else max(1, math.ceil((layer.resets_at - now).total_seconds()))
+        headers["Retry-After"] = str(seconds)
+    offer = limits.upgrade(account=account, layer=layer, now=now) if account else None
+    if offer is not None:
+        price = None if offer.price_cents is None else f"{offer.price_cents // 100}.{offer.price_cents % 100:02}"
+        members["upgrade"] = {"plan": offer.plan, "name": offer.name, "price": price, "currency": offer.currency}
+    return api.Problem(status, code, layer.reason, headers=headers, **members)
+
+
+def layers(decision: limits.Decision, *, wholesale: bool = False) -> list[dict[str, Any]]:
+    """A decision as JSON. Amounts of credits and of cost (in dollars, wholesale) are decimal strings, everything else is a count."""
     return [
         {
             "layer": layer.name,
+            "meter": layer.meter,
             "allowed": layer.allowed,
             "mode": layer.mode,
-            "limit": layer.limit,
-            "used": layer.used,
-            "remaining": api.amount(layer.remaining) if layer.name == "credits" and layer.remaining is not None else layer.remaining,
+            "limit": _measure(layer, layer.limit, wholesale),
+            "used": _measure(layer, layer.used, wholesale),
+            "remaining": _measure(layer, layer.remaining, wholesale),
             "resets_at": layer.resets_at,
         }
         for layer in decision.layers
     ]
+
+
+def _measure(layer: limits.Layer, value: int | None, wholesale: bool) -> int | str | None:
+    match layer.name:
+        case "cost":
+            return api.amount(value) if value is not None and wholesale else None
+        case "credits":
+            return None if value is None else api.amount(value)
+    return value
 
 
 def _idempotency_key(request: HttpRequest) -> str:
@@ -344,7 +421,12 @@ def _event(item: Any, principal: api_keys.Principal, accounts: dict[str | None, 
         raise account
     quantities = body.quantities.used() if body.quantities else _reported(body.model, body.provider_usage or {})
     key = f"cloudevent:{len(source)}:{source}:{body.id}" if source else f"event:{body.id}"
-    return usage.Event(key, account, body.time, body.model, quantities, body.feature, body.service_level, body.user, body.session, body.run)
+    return usage.Event(key, account, body.time, body.model, quantities, **_said(body))
+
+
+def _said(body: Authorize | Event) -> dict[str, Any]:
+    """What an authorization and an event say alike about the work."""
+    return body.model_dump(include={"feature", "service_level", "user", "session", "run", "counts"})
 
 
 def _recorded(event: usage.Event, answer: usage.Recorded) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class _Usage(models.Model):
     hold = models.BigIntegerField()
     cost_nanos = models.BigIntegerField(null=True)
     remaining = ArrayField(models.BigIntegerField(null=True), null=True)
+    meters = ArrayField(models.TextField(), null=True)
+    counts = models.JSONField(null=True)
     expires_at = models.DateTimeField(null=True)
     user_ref = models.TextField(null=True)
     session_ref = models.TextField(null=True)
@@ -122,3 +124,55 @@ class UsageRecord(_Usage):
 
     def __str__(self) -> str:
         return str(self.id)
+
+
+class KillSwitch(models.Model):
+    """A stop on a feature of a product, on a product (no feature), or on everything (no product), until ``ends_at`` at the latest.
+
+    Who throws it says why. It is ended, never deleted.
+    """
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    feature = models.SlugField(max_length=64, blank=True, help_text="Empty: all features.")
+    reason = models.CharField(max_length=200, help_text="Client apps show it.")
+    actor = models.CharField(max_length=150, editable=False)
+    created_at = models.DateTimeField(editable=False)
+    ends_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, editable=False)
+    ended_by = models.CharField(max_length=150, editable=False, blank=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(name="kill_switch_ends", condition=models.Q(ends_at__gt=models.F("created_at"))),
+            models.CheckConstraint(name="kill_switch_has_a_reason", condition=~models.Q(reason="")),
+            models.CheckConstraint(
+                name="kill_switch_ended_by_somebody",
+                condition=models.Q(ended_at=None, ended_by="") | (models.Q(ended_at__isnull=False) & ~models.Q(ended_by="")),
+            ),
+        ]
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.product.name if self.product else 'everything'}{': ' + self.feature if self.feature else ''}"
+
+
+class Throttle(models.Model):
+    """A stop on one account, written by :func:`billing.ledger.throttle` and lifted by :func:`billing.ledger.resume`."""
+
+    pk = models.CompositePrimaryKey("account_id", "id")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="throttles")
+    id = models.BigIntegerField()
+    reason = models.TextField()
+    actor = models.TextField()
+    created_at = models.DateTimeField()
+    ends_at = models.DateTimeField(null=True)
+    lifted_at = models.DateTimeField(null=True)
+    lifted_by = models.TextField(null=True)
+
+    class Meta:
+        managed = False
+        db_table = "usage_throttle"
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"throttle of account {self.account_id}"

@@ -32,12 +32,12 @@ from accounts import api, reads, tenancy
 from accounts.api_keys import Principal
 from accounts.models import Account, ApiKey
 from billing import ledger, periods, subscriptions
-from billing.models import Grant, LedgerEntry, Subscription
+from billing.models import Grant, LedgerEntry
 from metering import usage
 from metering.api import layers
 from metering.models import Feature, OpenAuthorization, UsageModel, UsageRecord
 from pricing import catalog, rating
-from pricing.models import PlanVersion, Product, RateCard
+from pricing.models import Product, RateCard
 
 MAX_BUCKETS = 366
 #: Work that was done; the other outcomes used nothing.
@@ -467,14 +467,8 @@ class Current(reads.Read):
 
 def _billing_period(account: Account, now: datetime) -> tuple[datetime, datetime]:
     """The period of the live subscription that contains ``now``, also while the job that moves it on is late."""
-    with tenancy.acting_as(account=account):
-        live = Subscription.objects.filter(account_id=account.pk, status__in=subscriptions.ENTITLED).first()
-    if live is None:
-        return periods.period_at(datetime(2000, 1, 1, tzinfo=UTC), now)
-    if live.current_period_start <= now < live.current_period_end:
-        return live.current_period_start, live.current_period_end
-    version = catalog.plan_version_by_id(plan_version_id=live.plan_version_id).version
-    return periods.period_at(live.anchor_at, now, months=subscriptions.MONTHS[PlanVersion.Interval(version.interval)])
+    allowed = subscriptions.allowed(account=account)
+    return allowed.period_at(now) if allowed else periods.period_at(datetime(2000, 1, 1, tzinfo=UTC), now)
 
 
 def _used(account: Account, since: datetime, until: datetime) -> QuerySet[UsageRecord]:
@@ -573,13 +567,17 @@ def _buckets(query: HistoryQuery, now: datetime) -> list[tuple[datetime, datetim
 
 
 class LayerAnswer(reads.Answer):
-    """One layer. ``limit`` null = no limit. ``remaining`` is a count, for the layer ``credits`` a decimal string."""
+    """One layer. ``limit`` null = no limit. Figures are counts; for the layers ``credits`` and ``cost`` (dollars) decimal strings.
+
+    What ``cost`` counts is the operator's own cost: account keys learn whether it is reached and when it resets, not how much it is.
+    """
 
     layer: str
+    meter: str | None
     allowed: bool
     mode: str
-    limit: int | None
-    used: int | None
+    limit: int | str | None
+    used: int | str | None
     remaining: int | str | None
     resets_at: datetime | None
 
@@ -603,9 +601,10 @@ class Limits(reads.Read):
         # scoped by the account in code alone.
         account = self.account(request, self.asked(request, reads.OfAccount))
         decision = usage.decide(account=account, ask=None, now=timezone.now())
+        wholesale = reads.principal(request).account_id is None
         return LimitsAnswer(
             account=account.public_id,
             unit=catalog.product_by_id(product_id=account.product_id).unit.code,
             allowed=decision.refusal is None,
-            limits=[LayerAnswer(**layer) for layer in layers(decision)],
+            limits=[LayerAnswer(**layer) for layer in layers(decision, wholesale=wholesale)],
         ).response()

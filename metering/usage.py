@@ -7,9 +7,9 @@
     record      charges finished work that had no hold, one event or a thousand
     decide      what authorize would say, layer by layer, without holding anything
 
-Reads top to bottom: limits are looked at in the order of :data:`LAYERS`, the first that refuses names the answer. What can be decided
-from cached reads is decided here and handed to the ledger as a verdict, because the ledger answers a repeated key before it decides
-anything. Credits are decided by the ledger, under the account's lock.
+Reads top to bottom. Limits are asked in the order of :data:`metering.limits.ORDER`, the first that refuses names the answer. What can be
+decided from cached reads is decided in :mod:`metering.limits` and handed to the ledger as a verdict, because the ledger answers a repeated
+key before it decides anything. Counted limits and credits are decided by the ledger, under the account's lock.
 
 After every function here: a repeated key, or a repeated capture or release, has changed nothing and answers as the first one did; usage
 that was reported is stored, priced or not.
@@ -30,12 +30,13 @@ from prometheus_client import Counter
 
 from accounts.models import Account
 from billing import balances, ledger, subscriptions
-from metering import names
+from metering import limits, names
+from metering.limits import Decision, Layer
 from metering.models import OpenAuthorization, UsageRecord
 from pricing import catalog, rating
 from pricing.models import Entitlement
 
-#: The layers that have a number; ``remaining`` arrays in the ledger are in this order. Append only.
+#: What ``remaining`` arrays in the ledger begin with; what counted limits left follows, named by ``meters``. Never changed.
 LAYERS = ("request_size", "credits")
 #: Held for the answer of a model call that gives no ``max_output_tokens``.
 DEFAULT_MAX_OUTPUT_TOKENS = 4_096
@@ -47,6 +48,7 @@ MAX_AGE = timedelta(days=366)
 
 log = structlog.get_logger(__name__)
 REFUSALS = Counter("usage_refusals", "Refused authorizations, by the layer that refused.", ["layer"])
+SHADOWED = Counter("usage_shadow_refusals", "Authorizations that a limit in shadow or soft mode would have refused.", ["layer"])
 UNPRICED = Counter("usage_unpriced", "Usage that was reported and has no price yet.")
 
 
@@ -66,31 +68,6 @@ class UnknownModel(UsageError):
     """Nobody has priced this model, or not all that was asked for. Nothing is guessed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """What one limit says. ``limit`` None means no limit, 0 nothing allowed; amounts of ``credits`` are nanos of the wallet's unit."""
-
-    name: str
-    allowed: bool = True
-    mode: str = "hard"
-    limit: int | None = None
-    used: int | None = None
-    remaining: int | None = None
-    resets_at: datetime | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What every layer says, in order. The first hard refusal is the answer."""
-
-    layers: tuple[Layer, ...]
-
-    @property
-    def refusal(self) -> Layer | None:
-        return next((layer for layer in self.layers if not layer.allowed and layer.mode == Entitlement.Mode.HARD), None)
-
-
 class Refused(UsageError):
     """A layer said no. ``decision`` has them all."""
 
@@ -102,7 +79,7 @@ class Refused(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a client app wants to do: ``quantities`` are the worst case."""
+    """What a client app wants to do: ``quantities`` are the worst case. ``counts`` says what of each meter it is; None is one message."""
 
     model: str
     quantities: Mapping[str, int]
@@ -111,6 +88,7 @@ class Ask:
     user: str | None = None
     session: str | None = None
     run: str | None = None
+    counts: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +105,7 @@ class Event:
     user: str | None = None
     session: str | None = None
     run: str | None = None
+    counts: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +129,13 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
     :raises ledger.KeyReused: the key was used for another command.
     """
     allowed = subscriptions.allowed(account=account)
-    decision = Decision((_entitlement(account, allowed, ask.feature), _request_size(allowed, ask)))
-    refusal, unknown = decision.refusal, None
+    before = limits.before(account=account, allowed=allowed, feature=ask.feature, quantities=ask.quantities, now=now)
+    refusal, unknown = limits.Decision(before).refusal, None
     try:
         estimate = _estimate(account, allowed, ask, now)
     except UnknownModel as error:  # a verdict like another: a key that was answered when there was a price is answered again
         estimate, unknown = _NO_ESTIMATE, error
+    counted = limits.counted(account=account, allowed=allowed, counts=ask.counts, cost_nanos=estimate.rated.cost_nanos, now=now)
     try:
         usage = ledger.hold(
             account_id=account.pk,
@@ -167,22 +147,25 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
             amount_nanos=estimate.rated.price_nanos,
             cost_nanos=estimate.rated.cost_nanos,
             minimum_nanos=account.product.minimum_balance_nanos,
-            remaining=[layer.remaining for layer in decision.layers if layer.name in LAYERS],
+            remaining=[layer.remaining for layer in before if layer.name in LAYERS],
+            limits=[item.limit for item in counted],
             lifetime=timedelta(seconds=account.product.hold_lifetime_seconds),
             hard_lifetime=timedelta(seconds=account.product.hold_max_seconds),
         )
-    except ledger.Refused:
-        if refusal is None:
+    except ledger.Refused as error:
+        if error.layer == "price":
             assert unknown is not None
             raise unknown from None
-        REFUSALS.labels(refusal.name).inc()
-        raise Refused(refusal, _with(decision, _credits(account, now))) from None
+        layers = [*before, *limits.answered(counted=counted, look=error.look), _credits(account, now)]
+        raise _refused(error.layer, limits.in_order(layers)) from None
     except ledger.InsufficientCredits as error:
-        REFUSALS.labels("credits").inc()
         layer = Layer("credits", allowed=False, remaining=error.available_nanos, reason=str(error))
-        raise Refused(layer, _with(decision, layer)) from error
-    remaining = dict(zip(LAYERS, usage.remaining or (), strict=False))
-    return Authorization(account, usage, _as_authorized(decision, remaining))
+        layers = [*before, *limits.answered(counted=counted, look=error.look), layer]
+        raise _refused("credits", limits.in_order(layers)) from error
+    for layer in limits.in_order([*before, *limits.answered(counted=counted, look=usage.look)]).shadowed:
+        SHADOWED.labels(layer.name).inc()
+        log.info("Limit reached in shadow", account=account.public_id, layer=layer.name, meter=layer.meter, used=layer.used)
+    return Authorization(account, usage, _left(usage))
 
 
 def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
@@ -191,35 +174,54 @@ def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
     :raises UnknownModel: the model, or a component asked for, has no price.
     """
     allowed = subscriptions.allowed(account=account)
-    layers = (_entitlement(account, allowed, ask.feature if ask else None), _request_size(allowed, ask))
-    needed = max(_estimate(account, allowed, ask, now).rated.price_nanos, account.product.minimum_balance_nanos) if ask else 0
-    return _with(Decision(layers), _credits(account, now, needed))
+    feature, quantities, counts = (ask.feature, ask.quantities, ask.counts) if ask else (None, None, None)
+    before = limits.before(account=account, allowed=allowed, feature=feature, quantities=quantities, now=now)
+    rated = _estimate(account, allowed, ask, now).rated if ask else _NO_ESTIMATE.rated
+    counted = limits.counted(account=account, allowed=allowed, counts=counts, cost_nanos=rated.cost_nanos, now=now)
+    look = ledger.limits(account_id=account.pk, limits=[item.limit for item in counted])
+    needed = max(rated.price_nanos, account.product.minimum_balance_nanos) if ask else 0
+    return limits.in_order([*before, *limits.answered(counted=counted, look=look), _credits(account, now, needed)])
 
 
-def _entitlement(account: Account, allowed: subscriptions.Allowed | None, feature: str | None) -> Layer:
-    """A live plan, and a plan that has the feature. A feature that no plan of the product names is only a label."""
-    if allowed is None:
-        return Layer("entitlement", allowed=False, reason="The account has no active plan.")
-    if feature is not None and not allowed.plan.flags.get(feature, False) and feature in catalog.flags(product_id=account.product_id):
-        return Layer("entitlement", allowed=False, reason=f"The plan {allowed.plan.version.plan.name} does not include {feature}.")
-    return Layer("entitlement")
+def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> tuple[ledger.Places, int | None]:
+    """Takes a place for an object that the plan limits in number; answers how many there are, and the limit (None = no limit).
+
+    Objects that exist are never refused, also where a plan allows fewer.
+
+    :raises Refused: there are as many as the plan allows, or the plan has none of them, or all work is stopped.
+    """
+    allowed = subscriptions.allowed(account=account)
+    stopped: tuple[Layer, ...] = limits.before(account=account, allowed=allowed, feature=None, quantities=None, now=now)
+    limit = allowed.plan.limit(meter, Entitlement.Window.COUNT) if allowed else None
+    if limit is None:
+        reason = f"The plan does not include {meter.replace('_', ' ')}."
+        stopped = (stopped[0], Layer("entitlement", allowed=False, meter=f"{meter}/count", reason=reason))
+    if (refusal := limits.Decision(stopped).refusal) is not None:
+        raise _refused(refusal.name, limits.in_order(stopped))
+    assert limit is not None
+    try:
+        places = ledger.reserve(
+            account_id=account.pk, meter=meter, object_ref=object_ref, allowed=limit.limit, enforced=limit.mode == Entitlement.Mode.HARD
+        )
+    except ledger.Refused as error:
+        [used] = error.look.used
+        reason = f"There are {used} {meter.replace('_', ' ')}; the plan allows {limit.limit}."
+        full = Layer("quota", allowed=False, meter=f"{meter}/count", limit=limit.limit, used=used, remaining=0, reason=reason)
+        raise _refused("quota", limits.in_order([*stopped, full])) from None
+    return places, limit.limit
 
 
-def _request_size(allowed: subscriptions.Allowed | None, ask: Ask | None) -> Layer:
-    """The most tokens that one request may have: what goes in, and the most that may come out where the request says so."""
-    limit = allowed.plan.limit("request_tokens", Entitlement.Window.REQUEST) if allowed else None
-    if limit is None or limit.limit is None or limit.mode == Entitlement.Mode.OFF:
-        return Layer("request_size", mode=limit.mode if limit else Entitlement.Mode.OFF)
-    asked = sum(quantity for name, quantity in ask.quantities.items() if name in rating.TOKEN_COMPONENTS) if ask else 0
-    return Layer(
-        "request_size",
-        allowed=asked <= limit.limit,
-        mode=limit.mode,
-        limit=limit.limit,
-        used=asked,
-        remaining=max(limit.limit - asked, 0),
-        reason="" if asked <= limit.limit else f"The request has {asked} tokens; the plan allows {limit.limit}.",
-    )
+def unreserve(*, account: Account, meter: str, object_ref: str) -> tuple[ledger.Places, int | None]:
+    """Gives an object's place back. :raises ledger.NotFound: there never was such an object."""
+    allowed = subscriptions.allowed(account=account)
+    limit = allowed.plan.limit(meter, Entitlement.Window.COUNT) if allowed else None
+    return ledger.unreserve(account_id=account.pk, meter=meter, object_ref=object_ref), limit.limit if limit else None
+
+
+def _refused(name: str, decision: Decision) -> Refused:
+    REFUSALS.labels(name).inc()
+    layer = next(layer for layer in decision.layers if layer.name == name and not layer.allowed and layer.mode == Entitlement.Mode.HARD)
+    return Refused(layer, decision)
 
 
 def _credits(account: Account, now: datetime, needed_nanos: int = 0) -> Layer:
@@ -230,23 +232,19 @@ def _credits(account: Account, now: datetime, needed_nanos: int = 0) -> Layer:
     return Layer("credits", allowed=not refused, remaining=available, reason=reason)
 
 
-def _with(decision: Decision, layer: Layer) -> Decision:
-    return Decision((*decision.layers, layer))
+def _left(usage: ledger.Usage) -> Decision:
+    """What was left of each limit once the work was authorized: told from what the authorization stored, so that a repeated key hears it
+    again."""
+    remaining = list(usage.remaining or ())
+    layers = [Layer(name, remaining=left) for name, left in zip(LAYERS, remaining, strict=False)]
+    counted = zip(usage.meters or (), remaining[len(LAYERS) :], strict=True)
+    layers += [Layer(_layer_of(meter), meter=meter, remaining=left) for meter, left in counted]
+    return limits.in_order(layers)
 
 
-def _as_authorized(decision: Decision, remaining: Mapping[str, int | None]) -> Decision:
-    """The layers as they were when the key was new: that is what a repeated key is answered with."""
-    request_size = next(layer for layer in decision.layers if layer.name == "request_size")
-    left = remaining.get("request_size")
-    if left != request_size.remaining:
-        request_size = Layer(
-            "request_size",
-            mode=request_size.mode,
-            remaining=left,
-            used=request_size.used,
-            limit=None if left is None else left + (request_size.used or 0),
-        )
-    return Decision((Layer("entitlement"), request_size, Layer("credits", remaining=remaining.get("credits"))))
+def _layer_of(meter: str) -> str:
+    key, _, window = meter.partition("/")
+    return "concurrency" if window == Entitlement.Window.OPEN else key if key in limits.ORDER else "quota"
 
 
 # After the call ---------------------------------------------------------------------------------------------------------------
@@ -363,7 +361,7 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
         rated = _rated(card, book, event.model, quantities, event.service_level)
     except rating.UnpricedUsage as error:
         _report_unpriced(event.model, account, error)
-    ask = Ask(event.model, quantities, event.feature, event.service_level, event.user, event.session, event.run)
+    ask = Ask(event.model, quantities, event.feature, event.service_level, event.user, event.session, event.run, event.counts)
     return ledger.Event(
         account_id=account.pk,
         key=ledger.key_hash("usage", event.key),
@@ -473,6 +471,7 @@ def _call(account: Account, ask: Ask, rate_card_id: int | None, price_ids: Seque
         user_ref=ask.user,
         session_ref=ask.session,
         run_ref=ask.run,
+        counts=ask.counts,
     )
 
 
@@ -498,6 +497,7 @@ def _fingerprint(ask: Ask, **more: Any) -> UUID:
             "session": ask.session,
             "run": ask.run,
         }
+        | ({} if ask.counts is None else {"counts": ask.counts})
         | more
     )
 

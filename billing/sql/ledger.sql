@@ -617,9 +617,8 @@ begin
   where account_id = p_account and id = p_id and state = 'open'
   returning * into a;
   if not found then
-    return case when exists (select from open_authorization where account_id = p_account and id = p_id)
-      then usage_says('already_resolved')
-      else usage_settled(p_account, p_id, null, null) end;
+    select * into a from open_authorization where account_id = p_account and id = p_id;
+    return case when found then usage_pending(a, 'already_resolved') else usage_settled(p_account, p_id, null, null) end;
   end if;
   return usage_pending(a, 'done');
 end $$;

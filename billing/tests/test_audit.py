@@ -44,6 +44,9 @@ BREAKS = {
     "balance is what remains in the grants": "update credit_grant set remaining = remaining - 1",
     "debt is the sum of the entries": "update ledger_entry set debt_delta = debt_delta + 1",
     "held is the sum of the open holds": "update wallet set held = held - 1",
+    "the cost of open work is counted": "update account_state set open_cost_nanos = open_cost_nanos + 1",
+    "every counter is the recount of its records": "insert into usage_counter"
+    " select account_id, 'cost/day', '2000-01-01', '2100-01-01', 1 from account_state",
     "open work is counted": "update account_state set open_count = open_count + 1",
     "a grant's movements leave what remains": "update ledger_entry set amount = amount - 1 where kind = 'usage'",
     "a grant's cash moved with its credits": "update ledger_entry set cash_nanos = cash_nanos + 1 where kind = 'usage'",

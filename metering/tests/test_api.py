@@ -82,7 +82,7 @@ class TestAuthorizeAndCapture:
 
     def test_answer_names_every_layer_and_what_remains(self, app: App) -> None:
         layers = {layer["layer"]: layer for layer in body(app.authorize())["limits"]}
-        assert list(layers) == ["entitlement", "request_size", "credits"]
+        assert list(layers) == ["request_size", "credits"]
         assert layers["credits"]["remaining"] == "0.550000000"
 
     def test_retry_with_the_same_key_is_the_same_answer_even_with_an_empty_wallet(self, app: App) -> None:
@@ -182,7 +182,14 @@ class TestRefusals:
         assert (refused.status_code, body(refused)["code"]) == (402, "insufficient_credits")
         assert refused.headers["Content-Type"] == "application/problem+json"
         assert body(refused)["balance"] == "1.000000000"
-        assert [layer["allowed"] for layer in body(refused)["limits"]] == [True, True, False]
+        assert [layer["layer"] for layer in body(refused)["limits"] if not layer["allowed"]] == ["credits"]
+        assert [layer["layer"] for layer in body(refused)["limits"]] == [
+            "kill_switch",
+            "throttle",
+            "entitlement",
+            "request_size",
+            "credits",
+        ]
 
     def test_refusal_is_decided_again_after_a_top_up(self, app: App) -> None:
         estimate = {"input_tokens": 1_000_000, "max_output_tokens": 0}

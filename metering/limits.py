@@ -1,0 +1,262 @@
+"""What an account may do, layer by layer, in the order in which :mod:`metering.usage` asks.
+
+    before    the layers that cached reads decide: kill switch, entitlement, request size
+    counted   the limits that the ledger counts under the account's lock: requests, concurrency, quotas, wholesale cost
+    answered  what the ledger said of them, as layers
+    upgrade   the plan that would allow what a layer refused
+
+Windows are half-open. An hour is an hour of UTC, a day one of the account's time zone, a period the subscription's; "lifetime" begins with
+the account. A limit of None is no limit and is not counted; 0 allows nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from accounts.models import Account
+from billing import ledger, subscriptions
+from metering import kill_switches
+from pricing import catalog, rating
+from pricing.models import Entitlement, Plan, PlanVersion
+
+#: The names of all layers, in order.
+ORDER = ("kill_switch", "throttle", "entitlement", "request_size", "requests", "concurrency", "quota", "cost", "credits")
+#: A usage that says nothing else counts as one message.
+ONE_MESSAGE: Mapping[str, int] = {"messages": 1}
+#: The end of a window that never ends.
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+_WINDOWS = (Entitlement.Window.HOUR, Entitlement.Window.DAY, Entitlement.Window.PERIOD, Entitlement.Window.LIFETIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one limit says. ``limit`` None means no limit, 0 nothing allowed.
+
+    Amounts of ``credits`` are nanos of the wallet's unit, those of ``cost`` nano-USD (wholesale), all others counts. ``remaining`` is what
+    is left before the request that is asked about; once it is authorized, what is left after it.
+    """
+
+    name: str
+    allowed: bool = True
+    mode: str = "hard"
+    meter: str | None = None
+    limit: int | None = None
+    used: int | None = None
+    remaining: int | None = None
+    resets_at: datetime | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What every layer says, in order. The first hard refusal is the answer."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def refusal(self) -> Layer | None:
+        return next((layer for layer in self.layers if not layer.allowed and layer.mode == Entitlement.Mode.HARD), None)
+
+    @property
+    def shadowed(self) -> list[Layer]:
+        """Limits that are reached and refuse nothing yet."""
+        return [layer for layer in self.layers if not layer.allowed and layer.mode != Entitlement.Mode.HARD]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A limit that the ledger counts, and its mode."""
+
+    limit: ledger.Limit
+    mode: str
+
+
+# From cached reads ------------------------------------------------------------------------------------------------------------
+
+
+def before(
+    *, account: Account, allowed: subscriptions.Allowed | None, feature: str | None, quantities: Mapping[str, int] | None, now: datetime
+) -> tuple[Layer, Layer, Layer]:
+    """Kill switch, entitlement and request size."""
+    return _kill_switch(account, feature, now), _entitlement(account, allowed, feature), _request_size(allowed, quantities)
+
+
+def _kill_switch(account: Account, feature: str | None, now: datetime) -> Layer:
+    switch = kill_switches.in_force(product_id=account.product_id, feature=feature, now=now)
+    if switch is None:
+        return Layer("kill_switch")
+    return Layer("kill_switch", allowed=False, resets_at=switch.ends_at, reason=f"Switched off: {switch.reason}")
+
+
+def _entitlement(account: Account, allowed: subscriptions.Allowed | None, feature: str | None) -> Layer:
+    """A live plan, and a plan that has the feature. A feature that no plan of the product names is only a label."""
+    if allowed is None:
+        return Layer("entitlement", allowed=False, reason="The account has no active plan.")
+    if feature is not None and not allowed.plan.flags.get(feature, False) and feature in catalog.flags(product_id=account.product_id):
+        return Layer(
+            "entitlement", allowed=False, meter=feature, reason=f"The plan {allowed.plan.version.plan.name} does not include {feature}."
+        )
+    return Layer("entitlement")
+
+
+def _request_size(allowed: subscriptions.Allowed | None, quantities: Mapping[str, int] | None) -> Layer:
+    """The most tokens that one request may have: what goes in, and the most that may come out where the request says so."""
+    limit = allowed.plan.limit("request_tokens", Entitlement.Window.REQUEST) if allowed else None
+    if limit is None or limit.limit is None or limit.mode == Entitlement.Mode.OFF:
+        return Layer("request_size", mode=limit.mode if limit else Entitlement.Mode.OFF)
+    asked = sum(quantity for name, quantity in (quantities or {}).items() if name in rating.TOKEN_COMPONENTS)
+    return Layer(
+        "request_size",
+        allowed=asked <= limit.limit,
+        mode=limit.mode,
+        meter="request_tokens/request",
+        limit=limit.limit,
+        used=asked,
+        remaining=max(limit.limit - asked, 0),
+        reason="" if asked <= limit.limit else f"The request has {asked} tokens; the plan allows {limit.limit}.",
+    )
+
+
+# Counted by the ledger --------------------------------------------------------------------------------------------------------
+
+
+def counted(
+    *, account: Account, allowed: subscriptions.Allowed | None, counts: Mapping[str, int] | None, cost_nanos: int, now: datetime
+) -> list[Counted]:
+    """The limits of the account's plan and cost tier, in order. ``cost_nanos`` is the wholesale estimate of what is asked."""
+    if allowed is None:
+        return []
+    counts = ONE_MESSAGE if counts is None else counts
+    found: list[Counted] = []
+
+    def add(layer: str, key: str, window: str, limit: int | None, amount: int, mode: str) -> None:
+        if limit is None or mode == Entitlement.Mode.OFF:
+            return
+        start, end = (None, None) if window == Entitlement.Window.OPEN else window_at(account, allowed, window, now)
+        enforced = mode == Entitlement.Mode.HARD and amount > 0
+        found.append(Counted(ledger.Limit(layer, f"{key}/{window}", start, end, limit, amount, enforced), mode))
+
+    tier = allowed.plan.cost_tier
+    if tier is not None:
+        add("requests", "requests", Entitlement.Window.HOUR, tier.requests_per_hour, 1, Entitlement.Mode.HARD)
+    for limit in allowed.plan.limits:
+        if limit.window == Entitlement.Window.OPEN:
+            add("concurrency", limit.key, limit.window, limit.limit, 1, limit.mode)
+        elif limit.window in _WINDOWS and limit.key == "requests":
+            add("requests", limit.key, limit.window, limit.limit, 1, limit.mode)
+        elif limit.window in _WINDOWS:
+            add("quota", limit.key, limit.window, limit.limit, counts.get(limit.key, 0), limit.mode)
+    if tier is not None:
+        mode = Entitlement.Mode.HARD if tier.throttle_on_exceed else Entitlement.Mode.SHADOW
+        # A cost of nothing is refused too once the limit is reached: what it really costs is known only afterwards.
+        add("cost", "cost", Entitlement.Window.DAY, tier.daily_cost_nanos, max(cost_nanos, 1), mode)
+        add("cost", "cost", Entitlement.Window.PERIOD, tier.monthly_cost_nanos, max(cost_nanos, 1), mode)
+    return sorted(found, key=lambda item: ORDER.index(item.limit.layer))
+
+
+def window_at(account: Account, allowed: subscriptions.Allowed, window: str, now: datetime) -> tuple[datetime, datetime]:
+    """The window that contains ``now``, in UTC."""
+    match window:
+        case Entitlement.Window.HOUR:
+            start = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+            return start, start + timedelta(hours=1)
+        case Entitlement.Window.DAY:
+            zone = ZoneInfo(account.time_zone)
+            today = now.astimezone(zone).date()
+            midnights = (datetime(day.year, day.month, day.day, tzinfo=zone) for day in (today, today + timedelta(days=1)))
+            return tuple(midnight.astimezone(UTC) for midnight in midnights)  # type: ignore[return-value]
+        case Entitlement.Window.PERIOD:
+            return allowed.period_at(now)
+    return account.created_at, NEVER
+
+
+def answered(*, counted: Sequence[Counted], look: ledger.Look) -> list[Layer]:
+    """What the ledger said of ``counted``, and of a throttle."""
+    layers = [
+        Layer(
+            item.limit.layer,
+            allowed=used + item.limit.amount <= item.limit.allowed or item.limit.amount == 0,
+            mode=item.mode,
+            meter=item.limit.meter,
+            limit=item.limit.allowed,
+            used=used,
+            remaining=max(item.limit.allowed - used, 0),
+            resets_at=None if resets_at == NEVER else resets_at,
+            reason="" if used + item.limit.amount <= item.limit.allowed else _reason(item.limit, used),
+        )
+        for item, used, resets_at in zip(counted, look.used, look.resets_at, strict=False)
+    ]
+    if look.throttle_reason is None:
+        return [Layer("throttle"), *layers]
+    reason = f"The account is stopped: {look.throttle_reason}"
+    return [Layer("throttle", allowed=False, resets_at=look.throttled_until, reason=reason), *layers]
+
+
+def _reason(limit: ledger.Limit, used: int) -> str:
+    key, _, window = limit.meter.partition("/")
+    name = key.replace("_", " ")
+    match limit.layer:
+        case "concurrency":
+            return f"{used} of {limit.allowed} {name} are running."
+        case "cost":
+            return f"The usage limit for this {window} is reached."
+    spans = {"lifetime": "in all", "period": "in this billing period", "day": "today", "hour": "in this hour"}
+    return f"{used} of {limit.allowed} {name} are used {spans[window]}."
+
+
+def in_order(layers: Sequence[Layer]) -> Decision:
+    return Decision(tuple(sorted(layers, key=lambda layer: ORDER.index(layer.name))))
+
+
+# The way out ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """A plan that allows more of what was refused. ``price_cents`` per interval, None where it is agreed."""
+
+    plan: str
+    name: str
+    price_cents: int | None
+    currency: str
+
+
+def upgrade(*, account: Account, layer: Layer, now: datetime) -> Upgrade | None:
+    """The next plan of the product that lifts ``layer``'s refusal; None where none does, or money would not help."""
+    allowed = subscriptions.allowed(account=account)
+    rank = allowed.plan.version.plan.rank if allowed else -1
+    higher = Plan.objects.filter(product_id=account.product_id, public=True, available=True, rank__gt=rank).order_by("rank")
+    for plan in higher:
+        try:
+            terms = catalog.plan_version(product_id=account.product_id, slug=plan.slug, at=now)
+        except catalog.NotInCatalog:
+            continue
+        if _lifts(terms, layer):
+            version: PlanVersion = terms.version
+            return Upgrade(plan.slug, plan.name, version.price_cents, version.currency)
+    return None
+
+
+def _lifts(terms: catalog.PlanTerms, layer: Layer) -> bool:
+    key, _, window = (layer.meter or "").partition("/")
+    match layer.name:
+        case "entitlement":
+            return terms.flags.get(key, False) if key else True
+        case "requests" | "cost" if terms.cost_tier is None:
+            return True
+        case "requests" if terms.cost_tier is not None and terms.limit(key, window) is None:
+            return _more(terms.cost_tier.requests_per_hour, layer)
+        case "cost" if terms.cost_tier is not None:
+            tier = terms.cost_tier
+            return _more(tier.daily_cost_nanos if window == Entitlement.Window.DAY else tier.monthly_cost_nanos, layer)
+        case "requests" | "request_size" | "concurrency" | "quota":
+            limit = terms.limit(key, window)
+            return _more(limit.limit if limit and limit.mode == Entitlement.Mode.HARD else None, layer)
+    return False
+
+
+def _more(limit: int | None, layer: Layer) -> bool:
+    return limit is None or limit > (layer.limit or 0)
