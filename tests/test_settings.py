@@ -47,11 +47,25 @@ def production(*arguments: str, **variables: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("missing", REQUIRED)
-def test_production_does_not_start_without(missing: str) -> None:
-    present = {name: value for name, value in REQUIRED.items() if name != missing}
+@pytest.mark.parametrize("value", [None, ""], ids=["unset", "empty"])
+def test_production_does_not_start_without(missing: str, value: str | None) -> None:
+    present = {name: found for name, found in (REQUIRED | {missing: value}).items() if found is not None}
     started = production("-c", "import config.settings.base", **present)
     assert started.returncode != 0
     assert f"Set the {missing} environment variable" in started.stderr
+
+
+@pytest.mark.parametrize("key", ["pk_live_" + "0" * 24, "sk_liv_" + "0" * 24, "whsec_" + "0" * 24])
+def test_production_does_not_take_another_key_for_stripes_secret_key(key: str) -> None:
+    started = production("-c", "import config.settings.base", **REQUIRED | {"STRIPE_SECRET_KEY": key})
+    assert started.returncode != 0
+    assert "STRIPE_SECRET_KEY is no secret key" in started.stderr
+
+
+def test_the_example_with_its_required_variables_filled_starts_and_has_a_broker() -> None:
+    example = dict(re.findall(r"^([A-Z][A-Z0-9_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    started = production("-c", "from config.settings import base; print(base.CELERY_BROKER_URL)", **example | REQUIRED)
+    assert started.stdout.strip() == REQUIRED["REDIS_URL"], started.stderr
 
 
 def test_the_deployment_check_has_no_warning_under_production_settings() -> None:
