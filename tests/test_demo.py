@@ -20,7 +20,7 @@ CATALOGS = sorted((Path(__file__).parent.parent / "pricing" / "catalogs").glob("
 
 @pytest.fixture
 def catalogs(db: None, settings: Settings) -> None:
-    settings.DEBUG = True
+    settings.DEMO_LOG_INS = True
     call_command("catalog", "apply", *map(str, CATALOGS), actor="test", stdout=StringIO())
 
 
@@ -76,14 +76,14 @@ def test_a_changed_password_is_set_back_to_the_printed_one() -> None:
 
 @pytest.mark.usefixtures("catalogs")
 def test_they_are_refused_in_production(settings: Settings) -> None:
-    settings.DEBUG = False
-    with pytest.raises(CommandError, match="only where DEBUG is on"):
+    settings.DEMO_LOG_INS = False
+    with pytest.raises(CommandError, match="only with the settings of a developer's machine"):
         _make()
     assert not User.objects.filter(email=demo_accounts.STAFF).exists()
 
 
 def test_without_the_catalogs_nothing_is_made_and_the_command_says_what_to_do(db: None, settings: Settings) -> None:
-    settings.DEBUG = True
+    settings.DEMO_LOG_INS = True
     with pytest.raises(CommandError, match=r"manage\.py catalog apply"):
         _make()
     assert not User.objects.filter(email=demo_accounts.STAFF).exists()

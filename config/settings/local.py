@@ -19,7 +19,8 @@ os.environ.setdefault("DEFAULT_PRODUCT", "rover")
 from config.settings.base import *  # noqa: E402, F403
 from config.settings.base import LOGGING, STORAGES  # noqa: E402
 
-DEBUG = environ.Env().bool("DEBUG", default=True)
+DEBUG = environ.Env().bool("DEBUG", default=False)
+DEMO_LOG_INS = True
 SECURE_SSL_REDIRECT = False
 SECURE_HSTS_SECONDS = 0
 SESSION_COOKIE_NAME = "session"
