@@ -30,12 +30,14 @@ from pricing.models import Product
 @never_cache
 @login_required
 def home(request: HttpRequest) -> HttpResponse:
-    """To the only account, or a choice of several, or what to do without one."""
+    """To the only account, or a choice of several; staff without one to their own pages, anybody else to what to do."""
     user = signed_in(request)
     with tenancy.acting_as(user=user):
         accounts = list(accounts_of(user).filter(closed_at=None))
     if len(accounts) == 1:
         return redirect("overview", accounts[0].public_id)
+    if not accounts and user.is_staff:
+        return redirect("admin:index")
     products = Product.objects.in_bulk({account.product_id for account in accounts})
     for account in accounts:
         account.product = products[account.product_id]

@@ -100,6 +100,7 @@ def overview(request: HttpRequest, public_id: str) -> HttpResponse:
             else None,
             "days": _by_day(days, totals, product.unit_id),
             "uses": _uses(recent, product),
+            "digits": amounts.sub_digits([record.price_nanos or 0 for record in recent]),
             **_told(product),
         },
     )

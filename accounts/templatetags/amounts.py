@@ -1,7 +1,8 @@
 """Amounts and instants as people read them: short in the text, exact on hover, always with the unit.
 
-Amounts are nanos (10⁻⁹) of a unit; nothing here goes through a float. Short amounts are cut, not rounded: a page never says that more
-is left than is. An amount smaller than the unit's last digit shows its first two digits that are not zero, never 0.
+Amounts are nanos (10⁻⁹) of a unit; nothing here goes through a float. Short amounts are the nearest, so that cost and margin add up to
+revenue; what is left is cut (``cut=True``): a page never says that more is left than is. An amount smaller than the unit's last digit shows
+its first two digits that are not zero, never 0.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ def exact(nanos: int, *, decimals: int) -> str:
     return f"{whole:,}.{digits}" if digits else f"{whole:,}"
 
 
-def short(nanos: int, *, decimals: int) -> str:
-    """``abs(nanos)`` cut to ``decimals`` digits after the point, or to two significant digits where that would leave 0."""
+def short(nanos: int, *, decimals: int, cut: bool = False) -> str:
+    """``abs(nanos)`` to ``decimals`` digits after the point, halves up or cut; of less than one such digit, two significant ones."""
     unit = 10 ** (9 - decimals)
     value = abs(nanos)
     if 0 < value < unit:
         unit = 10 ** max(len(str(value)) - 2, 0)
-    return exact(value - value % unit, decimals=decimals)
+    return exact((value if cut else value + unit // 2) // unit * unit, decimals=decimals)
 
 
 def with_unit(number: str, *, unit: Unit, negative: bool = False) -> str:
@@ -57,21 +58,21 @@ def unit_name(number: str, *, unit: Unit) -> str:
 
 
 @register.simple_tag
-def amount(nanos: int, unit: Unit) -> SafeString:
+def amount(nanos: int, unit: Unit, cut: bool = False) -> SafeString:
     """Short, with the exact amount on hover."""
-    return _data(nanos, unit, with_unit(short(nanos, decimals=unit.decimals), unit=unit, negative=nanos < 0))
+    return _data(nanos, unit, plain_amount(nanos, unit, cut))
 
 
 @register.simple_tag
-def plain_amount(nanos: int, unit: Unit) -> str:
+def plain_amount(nanos: int, unit: Unit, cut: bool = False) -> str:
     """Short, as text alone: for attributes and SVG titles."""
-    return with_unit(short(nanos, decimals=unit.decimals), unit=unit, negative=nanos < 0)
+    return with_unit(short(nanos, decimals=unit.decimals, cut=cut), unit=unit, negative=nanos < 0)
 
 
 @register.simple_tag
-def figure(nanos: int, unit: Unit) -> SafeString:
+def figure(nanos: int, unit: Unit, cut: bool = False) -> SafeString:
     """For the one large number of a page: the unit's name is set smaller."""
-    number = short(nanos, decimals=unit.decimals)
+    number = short(nanos, decimals=unit.decimals, cut=cut)
     sign = MINUS if nanos < 0 else ""
     if unit.code == "USD":
         return _data(nanos, unit, f"{sign}${number}")
@@ -79,14 +80,18 @@ def figure(nanos: int, unit: Unit) -> SafeString:
 
 
 @register.simple_tag
-def exact_amount(nanos: int, unit: Unit, digits: int = 0, signed: bool = False) -> SafeString:
-    """Every digit, those beyond the unit's own set fainter and filled to ``digits``, so that a column's points stand under each other."""
+def exact_amount(nanos: int, unit: Unit, digits: int = 0, signed: bool = False, named: bool = False) -> SafeString:
+    """Every digit, those beyond the unit's own set fainter and filled to ``digits``, so that a column's points stand under each other.
+
+    ``named`` writes the unit behind it where it has no sign of its own: in a column of several units, and outside of tables.
+    """
     number = exact(nanos, decimals=max(unit.decimals, digits))
     point = number.find(".")
     cut = len(number) if point < 0 else point + 1 + unit.decimals if unit.decimals else point
     sign = MINUS if nanos < 0 else "+" if signed and nanos > 0 else ""
     dollar = "$" if unit.code == "USD" else ""
-    return format_html('{}{}{}<span class="fine">{}</span>', sign, dollar, number[:cut], number[cut:])
+    name = f"{NO_BREAK_SPACE}{unit_name(number, unit=unit)}" if named and not dollar else ""
+    return format_html('{}{}{}<span class="fine">{}</span>{}', sign, dollar, number[:cut], number[cut:], name)
 
 
 def sub_digits(amounts: list[int]) -> int:
@@ -100,7 +105,16 @@ def unit_heading(unit: Unit) -> str:
     return unit_name("", unit=unit)
 
 
-_SOURCES = {"monthly": "Plan credit", "purchased": "Purchased credit", "welcome": "Welcome credit", "adjustment": "Correction"}
+@register.filter
+def after_folded(unit: Unit) -> SafeString | str:
+    """The unit behind an amount whose column has folded away with its heading, on a phone; a dollar has its sign."""
+    return "" if unit.code == "USD" else format_html('<span class="only-folded"> {}</span>', unit_heading(unit))
+
+
+_SOURCES = {
+    "monthly": "Plan credit", "purchased": "Purchased credit", "welcome": "Welcome credit", "announcement": "Launch credit",
+    "staff": "Credit from support", "goodwill": "Goodwill credit", "promotion": "Promotional credit", "adjustment": "Correction",
+}  # fmt: skip
 
 
 @register.filter
