@@ -27,7 +27,7 @@ from unfold.decorators import display
 from accounts import registration
 from accounts.admin import MembershipInline, actor
 from accounts.models import Account
-from accounts.templatetags.amounts import amount, plain_amount
+from accounts.templatetags.amounts import amount, plain_amount, sub_digits
 from analytics import margin
 from analytics.forms import AdjustForm, GrantForm, ReasonForm
 from billing import ledger, subscriptions
@@ -69,7 +69,7 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
 
     @display(description="Available")
     def available(self, account: Account) -> SafeString | str:
-        return next((amount(wallet.available, wallet.unit) for wallet in account.wallets.all()), "–")
+        return next((amount(wallet.available, wallet.unit, cut=True) for wallet in account.wallets.all()), "–")
 
     @display(description="Opened", ordering="id")
     def opened(self, account: Account) -> str:
@@ -193,7 +193,7 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
             gain = record.price_nanos or 0 if record else form.cleaned_data["amount"]
             effect = _effect(account, gain)
             if effect.after < 0:
-                form.add_error("amount", f"Only {self._amount(account, effect.before)} is free.")
+                form.add_error("amount", f"Only {plain_amount(effect.before, account.product.unit, cut=True)} is free.")
             elif "confirm" in request.POST:
                 try:
                     with transaction.atomic():
@@ -229,12 +229,15 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
 def _everything(account: Account) -> dict[str, Any]:
     """What the page shows, in a number of queries that does not depend on how much there is."""
     until = timezone.now().date() + timedelta(days=1)
-    records = UsageRecord.objects.filter(account=account).select_related("model", "feature").order_by("-recorded_at")[:SHOWN]
+    records = list(UsageRecord.objects.filter(account=account).select_related("model", "feature").order_by("-recorded_at")[:SHOWN])
+    entries = list(LedgerEntry.objects.filter(account=account).select_related("unit").order_by("-recorded_at", "-seq")[:SHOWN])
     operations = list(Operation.objects.filter(account=account).order_by("-id")[:SHOWN])
     reversed_ = set(
         Operation.objects.filter(account=account, verb="reverse", target__in=[r.pk for r in records]).values_list("target", flat=True)
     )
+    digits = sub_digits([nanos or 0 for record in records for nanos in (record.price_nanos, record.cost_nanos)])
     return {
+        "digits": digits,
         "wallets": list(Wallet.objects.filter(account=account).select_related("unit")),
         "unit": account.product.unit,
         "subscription": subscriptions.current(account_id=account.pk),
@@ -243,9 +246,16 @@ def _everything(account: Account) -> dict[str, Any]:
         .defer("expires_at")
         .annotate(ends_at=ENDS_AT)
         .select_related("unit")[: 2 * SHOWN],
-        "entries": LedgerEntry.objects.filter(account=account).select_related("unit").order_by("-recorded_at", "-seq")[:SHOWN],
+        "entries": entries,
+        "entry_digits": sub_digits([value for entry in entries for value in (entry.amount, entry.balance_after)]),
         "records": [
-            (record, f"{account.pk}-{record.pk}", charged(record), earned(record, reversed_=record.pk in reversed_), record.pk in reversed_)
+            (
+                record,
+                f"{account.pk}-{record.pk}",
+                charged(record, digits=digits),
+                earned(record, reversed_=record.pk in reversed_),
+                record.pk in reversed_,
+            )
             for record in records
         ],
         "open": OpenAuthorization.objects.filter(account=account).select_related("model", "feature").order_by("-created_at")[:SHOWN],

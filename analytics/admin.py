@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from allauth.account.decorators import secure_admin_login
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.admin import GroupAdmin as BaseGroupAdmin
@@ -22,18 +23,19 @@ from waffle.admin import FlagAdmin as BaseFlagAdmin
 from waffle.admin import SwitchAdmin as BaseSwitchAdmin
 
 from accounts.models import Account
-from accounts.templatetags.amounts import amount
 from analytics import margin
 from analytics.account_page import AccountAdmin
 from analytics.forms import MarginForm
 from analytics.models import Entry, Margin
-from billing.admin import LedgerAdmin, within
+from billing.admin import LedgerAdmin, exactly, link, within
 from pricing.admin import ReadOnlyAdmin
 
 DAYS = 30
 ROWS = 200
 
 admin.site.register(Account, AccountAdmin)
+# Staff sign in where everybody does: with the second step, and with limited attempts.
+admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
 
 
 @admin.register(Entry)
@@ -50,9 +52,9 @@ class EntryAdmin(LedgerAdmin):
         "debt_",
         "balance",
         "debt_after_",
-        "grant_id",
-        "usage_id",
-        "operation_id",
+        "grant_",
+        "use",
+        "operation_",
         "effective_at",
         "recorded_at",
     )
@@ -70,19 +72,32 @@ class EntryAdmin(LedgerAdmin):
 
     @display(description="Amount")
     def amount_(self, entry: Entry) -> SafeString:
-        return amount(entry.amount, entry.unit)
+        return exactly(entry.amount, entry.unit)
 
     @display(description="Debt")
     def debt_(self, entry: Entry) -> SafeString | str:
-        return amount(entry.debt_delta, entry.unit) if entry.debt_delta else "–"
+        return exactly(entry.debt_delta, entry.unit) if entry.debt_delta else "–"
 
     @display(description="Balance after")
     def balance(self, entry: Entry) -> SafeString:
-        return amount(entry.balance_after, entry.unit)
+        return exactly(entry.balance_after, entry.unit)
 
     @display(description="Debt after")
     def debt_after_(self, entry: Entry) -> SafeString:
-        return amount(entry.debt_after, entry.unit)
+        return exactly(entry.debt_after, entry.unit)
+
+    @display(description="Grant", empty_value="none")
+    def grant_(self, entry: Entry) -> SafeString | None:
+        return link("billing_grant", f"{entry.account_id}-{entry.grant_id}", f"Grant {entry.grant_id}") if entry.grant_id else None
+
+    @display(description="Use", empty_value="none")
+    def use(self, entry: Entry) -> SafeString | None:
+        return link("metering_usagerecord", f"{entry.account_id}-{entry.usage_id}", entry.usage_id) if entry.usage_id else None
+
+    @display(description="Operation", empty_value="none")
+    def operation_(self, entry: Entry) -> SafeString | None:
+        key = f"{entry.account_id}-{entry.operation_id}"
+        return link("billing_operation", key, f"Operation {entry.operation_id}") if entry.operation_id else None
 
 
 @admin.register(Margin)

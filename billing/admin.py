@@ -14,13 +14,15 @@ from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.functional import cached_property
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.decorators import display
 from unfold.views import ChangeList
 
-from accounts.templatetags.amounts import amount
+from accounts.templatetags.amounts import amount, exact_amount
 from billing.balances import ENDS_AT
 from billing.models import Grant, Operation, Subscription
 from pricing.admin import ReadOnlyAdmin
@@ -35,6 +37,16 @@ for model in apps.get_app_config("djstripe").get_models():  # fifty mirrors of S
 def unit(pk: int) -> Unit:
     """A wallet's unit; units never change."""
     return Unit.objects.get(pk=pk)
+
+
+def exactly(nanos: int, in_unit: Unit) -> SafeString:
+    """Every digit, dollars with all nine, so that the points of a list stand under each other."""
+    return exact_amount(nanos, in_unit, digits=9 if in_unit.code == "USD" else 0, named=True)
+
+
+def link(page: str, key: object, text: object) -> SafeString:
+    """To the admin page of one row."""
+    return format_html('<a class="tg-link" href="{}">{}</a>', reverse(f"admin:{page}_change", args=[key]), text)
 
 
 class CappedPaginator(Paginator):  # type: ignore[type-arg]
@@ -117,7 +129,7 @@ class LedgerAdmin(ReadOnlyAdmin):
 
 @admin.register(Grant)
 class GrantAdmin(LedgerAdmin):
-    list_display = ("account", "source", "granted_", "remaining_", "starts_at", "expires", "cash", "closed")
+    list_display = ("account", "source", "granted_", "remaining_", "starts_at", "expires", "cash", "state")
     list_filter = (within("starts_at"), "source", "closed", "account__product")
     list_select_related = ("account__product", "unit")
     ordering = ("-starts_at", "-id")
@@ -134,8 +146,7 @@ class GrantAdmin(LedgerAdmin):
         "expires",
         "cash",
         "fee",
-        "currency",
-        "closed",
+        "state",
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Grant]:
@@ -148,7 +159,7 @@ class GrantAdmin(LedgerAdmin):
 
     @display(description="Left")
     def remaining_(self, grant: Grant) -> SafeString:
-        return amount(grant.remaining, grant.unit)
+        return amount(grant.remaining, grant.unit, cut=True)
 
     @display(description="Frozen by a dispute")
     def frozen_(self, grant: Grant) -> SafeString:
@@ -157,6 +168,10 @@ class GrantAdmin(LedgerAdmin):
     @display(description="Taken back by refunds")
     def clawed_(self, grant: Grant) -> SafeString:
         return amount(grant.clawed, grant.unit)
+
+    @display(description="State", label={"open": "success", "finished": "info"})
+    def state(self, grant: Grant) -> str:
+        return "finished" if grant.closed else "open"
 
     @display(description="Expires", empty_value="never")
     def expires(self, grant: Any) -> datetime | None:
@@ -178,11 +193,16 @@ class OperationAdmin(LedgerAdmin):
     list_filter = (within("created_at"), "verb", "account__product")
     ordering = ("-created_at", "-id")
     list_select_related = ("account__product__unit",)
-    fields = ("created_at", "account", "verb", "amount_", "actor", "reason", "target", "grant_id")
+    fields = ("created_at", "account", "verb", "amount_", "actor", "reason", "target", "grant_")
 
     @display(description="Amount")
     def amount_(self, operation: Operation) -> SafeString:
-        return amount(operation.amount, operation.account.product.unit)
+        return exactly(operation.amount, operation.account.product.unit)
+
+    @display(description="Grant", empty_value="none")
+    def grant_(self, operation: Operation) -> SafeString | None:
+        key = f"{operation.account_id}-{operation.grant_id}"
+        return link("billing_grant", key, f"Grant {operation.grant_id}") if operation.grant_id else None
 
 
 @admin.register(Subscription)

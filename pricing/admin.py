@@ -15,6 +15,8 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminTextareaWidget
@@ -32,6 +34,7 @@ from pricing.models import (
     RateCard,
     RateCardModel,
     RateCardPrice,
+    Unit,
 )
 
 
@@ -71,7 +74,27 @@ def cents(amount: int | None, currency: str) -> str:
     return "by agreement" if amount is None else f"{Decimal(amount).scaleb(-2):,.2f} {currency.upper()}"
 
 
-def per_units(row: PriceRow | PriceProposal | RateCardPrice, unit: str) -> str:
+def in_unit(nanos: int, unit: Unit) -> str:
+    """``12.00 USD``, ``100 credits``, with every digit that is not 0."""
+    whole = f"{Decimal(nanos).scaleb(-9):,.{unit.decimals}f}"
+    number = whole if nanos % 10 ** (9 - unit.decimals) == 0 else decimal(nanos)
+    if len(unit.code) == 3:
+        return f"{number} {unit.code}"
+    return f"{number} {unit.name}{'' if number == '1' else 's'}"
+
+
+def duration(seconds: int) -> str:
+    """In the largest unit that leaves nothing over: ``24 hours``, ``15 minutes``, ``90 seconds``."""
+    count, name = next((seconds // size, name) for name, size in (("hour", 3600), ("minute", 60), ("second", 1)) if seconds % size == 0)
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
+
+
+def level(row: PriceRow | PriceProposal) -> str:
+    """``standard``; ``batch, contexts above 200,000 tokens``."""
+    return row.service_level + (f", contexts above {row.context_above:,} tokens" if row.context_above else "")
+
+
+def per_units(row: PriceRow | PriceProposal, unit: str) -> str:
     return f"{decimal(row.price_nanos)} {unit} per {row.per_units:,}"
 
 
@@ -84,10 +107,56 @@ class ProductAdmin(ReadOnlyAdmin):
     search_fields = ("slug", "name")
     ordering = ("name",)
     list_select_related = ("unit",)
+    fieldsets = (
+        (
+            None,
+            {"fields": ("name", "slug", "unit", "default_plan", "time_zone", "support_email", "brand_colour", "allowed_origins", "notes")},
+        ),
+        ("What customers see and pay", {"fields": ("visibility", "overage", "late_charging", "late_hours", "burn_order")}),
+        ("Credit that it gives", {"fields": ("welcome", "announcement", "guest_exchanges", "guest_exchanges_setting")}),
+        ("Open work", {"fields": ("least_balance", "hold_lifetime", "hold_max")}),
+        ("Margin", {"fields": ("target", "alert", "floor", "payment_fee")}),
+    )
+
+    @display(description="Latest report that is charged")
+    def late_hours(self, product: Product) -> str:
+        return f"{duration(product.late_charging_max_hours * 3600)} after the event"
+
+    @display(description="Welcome credit, once")
+    def welcome(self, product: Product) -> str:
+        return in_unit(product.welcome_credit_nanos, product.unit)
+
+    @display(description="Launch credit, for earlier accounts")
+    def announcement(self, product: Product) -> str:
+        return in_unit(product.announcement_credit_nanos, product.unit)
+
+    @display(description="Least balance to start work")
+    def least_balance(self, product: Product) -> str:
+        return in_unit(product.minimum_balance_nanos, product.unit)
+
+    @display(description="A hold lasts")
+    def hold_lifetime(self, product: Product) -> str:
+        return duration(product.hold_lifetime_seconds)
+
+    @display(description="Extended at most to")
+    def hold_max(self, product: Product) -> str:
+        return duration(product.hold_max_seconds)
 
     @display(description="Target margin")
     def target(self, product: Product) -> str:
         return percent(product.target_margin_ppm)
+
+    @display(description="Alert below")
+    def alert(self, product: Product) -> str:
+        return percent(product.alert_margin_ppm)
+
+    @display(description="Never below")
+    def floor(self, product: Product) -> str:
+        return percent(product.floor_margin_ppm)
+
+    @display(description="Payment fee, for estimates")
+    def payment_fee(self, product: Product) -> str:
+        return f"{percent(product.payment_fee_ppm)} + {cents(product.payment_fee_cents, 'usd')} a payment"
 
 
 class PlanVersionInline(ReadOnlyInline):
@@ -101,7 +170,7 @@ class PlanVersionInline(ReadOnlyInline):
 
     @display(description="Included credit")
     def included(self, version: PlanVersion) -> str:
-        return f"{decimal(version.included_credit_nanos)} {version.plan.product.unit.name}"
+        return in_unit(version.included_credit_nanos, version.plan.product.unit)
 
 
 @admin.register(Plan)
@@ -145,7 +214,7 @@ class CreditPackAdmin(ReadOnlyAdmin):
 
     @display(description="Credit")
     def credit(self, pack: CreditPack) -> str:
-        return f"{decimal(pack.credit_nanos)} {pack.product.unit.name}"
+        return in_unit(pack.credit_nanos, pack.product.unit)
 
 
 class RateCardModelInline(ReadOnlyInline):
@@ -163,7 +232,8 @@ class RateCardPriceInline(ReadOnlyInline):
     readonly_fields = ("retail",)
 
     def retail(self, row: RateCardPrice) -> str:
-        return per_units(row, row.card.product.unit.name)
+        unit = row.card.product.unit
+        return f"{in_unit(row.price_nanos, unit)} per {row.per_units:,}"
 
 
 @admin.register(RateCard)
@@ -171,12 +241,34 @@ class RateCardAdmin(ReadOnlyAdmin):
     list_display = ("__str__", "product", "mode", "markup", "tokens_per_credit", "valid_from")
     list_filter = ("product", "mode")
     search_fields = ("slug",)
-    list_select_related = ("product",)
+    list_select_related = ("product__unit",)
     ordering = ("product", "slug", "-version")
     inlines = (RateCardModelInline, RateCardPriceInline)
+    fieldsets = (
+        (None, {"fields": ("product", "slug", "version", "valid_from", "mode", "notes")}),
+        ("How a price comes about", {"fields": ("markup", "tokens_per_credit", "multiplier", "rounding", "least", "value")}),
+    )
 
     def markup(self, card: RateCard) -> str:
         return percent(card.markup_ppm) if card.mode == RateCard.Mode.MARKUP else "–"
+
+    @display(description="Multiplier of other models", empty_value="–")
+    def multiplier(self, card: RateCard) -> str | None:
+        if card.mode != RateCard.Mode.CREDIT_RATE:
+            return None
+        return f"× {decimal(card.default_multiplier_ppm * 1000)}" if card.default_multiplier_ppm else "none: such models are refused"
+
+    @display(description="Rounded up to a multiple of")
+    def rounding(self, card: RateCard) -> str:
+        return f"{in_unit(card.quantum_nanos, card.product.unit)}, once a usage record"
+
+    @display(description="Least price of a use")
+    def least(self, card: RateCard) -> str:
+        return in_unit(card.minimum_nanos, card.product.unit)
+
+    @display(description="List value")
+    def value(self, card: RateCard) -> str:
+        return f"{decimal(card.credit_value_nanos)} USD a {card.product.unit.name}"
 
 
 # What we pay ------------------------------------------------------------------------------------------------------------------
@@ -184,10 +276,16 @@ class RateCardAdmin(ReadOnlyAdmin):
 
 @admin.register(PriceRow)
 class PriceRowAdmin(ReadOnlyAdmin):
-    list_display = ("__str__", "upstream", "service_level", "context_above", "begins", "ends", "source", "withdrawn_at")
+    list_display = ("__str__", "upstream", "level", "begins", "ends", "source")
     list_filter = ("provider", "service_level", "component")
     search_fields = ("provider", "model")
     ordering = ("provider", "model", "component", "context_above", "service_level", "-valid")
+
+    fields = ("provider", "model", "component", "upstream", "level", "begins", "ends", "source", "catalog", "recorded_at")
+
+    @display(description="Service level")
+    def level(self, row: PriceRow) -> str:
+        return level(row)
 
     @display(description="Price")
     def upstream(self, row: PriceRow) -> str:
@@ -195,11 +293,13 @@ class PriceRowAdmin(ReadOnlyAdmin):
 
     @display(description="From")
     def begins(self, row: PriceRow) -> str:
-        return f"{row.valid.lower:%Y-%m-%d %H:%M}"
+        return f"{row.valid.lower:%Y-%m-%d %H:%M} UTC"
 
     @display(description="Until")
     def ends(self, row: PriceRow) -> str:
-        return f"{row.valid.upper:%Y-%m-%d %H:%M}" if row.valid.upper else "now on"
+        if row.withdrawn_at:
+            return f"withdrawn {row.withdrawn_at:%Y-%m-%d %H:%M} UTC"
+        return f"{row.valid.upper:%Y-%m-%d %H:%M} UTC" if row.valid.upper else "open"
 
 
 class DecisionForm(forms.Form):
@@ -212,11 +312,20 @@ class DecisionForm(forms.Form):
 class PriceProposalAdmin(ReadOnlyAdmin):
     """Pending proposals are chosen in the list and decided on a page that shows what changes and asks why."""
 
-    list_display = ("__str__", "before", "after", "service_level", "context_above", "valid_from", "source", "decided_by")
+    list_display = ("__str__", "before", "after", "level", "valid_from", "source", "decided_by")
     list_filter = ("state", "provider", "service_level")
     search_fields = ("provider", "model")
     list_select_related = ("previous",)
     actions = ("approve", "reject")
+
+    fields = (
+        "provider", "model", "component", "level", "before", "after", "valid_from", "valid_until", "source", "state", "proposed_at",
+        "decided_at", "decided_by", "reason",
+    )  # fmt: skip
+
+    @display(description="Service level")
+    def level(self, proposal: PriceProposal) -> str:
+        return level(proposal)
 
     @display(description="In the price book")
     def before(self, proposal: PriceProposal) -> str:
@@ -266,3 +375,12 @@ class CatalogChangeAdmin(ReadOnlyAdmin):
     list_display = ("product", "applied_at", "effective_at", "actor")
     list_filter = ("product",)
     list_select_related = ("product",)
+    fields = ("product", "actor", "applied_at", "effective_at", "file", "changes")
+
+    @display(description="SHA-256 of the file")
+    def file(self, change: CatalogChange) -> SafeString:
+        return format_html('<span class="tg-pre">{}</span>', change.digest)
+
+    @display(description="Changes")
+    def changes(self, change: CatalogChange) -> SafeString:
+        return format_html('<pre class="tg-pre">{}</pre>', change.diff)

@@ -20,6 +20,7 @@ from accounts.models import Account, ApiKey, User
 from analytics.tests.world import NANOS, World
 from billing import ledger
 from billing.models import Grant, LedgerEntry, Operation, Wallet
+from metering import usage
 from metering.models import OpenAuthorization, UsageRecord
 from pricing.models import Plan, PriceProposal, PriceRow, Product, RateCard
 from tests import factories
@@ -209,12 +210,52 @@ def test_the_number_of_queries_of_an_account_page_does_not_grow(
         text(superuser, page(account))
 
 
+def test_the_page_of_a_use_explains_its_charge_to_the_last_digit(superuser: Client, db: None) -> None:
+    """1,001 tokens at $3.00 a million cost $0.003003; with 50 % they are charged at $0.0045045."""
+    account = factories.make_account(credit=1)
+    [answer] = usage.record(
+        events=[usage.Event(key="k", account=account, at=timezone.now(), model=factories.make_model(), quantities={"input_tokens": 1_001})],
+        now=timezone.now(),
+    )
+    assert isinstance(answer, ledger.Usage)
+    record = UsageRecord.objects.get(account=account)
+    shown = re.sub(r"<[^>]+>", "", text(superuser, reverse("admin:metering_usagerecord_change", args=[f"{account.pk}-{record.pk}"])))
+    for words in ("$0.004504500", "$0.003003000", "3 per 1,000,000", "0.0045045", "wholesale cost plus a markup", "$0.000000001"):
+        assert words in shown, words
+    [row] = record.price_ids or []
+    assert reverse("admin:pricing_pricerow_change", args=[row]) in text(
+        superuser, reverse("admin:metering_usagerecord_change", args=[f"{account.pk}-{record.pk}"])
+    )
+
+
+def test_a_use_whose_terms_are_gone_has_a_page_that_says_so(superuser: Client, account: Account) -> None:
+    record = UsageRecord.objects.filter(account=account, price_nanos__gt=0)[0]
+    shown = text(superuser, reverse("admin:metering_usagerecord_change", args=[f"{account.pk}-{record.pk}"]))
+    assert "cannot be read: There is no rate card" in shown
+
+
+def test_a_product_is_shown_in_hours_percent_and_its_own_unit(superuser: Client, db: None) -> None:
+    product = factories.make_product(
+        welcome_credit_nanos=10 * NANOS, target_margin_ppm=780_000, payment_fee_ppm=29_000, payment_fee_cents=30
+    )
+    shown = text(superuser, reverse("admin:pricing_product_change", args=[product.pk]))
+    for words in ("10.00 USD", "78 %", "15 minutes", "24 hours", "2.9 % + 0.30 USD a payment"):
+        assert words in shown, words
+    assert "nanos" not in shown
+    assert "ppm" not in shown
+
+
+def test_an_instant_on_staffs_pages_has_its_seconds_and_its_zone(superuser: Client, account: Account) -> None:
+    shown = text(superuser, reverse("admin:analytics_entry_changelist"))
+    assert re.search(r"\d{1,2} \w{3} \d{4}, \d\d:\d\d:\d\d UTC", shown)
+
+
 def test_the_margin_page_shows_totals_and_every_grouping(superuser: Client, world: World, account: Account) -> None:
     url = reverse("admin:analytics_margin_changelist") + f"?product={world.product.slug}"
     for by in ("model", "account", "product", "day", "feature"):
         shown = text(superuser, f"{url}&by={by}")
         assert "$0.45" in shown
-        assert "last folded" in shown
+        assert "last brought up to date" in shown
         assert "<svg" in shown
 
 

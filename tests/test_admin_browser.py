@@ -19,7 +19,7 @@ from accounts.models import Account, Membership, User
 from analytics.tests.world import NANOS, World
 from billing import ledger
 from metering.models import UsageRecord
-from pricing.models import PriceProposal
+from pricing.models import CatalogChange, PriceProposal
 from tests.test_browser import keep, pytestmark
 
 __all__ = ["pytestmark"]
@@ -60,11 +60,15 @@ def ada(django_db_setup: None, django_db_blocker: DjangoDbBlocker, browser: Brow
         PriceProposal.objects.create(
             provider="acme", model=uuid4().hex, component="input_tokens", price_nanos=1, source="test", proposed_at=timezone.now()
         )
-        history(World.new(name="Elite"), scale=NANOS // 3, seed=2)
+        elite = history(World.new(name="Elite"), scale=NANOS // 3, seed=2)
+        CatalogChange.objects.create(
+            product=elite.product, actor="ada", applied_at=timezone.now(), effective_at=timezone.now(), digest="f" * 64,
+            diff="+ plans.pro.price = \"29.00\"\n" * 40,
+        )  # fmt: skip
         return history(World.new(name="Rover"), scale=NANOS, seed=1)
 
 
-@pytest.fixture(params=[1280, 390], ids=["desk", "phone"])
+@pytest.fixture(params=[1280, 360], ids=["desk", "phone"])
 def context(request: pytest.FixtureRequest, browser: Browser, server: str, ada: Account) -> Iterator[BrowserContext]:
     client = Client()
     client.force_login(User.objects.create_superuser(f"staff.{uuid4().hex[:6]}@example.com", "correct horse battery"))
@@ -98,6 +102,8 @@ def test_every_page_is_quiet_local_and_fits(server: str, ada: Account, context: 
         "edit": reverse("admin:accounts_account_edit", args=[ada.pk]),
         "key": reverse("admin:accounts_apikey_add") + f"?account={ada.public_id}",
         "proposals": reverse("admin:pricing_priceproposal_changelist"),
+        "product": reverse("admin:pricing_product_change", args=[ada.product_id]),
+        "change": reverse("admin:pricing_catalogchange_change", args=[CatalogChange.objects.latest("pk").pk]),
     }
     page, complaints = watched(context, server)
     for name, path in pages.items():

@@ -114,6 +114,18 @@ class TestOverview:
         )
         assert "Next period in" in text(signed_in, account)
 
+    def test_credit_from_staff_is_named_in_the_customers_words(self, signed_in: Client, account: Account) -> None:
+        factories.give(account, 5 * NANOS, source="staff", priority=10)
+        use(account)
+        assert "Credit from support $4.55 of $5.00" in text(signed_in, account)
+        assert "Usage · credit from support" in text(signed_in, account, "statement/")
+
+    def test_recent_uses_are_to_the_last_digit_so_that_their_points_stand_in_line(self, signed_in: Client, account: Account) -> None:
+        use(account)
+        use(account, input_tokens=1_001)
+        shown = re.findall(r"\$0\.\d\d<span class=\"fine\">(\d+)", signed_in.get(f"/a/{account.public_id}/").content.decode())
+        assert shown == ["45045", "00000"]
+
     def test_grants_say_when_they_expire(self, signed_in: Client, account: Account) -> None:
         factories.give(account, 5 * NANOS, source="welcome", priority=10, expires_at=datetime.now(UTC) + timedelta(days=9, minutes=1))
         page = text(signed_in, account)
@@ -416,28 +428,51 @@ class TestOtherPages:
         assert "Left to spend $5.00" in text(client, account)
 
 
+class TestWhoComesIn:
+    def test_staff_without_an_account_are_sent_to_their_own_pages(self, client: Client) -> None:
+        client.force_login(User.objects.create_superuser(f"{secrets.token_hex(6)}@example.com", "correct horse battery"))
+        assert client.get("/").headers["Location"] == "/admin/"
+
+    def test_staff_sign_in_where_everybody_does_so_that_the_second_step_is_asked(self, client: Client) -> None:
+        assert client.get("/admin/login/?next=/admin/").headers["Location"].startswith("/accounts/login/")
+        assert client.post("/admin/login/", {"username": "a@example.com", "password": "correct horse battery"}).status_code == 302
+
+    def test_a_customer_at_the_staff_pages_is_told_that_they_may_not(self, signed_in: Client) -> None:
+        response = signed_in.get("/admin/", follow=True)
+        assert response.status_code == 403
+        assert "You may not do this" in response.content.decode()
+
+
 class TestAmounts:
     @pytest.mark.parametrize(
-        ("nanos", "decimals", "exact", "short"),
+        ("nanos", "decimals", "exact", "cut", "nearest"),
         [
-            (0, 2, "0.00", "0.00"),
-            (1, 2, "0.000000001", "0.000000001"),
-            (4_500, 2, "0.0000045", "0.0000045"),
-            (4_719_999_999, 2, "4.719999999", "4.71"),
-            (9_999_999, 2, "0.009999999", "0.0099"),
-            (10_000_000, 2, "0.01", "0.01"),
-            (1_234_500_000_000, 2, "1,234.50", "1,234.50"),
-            (-1_999_000_000, 2, "1.999", "1.99"),
-            (82_000_000_000, 0, "82", "82"),
-            (82_900_000_000, 0, "82.9", "82"),
-            (410_000_000, 0, "0.41", "0.41"),
-            (2**63 - 1, 2, "9,223,372,036.854775807", "9,223,372,036.85"),
-            (1, 9, "0.000000001", "0.000000001"),
+            (0, 2, "0.00", "0.00", "0.00"),
+            (1, 2, "0.000000001", "0.000000001", "0.000000001"),
+            (4_500, 2, "0.0000045", "0.0000045", "0.0000045"),
+            (4_719_999_999, 2, "4.719999999", "4.71", "4.72"),
+            (9_999_999, 2, "0.009999999", "0.0099", "0.01"),
+            (10_000_000, 2, "0.01", "0.01", "0.01"),
+            (1_234_500_000_000, 2, "1,234.50", "1,234.50", "1,234.50"),
+            (-1_999_000_000, 2, "1.999", "1.99", "2.00"),
+            (14_995_000_000, 2, "14.995", "14.99", "15.00"),
+            (82_000_000_000, 0, "82", "82", "82"),
+            (82_900_000_000, 0, "82.9", "82", "83"),
+            (410_000_000, 0, "0.41", "0.41", "0.41"),
+            (2**63 - 1, 2, "9,223,372,036.854775807", "9,223,372,036.85", "9,223,372,036.85"),
+            (1, 9, "0.000000001", "0.000000001", "0.000000001"),
         ],
     )
-    def test_exact_loses_nothing_and_short_never_says_more(self, nanos: int, decimals: int, exact: str, short: str) -> None:
+    def test_exact_loses_nothing_cut_never_says_more_and_short_is_the_nearest(
+        self, nanos: int, decimals: int, exact: str, cut: str, nearest: str
+    ) -> None:
         assert amounts.exact(nanos, decimals=decimals) == exact
-        assert amounts.short(nanos, decimals=decimals) == short
+        assert amounts.short(nanos, decimals=decimals, cut=True) == cut
+        assert amounts.short(nanos, decimals=decimals) == nearest
+
+    def test_cost_and_margin_add_up_to_the_revenue_beside_them(self) -> None:
+        cost, margin = 14_668_368_000, 7_334_184_000
+        assert [amounts.short(nanos, decimals=2) for nanos in (cost, margin, cost + margin)] == ["14.67", "7.33", "22.00"]
 
     def test_units_are_written_as_people_write_them(self) -> None:
         dollar, credit = Unit(code="USD", name="US dollar"), Unit(code="prpm.credit", name="credit", decimals=0)
@@ -448,13 +483,19 @@ class TestAmounts:
 
     def test_a_short_amount_carries_the_exact_one(self) -> None:
         html = amounts.amount(4_719_999_999, Unit(code="USD", name="US dollar"))
-        assert html == '<data value="4.719999999" title="4.719999999 USD">$4.71</data>'
+        assert html == '<data value="4.719999999" title="4.719999999 USD">$4.72</data>'
 
     def test_columns_are_filled_to_the_same_digits(self) -> None:
         assert amounts.sub_digits([450_000_000, 4_500, 0]) == 7
         assert amounts.sub_digits([]) == 0
         html = amounts.exact_amount(450_000_000, Unit(code="USD", name="US dollar"), digits=7, signed=True)
         assert html == '+$0.45<span class="fine">00000</span>'
+
+    def test_an_amount_outside_of_a_column_of_its_unit_names_it(self) -> None:
+        credit = Unit(code="prpm.credit", name="credit", decimals=0)
+        assert amounts.exact_amount(10_500_000_000, credit, named=True) == '10<span class="fine">.5</span>\N{NO-BREAK SPACE}credits'
+        assert amounts.exact_amount(NANOS, credit, named=True) == '1<span class="fine"></span>\N{NO-BREAK SPACE}credit'
+        assert amounts.exact_amount(NANOS, Unit(code="USD"), named=True) == '$1.00<span class="fine"></span>'
 
     @pytest.mark.parametrize(
         ("seconds", "words"),
