@@ -23,6 +23,7 @@ LEDGER_TABLES = (
     "credit_grant",
     "open_authorization",
     "usage_record",
+    "usage_rating",
     "ledger_entry",
     "operation_key",
     "usage_counter",

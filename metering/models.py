@@ -93,7 +93,8 @@ class OpenAuthorization(_Usage):
 class UsageRecord(_Usage):
     """Finished work, rated: what it cost us (``cost_nanos``, nano-USD) and what was charged (``price_nanos``, of the wallet's unit).
 
-    ``value_nanos`` is the list value of the price in nano-USD; ``waived_nanos`` what the product's overage policy let go.
+    ``value_nanos`` is the list value of the price in nano-USD; ``waived_nanos`` what the product's overage policy let go. ``counted_at`` is
+    set where the event came after its period was closed: then it counts at that time. ``service_level`` None is the standard one.
     """
 
     class Outcome(models.TextChoices):
@@ -108,6 +109,8 @@ class UsageRecord(_Usage):
     outcome = models.CharField(max_length=10, choices=Outcome)
     event_at = models.DateTimeField()
     recorded_at = models.DateTimeField()
+    counted_at = models.DateTimeField(null=True)
+    service_level = models.TextField(null=True)
     authorized_at = models.DateTimeField(null=True)
     price_nanos = models.BigIntegerField(null=True)
     value_nanos = models.BigIntegerField(null=True)

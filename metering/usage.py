@@ -18,14 +18,13 @@ that was reported is stored, priced or not.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 from uuid import UUID
 
 import structlog
-from django.db import transaction
 from prometheus_client import Counter
 
 from accounts.models import Account
@@ -40,11 +39,11 @@ from pricing.models import Entitlement
 LAYERS = ("request_size", "credits")
 #: Held for the answer of a model call that gives no ``max_output_tokens``.
 DEFAULT_MAX_OUTPUT_TOKENS = 4_096
-#: At most this many events are recorded in one transaction.
-CHUNK = 100
 #: An event may be this far ahead of our clock, and this old.
 MAX_AHEAD = timedelta(minutes=5)
 MAX_AGE = timedelta(days=366)
+#: How long after its end a billing period still takes late events. Later ones count when they are recorded: a closed statement stays.
+GRACE = timedelta(hours=48)
 
 log = structlog.get_logger(__name__)
 REFUSALS = Counter("usage_refusals", "Refused authorizations, by the layer that refused.", ["layer"])
@@ -317,8 +316,8 @@ def extend(*, account: Account, authorization_id: UUID, lifetime: timedelta) -> 
 Recorded: TypeAlias = ledger.Usage | UsageError | ledger.AmountOverflow
 
 
-def record(*, events: Sequence[Event], now: datetime, api_key_id: int | None = None) -> Iterator[Recorded]:
-    """Records and charges finished work, in transactions of at most ``CHUNK`` events; answers in the order of ``events``.
+def record(*, events: Sequence[Event], now: datetime, api_key_id: int | None = None) -> list[Recorded]:
+    """Records and charges finished work, in transactions of at most ``ledger.CHUNK`` events; answers in the order of ``events``.
 
     An event that cannot be (:class:`InvalidUsage`), or whose charge the account's debt has no room for (:class:`ledger.AmountOverflow`),
     is answered as an error and the rest goes on. One without a price is stored ``unpriced``. One whose key was used for another event is
@@ -327,19 +326,9 @@ def record(*, events: Sequence[Event], now: datetime, api_key_id: int | None = N
     plans = {
         account.pk: subscriptions.allowed(account=account) for account in {event.account.pk: event.account for event in events}.values()
     }
-    for start in range(0, len(events), CHUNK):
-        prepared = [_prepare(event, plans[event.account.pk], now, api_key_id) for event in events[start : start + CHUNK]]
-        answers = iter(_record_chunk([item for item in prepared if isinstance(item, ledger.Event)]))
-        yield from (item if isinstance(item, UsageError) else next(answers) for item in prepared)
-
-
-def _record_chunk(events: Sequence[ledger.Event]) -> list[Recorded]:
-    """All in one transaction; where one of them does not fit, each in its own."""
-    try:
-        with transaction.atomic():
-            return [*ledger.record_many(events)]
-    except ledger.AmountOverflow as error:
-        return [error] if len(events) == 1 else [answer for event in events for answer in _record_chunk([event])]
+    prepared = [_prepare(event, plans[event.account.pk], now, api_key_id) for event in events]
+    answers = iter(ledger.record_many([item for item in prepared if isinstance(item, ledger.Event)]))
+    return [item if isinstance(item, UsageError) else next(answers) for item in prepared]
 
 
 def _prepare(event: Event, allowed: subscriptions.Allowed | None, now: datetime, api_key_id: int | None) -> ledger.Event | InvalidUsage:
@@ -361,6 +350,7 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
         rated = _rated(card, book, event.model, quantities, event.service_level)
     except rating.UnpricedUsage as error:
         _report_unpriced(event.model, account, error)
+    quantities = quantities if rated else event.quantities  # which the price that is to come may count otherwise
     ask = Ask(event.model, quantities, event.feature, event.service_level, event.user, event.session, event.run, event.counts)
     return ledger.Event(
         account_id=account.pk,
@@ -370,6 +360,8 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
         unit_id=account.product.unit_id if card and _charges(card) else None,
         event_at=event.at,
         charge=_charge(rated, quantities),
+        service_level=None if event.service_level == "standard" else event.service_level,
+        closes_at=None if allowed is None or event.at >= allowed.period_start else allowed.period_at(event.at)[1] + GRACE,
     )
 
 

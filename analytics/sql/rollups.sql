@@ -99,10 +99,12 @@ returns table (
   price_nanos bigint, value_nanos bigint, cash_nanos bigint, fee_nanos bigint)
 language sql stable as $$
   with charged as (
-    select u.account_id, u.id, (u.event_at at time zone 'UTC')::date as day, u.model_id, coalesce(u.feature_id, 0) as feature_id, u.cost_nanos,
-      u.price_nanos, u.value_nanos, (select coalesce(sum(q), 0) from unnest(u.quantities) with ordinality as t (q, i) where i = any (p_tokens)) as tokens
-    from usage_record u
-    where u.outcome in ('captured', 'recorded')
+    select u.account_id, u.id, (u.event_at at time zone 'UTC')::date as day, u.model_id, coalesce(u.feature_id, 0) as feature_id,
+      coalesce(u.cost_nanos, r.cost_nanos) as cost_nanos, coalesce(u.price_nanos, r.price_nanos) as price_nanos,
+      coalesce(u.value_nanos, r.value_nanos) as value_nanos,
+      (select coalesce(sum(q), 0) from unnest(u.quantities) with ordinality as t (q, i) where i = any (p_tokens)) as tokens
+    from usage_record u left join usage_rating r on r.account_id = u.account_id and r.usage_id = u.id
+    where u.outcome in ('captured', 'recorded') or r.usage_id is not null
   ), reversed as (
     select c.*, o.id as operation_id from operation_key o join charged c on c.account_id = o.account_id and c.id = o.target where o.verb = 'reverse'
   ), parts as (

@@ -68,12 +68,18 @@ left join (select account_id, unit_id, max(seq) as last from ledger_entry group 
 where w.seq <> coalesce(e.last, 0);
 
 -- name: every priced record has its entries
-select u.account_id, format('record %s: price %s, entries %s', u.id, u.price_nanos, coalesce(e.total, 0))
+select u.account_id, format('record %s: price %s, entries %s', u.id, coalesce(u.price_nanos, r.price_nanos), coalesce(e.total, 0))
 from usage_record u
+left join usage_rating r on r.account_id = u.account_id and r.usage_id = u.id
 left join (
   select account_id, usage_id, sum(case kind when 'usage' then -amount when 'debt' then debt_delta else 0 end) as total
   from ledger_entry where usage_id is not null group by 1, 2) e on e.account_id = u.account_id and e.usage_id = u.id
-where u.unit_id is not null and coalesce(u.price_nanos, 0) <> coalesce(e.total, 0);
+where coalesce(r.unit_id, u.unit_id) is not null and coalesce(u.price_nanos, r.price_nanos, 0) <> coalesce(e.total, 0);
+
+-- name: only what had no price is rated later
+select u.account_id, format('record %s: %s, and rated at %s', u.id, u.outcome, r.rated_at)
+from usage_rating r join usage_record u on u.account_id = r.account_id and u.id = r.usage_id
+where u.outcome <> 'unpriced';
 
 -- name: every usage entry has its record
 select e.account_id, format('entry %s of record %s', e.seq, e.usage_id)

@@ -54,14 +54,17 @@ declare
 begin
   if v_key = 'cost' then
     select coalesce(sum(u.cost_nanos), 0) into v_used from usage_record u
-    where u.account_id = p_account and u.id >= v_first and u.event_at >= p_start and u.event_at < p_end;
+    where u.account_id = p_account and u.id >= v_first and coalesce(u.counted_at, u.event_at) >= p_start and coalesce(u.counted_at, u.event_at) < p_end;
+    v_used := v_used + (
+      select coalesce(sum(r.cost_nanos), 0) from usage_rating r join usage_record u on u.account_id = r.account_id and u.id = r.usage_id
+      where r.account_id = p_account and coalesce(u.counted_at, u.event_at) >= p_start and coalesce(u.counted_at, u.event_at) < p_end);
   elsif v_key = 'requests' then
-    select (select count(*) from usage_record u where u.account_id = p_account and u.id >= v_first and u.event_at >= p_start and u.event_at < p_end)
+    select (select count(*) from usage_record u where u.account_id = p_account and u.id >= v_first and coalesce(u.counted_at, u.event_at) >= p_start and coalesce(u.counted_at, u.event_at) < p_end)
          + (select count(*) from open_authorization a where a.account_id = p_account and a.created_at >= p_start and a.created_at < p_end)
     into v_used;
   else
     select (select coalesce(sum(usage_counts(u.counts, v_key)), 0) from usage_record u
-            where u.account_id = p_account and u.id >= v_first and u.event_at >= p_start and u.event_at < p_end
+            where u.account_id = p_account and u.id >= v_first and coalesce(u.counted_at, u.event_at) >= p_start and coalesce(u.counted_at, u.event_at) < p_end
               and u.outcome in ('captured', 'recorded', 'unpriced'))
          + (select coalesce(sum(usage_counts(a.counts, v_key)), 0) from open_authorization a
             where a.account_id = p_account and a.created_at >= p_start and a.created_at < p_end and a.state <> 'timed_out')

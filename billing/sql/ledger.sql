@@ -256,7 +256,8 @@ begin
     return a;
   end if;
   select * into u from usage_record where account_id = p_account and id = p_usage;
-  if not found or coalesce(u.price_nanos, 0) = 0 then
+  u := usage_rated(u);
+  if u.id is null or coalesce(u.price_nanos, 0) = 0 then
     return row('not_found', null, null, null, null, null, null)::operation_answer;
   end if;
   if exists (select from operation_key where account_id = p_account and verb = 'reverse' and target = p_usage) then
@@ -480,7 +481,7 @@ begin
 end $$;
 
 -- Ends an authorization with work done: spends its hold (more or less of it) and gives the rest back.
--- p_overage 'charge' | 'cap' | 'reject' says what happens when the price is above the hold.
+-- p_overage 'charge' | 'cap' | 'reject' says what happens when the price is above the hold; 'absorb' waives all of it.
 create function usage_capture(
   p_account bigint, p_id uuid, p_quantities bigint[], p_tokens bigint, p_price_ids int[], p_cost bigint, p_price bigint, p_value bigint, p_overage text)
 returns usage_answer language plpgsql as $$
@@ -503,7 +504,7 @@ begin
   u := usage_of(a, 'captured', p_quantities, v_now);
   u.price_ids := p_price_ids;
   u.cost_nanos := p_cost;
-  u.price_nanos := case when p_overage = 'cap' then least(p_price, a.hold) else p_price end;
+  u.price_nanos := case p_overage when 'cap' then least(p_price, a.hold) when 'absorb' then 0 else p_price end;
   u.value_nanos := case when u.price_nanos = p_price then p_value else share(p_value, u.price_nanos, p_price) end;
   u.waived_nanos := p_price - u.price_nanos;
   if a.unit_id is not null then
@@ -623,10 +624,11 @@ begin
   return usage_pending(a, 'done');
 end $$;
 
--- Records work that was done without an authorization. p_price null: it has no price yet (outcome unpriced).
+-- Records work that was done without an authorization. p_price null: it has no price yet (outcome unpriced). p_closes_at: when the period of
+-- the event was closed for good, null where it is open; what is recorded later counts now. A set of events: settle.sql, with this meaning.
 create function usage_record_one(
   p_account bigint, p_key uuid, p_fingerprint uuid, p_call usage_call, p_unit smallint, p_event_at timestamptz, p_tokens bigint,
-  p_cost bigint, p_price bigint, p_value bigint)
+  p_cost bigint, p_price bigint, p_value bigint, p_service_level text, p_closes_at timestamptz)
 returns usage_answer language plpgsql as $$
 declare
   v_now timestamptz := ledger_lock(p_account);
@@ -646,6 +648,8 @@ begin
   u.fingerprint := p_fingerprint;
   u.event_at := p_event_at;
   u.recorded_at := v_now;
+  u.counted_at := case when p_closes_at < v_now then v_now end;
+  u.service_level := p_service_level;
   u.outcome := case when p_price is null then 'unpriced' else 'recorded' end;
   u.model_id := p_call.model_id;
   u.feature_id := p_call.feature_id;
@@ -671,32 +675,8 @@ begin
     u.entries := w.seq + 1 - u.first_seq;
     w := ledger_close(w);
   end if;
-  perform usage_count(p_account, p_event_at, coalesce(p_cost, 0), 1, p_call.counts, 1);
+  perform usage_count(p_account, coalesce(u.counted_at, p_event_at), coalesce(p_cost, 0), 1, p_call.counts, 1);
   return usage_replayed(usage_write(u, w, p_tokens), 'done');
-end $$;
-
--- Records a set, one transaction, accounts locked in id order. Each event has the fields of usage_record_one; answers keep the events' numbers.
-create function usage_record_many(p_events jsonb) returns table (n bigint, answer usage_answer) language plpgsql as $$
-declare
-  e record;
-begin
-  perform from account_state where account_id in (select (x ->> 'account')::bigint from jsonb_array_elements(p_events) x) order by account_id for update;
-  for e in
-    select i.ordinality, r.*
-    from jsonb_array_elements(p_events) with ordinality i,
-      jsonb_to_record(i.value) as r(
-        account bigint, key uuid, fingerprint uuid, model_id int, feature_id int, api_key_id bigint, rate_card_id int, price_ids int[],
-        quantities bigint[], user_ref text, session_ref text, run_ref text, counts jsonb, unit smallint, event_at timestamptz, tokens bigint,
-        cost bigint, price bigint, value bigint)
-    order by i.ordinality
-  loop
-    n := e.ordinality;
-    answer := usage_record_one(
-      e.account, e.key, e.fingerprint,
-      row(e.model_id, e.feature_id, e.api_key_id, e.rate_card_id, e.price_ids, e.quantities, e.user_ref, e.session_ref, e.run_ref, e.counts)::usage_call,
-      e.unit, e.event_at, e.tokens, e.cost, e.price, e.value);
-    return next;
-  end loop;
 end $$;
 
 -- Gives back up to p_limit holds that nobody resolved in time; they keep waiting for their capture, and end for good 7 days later.
@@ -774,8 +754,7 @@ begin
     'usage_await_price(bigint, uuid, bigint[])',
     'usage_release(bigint, uuid)',
     'usage_extend(bigint, uuid, interval)',
-    'usage_record_one(bigint, uuid, uuid, usage_call, smallint, timestamptz, bigint, bigint, bigint, bigint)',
-    'usage_record_many(jsonb)',
+    'usage_record_one(bigint, uuid, uuid, usage_call, smallint, timestamptz, bigint, bigint, bigint, bigint, text, timestamptz)',
     'usage_sweep(integer)']::regprocedure[] loop
     execute format('alter function %s security definer set search_path = public, pg_temp', f);
   end loop;

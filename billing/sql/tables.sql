@@ -128,6 +128,7 @@ create table usage_record (
   fingerprint uuid not null,
   event_at timestamptz not null,
   recorded_at timestamptz not null,
+  counted_at timestamptz,   -- in which window and period it counts: null means at event_at; else that was closed for good already
   authorized_at timestamptz,
   expires_at timestamptz,
   cost_nanos bigint check (cost_nanos >= 0),
@@ -150,6 +151,7 @@ create table usage_record (
   remaining bigint[],
   meters text[],
   counts jsonb,
+  service_level text,   -- null means standard
   user_ref text,
   session_ref text,
   run_ref text,
@@ -234,10 +236,32 @@ end $$;
 select add_hash_partitions('usage_record', 8);
 select add_hash_partitions('ledger_entry', 8);
 create index usage_record_event_at on usage_record using brin (event_at);
+create index usage_record_unpriced on usage_record (account_id, id) where outcome = 'unpriced';
+
+-- The one later rating of an unpriced record, whose row never changes. waived_nanos: what came too late to be charged.
+create table usage_rating (
+  account_id bigint not null,
+  usage_id uuid not null,
+  rated_at timestamptz not null,
+  cost_nanos bigint not null check (cost_nanos >= 0),
+  price_nanos bigint not null check (price_nanos >= 0),
+  value_nanos bigint not null check (value_nanos >= 0),
+  waived_nanos bigint not null check (waived_nanos >= 0),
+  first_seq bigint,
+  balance_after bigint,
+  debt_after bigint,
+  rate_card_id int not null,
+  unit_id smallint,
+  entries smallint not null,
+  price_ids int[] not null,
+  primary key (account_id, usage_id),
+  foreign key (account_id, usage_id) references usage_record
+);
 create index ledger_entry_recorded_at on ledger_entry using brin (recorded_at);
 
 create trigger append_only before update or delete on usage_record for each row execute function refuse_change();
 create trigger append_only before update or delete on ledger_entry for each row execute function refuse_change();
+create trigger append_only before update or delete on usage_rating for each row execute function refuse_change();
 create trigger append_only before update or delete on operation_key for each row execute function refuse_change();
 create trigger never_deleted before delete on wallet for each row execute function refuse_change();
 create trigger never_deleted before delete on account_state for each row execute function refuse_change();
@@ -246,7 +270,7 @@ do $$
 declare
   v_table text;
 begin
-  foreach v_table in array array['usage_record', 'ledger_entry', 'operation_key', 'wallet', 'account_state', 'credit_grant', 'open_authorization'] loop
+  foreach v_table in array array['usage_record', 'usage_rating', 'ledger_entry', 'operation_key', 'wallet', 'account_state', 'credit_grant', 'open_authorization'] loop
     execute format('create trigger never_truncated before truncate on %I for each statement execute function refuse_change()', v_table);
   end loop;
 end $$;

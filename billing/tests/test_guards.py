@@ -19,7 +19,7 @@ from config import roles
 from tests.factories import give, make_account
 
 pytestmark = pytest.mark.django_db
-APPEND_ONLY = ("usage_record", "ledger_entry", "operation_key")
+APPEND_ONLY = ("usage_record", "usage_rating", "ledger_entry", "operation_key")
 NEVER_TRUNCATED = (*APPEND_ONLY, "wallet", "account_state", "credit_grant", "open_authorization")
 
 
