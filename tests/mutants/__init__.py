@@ -1,0 +1,257 @@
+"""Bugs to plant: each is one small edit that a hurried change could make, and the tests that must notice it.
+
+``make mutants`` plants them one at a time in a copy of the tree and runs those tests; a bug that they do not notice is a test that is
+missing. ``tests/test_mutants.py`` keeps the edits applicable: ``find`` is the shortest text that occurs once in its file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class DoesNotApply(Exception):
+    """What a mutant replaces is not there, or more than once: the code has moved on, and the mutant must follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """``find`` in ``file`` becomes ``replace``, and one of ``tests`` (pytest's arguments) must fail."""
+
+    name: str
+    file: str
+    find: str
+    replace: str
+    tests: tuple[str, ...]
+
+    def plant(self, source: str) -> str:
+        """The file's text with the bug. :raises DoesNotApply: ``find`` does not occur exactly once."""
+        if source.count(self.find) != 1:
+            raise DoesNotApply(f"{self.name}: the text occurs {source.count(self.find)} times in {self.file}, expected once:\n{self.find}")
+        return source.replace(self.find, self.replace)
+
+
+VERBS = "billing/tests/test_ledger.py"
+LIVES = "billing/tests/test_machine.py"
+RATING = "pricing/tests/test_rating.py"
+HOT_PATH = "metering/tests/test_api.py"
+CROWD = "metering/tests/test_concurrency.py"
+
+MUTANTS: tuple[Mutant, ...] = (
+    # Quantities, prices and keys, in Python.
+    Mutant(
+        "cost is rounded down", "pricing/rating.py",
+        "cost_nanos = -(-total // table.denominator)",
+        "cost_nanos = total // table.denominator", (RATING,),
+    ),
+    Mutant(
+        "price is rounded down to the quantum", "pricing/rating.py",
+        "price_nanos = -(-numerator // (denominator * quantum)) * quantum",
+        "price_nanos = numerator // (denominator * quantum) * quantum", (RATING,),
+    ),
+    Mutant(
+        "each component is rounded up", "pricing/rating.py",
+        "total += quantity * found[0]",
+        "total += -(-quantity * found[0] // table.denominator) * table.denominator", (RATING,),
+    ),
+    Mutant(
+        "price is made of the rounded cost", "pricing/rating.py",
+        "_charge(card, model, quantities, total, table.denominator)\n        quantum",
+        "_charge(card, model, quantities, cost_nanos * table.denominator, table.denominator)\n        quantum", (RATING,),
+    ),
+    Mutant(
+        "component without a price is free", "pricing/rating.py",
+        "elif quantity or component not in _KNOWN:",
+        "elif component not in _KNOWN:", (RATING,),
+    ),
+    Mutant(
+        "cached tokens count twice", "pricing/provider_usage.py",
+        '_rest(f"{incoming}_tokens", whole_input, cached, written, heard)',
+        '_rest(f"{incoming}_tokens", whole_input, written, heard)', ("pricing/tests/test_provider_usage.py",),
+    ),
+    Mutant(
+        "price of an earlier date is kept", "pricing/catalog.py",
+        "stretch = bisect_right(self.turns, at)",
+        "stretch = 0", ("pricing/tests/test_catalog.py",),
+    ),
+    Mutant(
+        "earlier version of a rate card is used", "pricing/catalog.py",
+        "return self.versions[position - 1]",
+        "return self.versions[0]", ("pricing/tests/test_catalog.py",),
+    ),
+    Mutant(
+        "event is priced by today's price book", "metering/usage.py",
+        "book = _book(event.model, event.at, event.service_level)",
+        "book = _book(event.model, now, event.service_level)", (HOT_PATH,),
+    ),
+    Mutant(
+        "event is priced by today's rate card", "metering/usage.py",
+        "card = _card(account, allowed, event.model, event.at)",
+        "card = _card(account, allowed, event.model, now)", (HOT_PATH,),
+    ),
+    Mutant(
+        "capture is priced by today's price book", "metering/usage.py",
+        "book = catalog.book_of_rows(model=model, row_ids=promised.price_ids or ())",
+        "book = catalog.price_book(model=model, at=datetime.now(UTC))", (HOT_PATH,),
+    ),
+    Mutant(
+        "fingerprint ignores quantities", "metering/usage.py",
+        '"quantities": {name: quantity for name, quantity in ask.quantities.items() if quantity},\n',
+        "", (HOT_PATH,),
+    ),
+    Mutant(
+        "keys of two parts run together", "billing/ledger.py",
+        'b"%d:%s" % (len(part.encode()), part.encode())',
+        "part.encode()", (VERBS,),
+    ),
+    # The verbs of the ledger, in SQL.
+    Mutant(
+        "lock is dropped", "billing/sql/ledger.sql",
+        "where account_id = p_account for update;",
+        "where account_id = p_account;", (CROWD,),
+    ),
+    Mutant(
+        "verdict comes before the key", "billing/sql/ledger.sql",
+        "  select * into a from open_authorization where account_id = p_account and key_hash = p_key;",
+        "  if p_refusal is not null then\n    said.outcome := 'refused';\n    said.state := p_refusal;\n    return said;\n  end if;\n"
+        "  select * into a from open_authorization where account_id = p_account and key_hash = p_key;", (VERBS,),
+    ),
+    Mutant(
+        "authorize forgets what is held", "billing/sql/ledger.sql",
+        "w.balance - w.held < greatest(p_hold, p_minimum)",
+        "w.balance < greatest(p_hold, p_minimum)", (VERBS,),
+    ),
+    Mutant(
+        "debt does not refuse a hold of nothing", "billing/sql/ledger.sql",
+        "if w.debt > 0 or w.balance - w.held",
+        "if w.balance - w.held", (VERBS,),
+    ),
+    Mutant(
+        "captured authorization stays open", "billing/sql/ledger.sql",
+        "  delete from open_authorization where account_id = a.account_id and id = a.id;\n",
+        "", (VERBS,),
+    ),
+    Mutant(
+        "what has ended can be ended otherwise", "billing/sql/ledger.sql",
+        "u.outcome = p_outcome and (p_quantities is null or u.quantities = p_quantities)",
+        "true", (VERBS,),
+    ),
+    Mutant(
+        "hold is not given back under capture", "billing/sql/ledger.sql",
+        "w.held := w.held - a.held;\n    u.first_seq",
+        "w.held := w.held - least(a.held, u.price_nanos);\n    u.first_seq", (VERBS,),
+    ),
+    Mutant(
+        "cap charges everything", "billing/sql/ledger.sql",
+        "then least(p_price, a.hold)",
+        "then p_price", (VERBS,),
+    ),
+    Mutant(
+        "reject refuses a price equal to the hold", "billing/sql/ledger.sql",
+        "if p_price > a.hold and",
+        "if p_price >= a.hold and", (VERBS,),
+    ),
+    Mutant(
+        "charge takes what other holds keep", "billing/sql/ledger.sql",
+        "least(p_price, greatest(w.balance - w.held, 0))",
+        "least(p_price, w.balance)", (VERBS,),
+    ),
+    Mutant(
+        "burn order ignores priority", "billing/sql/ledger.sql",
+        "order by c.priority, c.expires_at, c.id\n  loop\n    exit",
+        "order by c.expires_at, c.id\n  loop\n    exit", (VERBS,),
+    ),
+    Mutant(
+        "burn order ignores expiry", "billing/sql/ledger.sql",
+        "order by c.priority, c.expires_at, c.id\n  loop\n    exit",
+        "order by c.priority, c.id\n  loop\n    exit", (VERBS,),
+    ),
+    Mutant(
+        "holds cover the back of the queue", "billing/sql/ledger.sql",
+        "order by c.priority, c.expires_at, c.id\n  loop\n    v_free",
+        "order by c.priority desc, c.expires_at desc, c.id desc\n  loop\n    v_free", (LIVES,),
+    ),
+    Mutant(
+        "expiry takes what holds cover", "billing/sql/ledger.sql",
+        "v_free := g.remaining - greatest(0, least(g.remaining, w.held - v_before));",
+        "v_free := g.remaining;", (VERBS,),
+    ),
+    Mutant(
+        "what a hold leaves of an expired grant stays", "billing/sql/ledger.sql",
+        "  w := ledger_expire(w);\n  update wallet",
+        "  update wallet", (VERBS,),
+    ),
+    Mutant(
+        "expired credits are spent first", "billing/sql/ledger.sql",
+        "  w := ledger_expire(w);\n  w.cash_nanos := 0;",
+        "  w.cash_nanos := 0;", (VERBS,),
+    ),
+    Mutant(
+        "debt is not repaid", "billing/sql/ledger.sql",
+        "if w.debt > 0 and w.balance > w.held then",
+        "if false then", (VERBS,),
+    ),
+    Mutant(
+        "adjustment takes what is held", "billing/sql/ledger.sql",
+        "if w.balance - w.held < p_amount then",
+        "if w.balance < p_amount then", (VERBS,),
+    ),
+    Mutant(
+        "one payment is granted under every key", "billing/sql/ledger.sql",
+        "where account_id = p_account and source = p_source and source_key = p_source_key)",
+        "where false)", (VERBS,),
+    ),
+    Mutant(
+        "reversal keeps debt that was repaid", "billing/sql/ledger.sql",
+        "if v_owed > v_amount then",
+        "if false then", (VERBS,),
+    ),
+    Mutant(
+        "record is reversed under every key", "billing/sql/ledger.sql",
+        "where account_id = p_account and verb = 'reverse' and target = p_usage)",
+        "where false)", (VERBS,),
+    ),
+    Mutant(
+        "cash of the parts is not the whole", "billing/sql/ledger.sql",
+        "v_cash := share(g.cash_nanos, v_gone - p_amount, g.granted) - share(g.cash_nanos, v_gone, g.granted);",
+        "v_cash := share(g.cash_nanos, -p_amount, g.granted);", (VERBS,),
+    ),
+    Mutant(
+        "another account's hold can be released", "billing/sql/ledger.sql",
+        "where account_id = p_account and id = p_id;\n  if not found then\n    return usage_settled(p_account, p_id, 'released', null);",
+        "where id = p_id;\n  if not found then\n    return usage_settled(p_account, p_id, 'released', null);", (LIVES,),
+    ),
+    Mutant(
+        "hold that timed out is over at once", "billing/sql/ledger.sql",
+        "if a.state = 'open' then\n      if a.held > 0 then",
+        "if false then\n      if a.held > 0 then", (VERBS,),
+    ),
+    # What the database refuses, whoever asks.
+    Mutant(
+        "entries can be changed", "billing/sql/tables.sql",
+        "create trigger append_only before update or delete on ledger_entry for each row execute function refuse_change();\n",
+        "", ("billing/tests/test_guards.py",),
+    ),
+    Mutant(
+        "partitions can be truncated", "billing/sql/tables.sql",
+        "create trigger never_truncated before truncate on %I for each statement execute function refuse_change()', v_name",
+        "select 1', v_name", ("billing/tests/test_guards.py",),
+    ),
+    Mutant(
+        "balance changes without an entry", "billing/sql/tables.sql",
+        "and e.balance_after = new.balance and e.debt_after = new.debt)",
+        ")", ("billing/tests/test_guards.py",),
+    ),
+    Mutant(
+        "tenants see every ledger", "billing/sql/tenancy.sql",
+        "    execute format('alter table %I enable row level security', v_table);\n",
+        "", ("billing/tests/test_tenancy.py",),
+    ),
+    Mutant(
+        "tenants see every account", "accounts/sql/tenancy.sql",
+        "to authenticated using (id in (select visible_account_ids()));",
+        "to authenticated using (true);", ("accounts/tests/test_tenancy.py",),
+    ),
+)  # fmt: skip
