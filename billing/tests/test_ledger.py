@@ -468,6 +468,12 @@ class TestSweep:
         assert wallet(account) == (100, 60, 0)
 
 
+class TestKeys:
+    def test_parts_of_a_key_do_not_run_together(self) -> None:
+        assert ledger.key_hash("a", "bc") != ledger.key_hash("ab", "c")
+        assert ledger.key_hash("a", "bc") == ledger.key_hash("a", "bc")
+
+
 class TestRecordMany:
     def test_a_set_answers_in_its_order_and_again_changes_nothing(self, account: Account) -> None:
         other = make_account(account.product, credit=1)

@@ -98,6 +98,11 @@ class TestAuthorizeAndCapture:
         assert (other.status_code, body(other)["code"]) == (409, "idempotency_key_reused")
         assert balance(app.account) == (NANOS, 450_000_000, 0)
 
+    def test_same_key_for_another_estimate_is_409(self, app: App) -> None:
+        assert app.authorize(key="k").status_code == 200
+        other = app.authorize(key="k", estimate={"input_tokens": 100_001, "max_output_tokens": 0})
+        assert (other.status_code, body(other)["code"]) == (409, "idempotency_key_reused")
+
     def test_capture_again_is_the_same_answer(self, app: App) -> None:
         path = f"authorizations/{body(app.authorize())['id']}/capture"
         first, again = (app.post(path, {"quantities": {"input_tokens": 5}}) for _ in range(2))
@@ -151,6 +156,16 @@ class TestAuthorizeAndCapture:
         done = app.post(f"authorizations/{held['id']}/capture", {"quantities": {"input_tokens": 100_000}})
         assert body(done)["charged"] == "0.450000000"
         assert UsageRecord.objects.get(account=app.account).rate_card_id == opened.rate_card_id
+
+    def test_price_that_changes_before_the_capture_is_not_charged(self, app: App) -> None:
+        path = f"authorizations/{body(app.authorize())['id']}/capture"
+        provider, _, name = app.model.partition(":")
+        now = datetime.now(UTC)
+        row = {"provider": provider, "model": name, "component": "input_tokens"}
+        PriceRow.objects.filter(**row).update(valid=Range(START, now))
+        PriceRow.objects.create(**row, price_nanos=6_000_000_000, valid=Range(now, None), source="test")
+        assert body(app.authorize(estimate={"input_tokens": 10_000, "max_output_tokens": 0}))["hold"] == "0.090000000"
+        assert body(app.post(path, {"quantities": {"input_tokens": 100_000}}))["charged"] == "0.450000000"
 
     @pytest.mark.parametrize(
         ("provider", "report"),
@@ -316,6 +331,25 @@ class TestRecords:
         )
         assert body(app.post("records", event))["status"] == "duplicate"
         assert UsageRecord.objects.get(account=app.account).quantities == [0, 3]
+
+    def test_event_is_charged_at_the_prices_and_the_rate_card_of_its_own_time(self, app: App) -> None:
+        changed = datetime.now(UTC) - timedelta(hours=1)
+        for price, valid in ((1_000_000_000, Range(START, changed)), (2_000_000_000, Range(changed, None))):
+            PriceRow.objects.create(
+                provider="acme", model=app.product.slug, component="images", price_nanos=price, valid=valid, source="test"
+            )
+        RateCard.objects.create(
+            product=app.product, slug="standard", version=2, valid_from=changed, mode="markup", markup_ppm=1_000_000
+        )  # fmt: skip
+        for at, charged in ((changed, "0.004000000"), (changed - timedelta(seconds=1), "0.001500000")):
+            event = app.event(model=f"acme:{app.product.slug}", quantities={"images": 1_000}, time=at.isoformat())
+            assert body(app.post("records", event))["charged"] == charged
+
+    def test_same_id_and_time_with_other_quantities_is_a_conflict(self, app: App) -> None:
+        event = app.event()
+        assert body(app.post("records", event))["status"] == "created"
+        other = app.post("records", event | {"quantities": {"input_tokens": 2}})
+        assert (other.status_code, body(other)["code"]) == (409, "event_id_reused")
 
     def test_usage_from_before_the_rate_card_began_is_stored_unpriced_and_the_rest_goes_on(self, app: App) -> None:
         begun = datetime.now(UTC) - timedelta(hours=1)

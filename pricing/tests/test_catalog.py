@@ -175,6 +175,10 @@ class TestKeeping:
             read(SECOND)
         assert len(queries) == 0
 
+    def test_what_is_kept_answers_each_instant_with_its_own_price(self) -> None:
+        model = make_prices()
+        assert [input_price(model, at) for at in (SECOND, START, JUST_BEFORE, SECOND)] == [2, 3, 3, 2]
+
     def test_hits_and_misses_are_counted(self) -> None:
         model = make_prices()
 
