@@ -32,7 +32,7 @@ from tests.factories import make_account
 
 BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
 SHORT = settings(
-    max_examples=80,
+    max_examples=60,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,
@@ -203,6 +203,26 @@ class LedgerMachine(RuleBasedStateMachine):
     def record(self, wallet: tuple[int, int], price: int | None) -> None:
         self.do("record", wallet, key=self.new_key(), price=price)
 
+    @rule(events=st.lists(st.tuples(WALLETS, st.none() | st.integers(0, 40)), min_size=2, max_size=6), back=BACK, again=st.booleans())
+    def record_a_set(self, events: list[tuple[tuple[int, int], int | None]], back: int, again: bool) -> None:
+        """As if one after the other, for several accounts; what is in it twice, or was recorded before, counts once."""
+        set_: list[Command] = [
+            ("record", number, {"key": self.new_key(), "unit": self.units[unit], "price": price}) for (number, unit), price in events
+        ]
+        before = [command for command in self.commands if command[0] == "record"]
+        if again:
+            set_ += [set_[0], *before[-1 - back : -back or None]]
+        self.commands += set_[: len(events)]
+        wanted = [self.ask_oracle(*command) for command in set_]
+        self.well = False
+        got = ledger.record_many([self.event(self.accounts[number].pk, **arguments) for _, number, arguments in set_])
+        for (_, number, _), want, answer in zip(set_, wanted, got, strict=True):
+            reused = isinstance(answer, ledger.Usage) and answer.outcome == "key_reused"
+            self.check_answer(number, want, ledger.KeyReused() if reused else answer)
+        for number in range(2):
+            self.compare(number)
+        self.well = True
+
     # Again, and later ------------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.commands)
@@ -262,13 +282,16 @@ class LedgerMachine(RuleBasedStateMachine):
         self.commands.append((verb, number, arguments))
         self.give(verb, number, arguments)
 
-    def give(self, verb: str, number: int, arguments: dict[str, Any]) -> None:
-        wanted: oracle.Answer | oracle.Refusal
-        got: ledger.Usage | ledger.Operation | ledger.LedgerError
+    def ask_oracle(self, verb: str, number: int, arguments: dict[str, Any]) -> oracle.Answer | oracle.Refusal:
         try:
-            wanted = getattr(self.oracles[number], verb)(now=self.now, **arguments)
+            answer: oracle.Answer = getattr(self.oracles[number], verb)(now=self.now, **arguments)
         except oracle.Refusal as refusal:
-            wanted = refusal
+            return refusal
+        return answer
+
+    def give(self, verb: str, number: int, arguments: dict[str, Any]) -> None:
+        got: ledger.Usage | ledger.Operation | ledger.LedgerError
+        wanted = self.ask_oracle(verb, number, arguments)
         if verb == "extend" and isinstance(wanted, oracle.Refusal) and wanted.name == "AlreadyResolved":
             return
         self.well = False
@@ -346,11 +369,12 @@ class LedgerMachine(RuleBasedStateMachine):
         return ledger.extend(account_id=account, authorization_id=id, lifetime=lifetime)
 
     def ledger_record(self, account: int, *, key: str, unit: int, price: int | None) -> ledger.Usage:
-        return ledger.record(
-            ledger.Event(
-                account_id=account, key=ledger.key_hash("usage", key), fingerprint=ledger.fingerprint({"record": price, "unit": unit}),
-                call=CALL, unit_id=unit, event_at=BEGIN, charge=ledger.Charge(price, price, price, 1),
-            )
+        return ledger.record(self.event(account, key=key, unit=unit, price=price))
+
+    def event(self, account: int, *, key: str, unit: int, price: int | None) -> ledger.Event:
+        return ledger.Event(
+            account_id=account, key=ledger.key_hash("usage", key), fingerprint=ledger.fingerprint({"record": price, "unit": unit}),
+            call=CALL, unit_id=unit, event_at=BEGIN, charge=ledger.Charge(price, price, price, 1),
         )  # fmt: skip
 
     # What is true after every step -----------------------------------------------------------------------------------------------
