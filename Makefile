@@ -43,12 +43,12 @@ check:  ## Style, types, imports, migrations, deployment settings, documents, dj
 	$(PY) -m pytest -q tests/test_docs.py tests/test_architecture.py tests/test_settings.py
 	$(PY) -m config.djstripe_schema
 
-bench:  ## The measurements of docs/benchmarks.md
+bench:  ## The measurements of docs/performance.md, about ten minutes: make bench SECONDS=2 SCALE=6
 	$(call install,requirements.txt)
-	$(call install,requirements-dev.txt)
-	@exec $(PY) -m benchmarks
+	$(call install,requirements-bench.txt)
+	@SECONDS=$(or $(SECONDS),2) SCALE=$(or $(SCALE),6) $(PY) -m benchmarks
 
 clean:  ## Stop the embedded servers; delete their data and everything that was made here
-	@test ! -x $(PY) || for name in dev test; do $(PY) -m config.embedded remove --name $$name; done
+	@test ! -x $(PY) || for name in dev test bench; do $(PY) -m config.embedded remove --name $$name; done
 	rm -rf .venv var staticfiles .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

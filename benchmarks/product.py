@@ -1,0 +1,259 @@
+"""What the clients do with the program, in its own terms. See :mod:`benchmarks.crowd`; ``client`` is the client's number."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import cache
+from typing import Any
+from unittest.mock import patch
+from uuid import UUID, uuid4
+
+from django.core.management import call_command
+from django.db import connection, transaction
+from django.test import Client
+from django.utils import timezone
+from psycopg import sql
+
+from accounts.models import Account, Membership, User
+from analytics import margin, rollups
+from billing import audit as billing_audit
+from billing import balances, ledger
+from metering import names, usage
+from metering.models import OpenAuthorization
+from tests import factories
+
+CREDIT = 1_000_000
+MODELS = 20
+FEATURES = 5
+WORST_CASE = {"input_tokens": 1_000, "output_tokens": 1_024}
+USED = {"input_tokens": 1_000, "output_tokens": 129}
+Call = Callable[[], object]
+
+
+# The world --------------------------------------------------------------------------------------------------------------------
+
+
+def migrate() -> None:
+    call_command("migrate", interactive=False, verbosity=0, stdout=io.StringIO())
+
+
+def make() -> dict[str, Any]:
+    """A product, its models and features, a key for all its accounts, and the account that the others will be like."""
+    with transaction.atomic():
+        product = factories.make_product(flags={f"feature-{number}": True for number in range(FEATURES)})
+    account = factories.make_account(product, credit=CREDIT)
+    models = [factories.make_model() for _ in range(MODELS)]
+    for model in models:
+        names.model_id(model)
+    for number in range(FEATURES):
+        names.feature_id(product.pk, f"feature-{number}")
+    return {"account": account.pk, "model": models[0], "key": factories.make_key(product)}
+
+
+def call_once(*, account: int, model: str) -> None:
+    """One call, from beginning to end."""
+    authorize_and_capture(client=0, first=account, last=account, model=model)()
+
+
+def findings() -> list[str]:
+    """What the audit finds wrong."""
+    return [f"{finding.check}: {finding.text}" for finding in billing_audit.run()]
+
+
+def rollup_differences() -> list[str]:
+    """Where the rollups are not what a recount of the records says."""
+    return [str(difference) for difference in rollups.check()]
+
+
+# The hot path, through the Python face ------------------------------------------------------------------------------------------
+
+
+@cache
+def accounts(first: int, last: int) -> list[Account]:
+    return list(Account.objects.select_related("product__unit").filter(pk__range=(first, last)))
+
+
+def authorize(*, client: int, first: int, last: int, model: str) -> Call:
+    draw, everybody = random.Random(client), accounts(first, last)
+    ask = usage.Ask(model, WORST_CASE, feature="feature-0")
+
+    def call() -> usage.Authorization:
+        return usage.authorize(account=draw.choice(everybody), ask=ask, key=secrets.token_hex(12), now=timezone.now())
+
+    return call
+
+
+def authorize_and_capture(*, client: int, first: int, last: int, model: str) -> Call:
+    hold = authorize(client=client, first=first, last=last, model=model)
+
+    def call() -> None:
+        held = hold()
+        assert isinstance(held, usage.Authorization)
+        usage.capture(account=held.account, authorization_id=held.usage.id, quantities=USED)
+
+    return call
+
+
+def tickets(*, first: int, last: int) -> list[tuple[int, UUID]]:
+    """The open authorizations of these accounts, in an order that mixes the accounts."""
+    return list(
+        OpenAuthorization.objects.filter(account_id__gte=first, account_id__lte=last).order_by("key_hash").values_list("account_id", "id")
+    )
+
+
+def capture(*, client: int, shares: int, first: int, last: int) -> Call:
+    """Captures the open authorizations; each client its own share of them, until there are no more."""
+    everybody = {account.pk: account for account in accounts(first, last)}
+    mine = iter(tickets(first=first, last=last)[client::shares])
+
+    def call() -> ledger.Usage:
+        account_id, id_ = next(mine)
+        return usage.capture(account=everybody[account_id], authorization_id=id_, quantities=USED)
+
+    return call
+
+
+def ledger_capture(*, client: int, shares: int, first: int, last: int, statement: str) -> Call:
+    """Only the ledger's verb, through Django's cursor: what is rated and looked up before it is left out."""
+    mine = iter(tickets(first=first, last=last)[client::shares])
+    text = statement.replace(":account", "%(account)s").replace(":id", "%(id)s")
+
+    def call() -> None:
+        account_id, id_ = next(mine)
+        with connection.cursor() as cursor:
+            cursor.execute(text, {"account": account_id, "id": id_})
+            cursor.fetchone()
+
+    return call
+
+
+# The same as SQL, for pgbench ---------------------------------------------------------------------------------------------------
+
+
+def statements(*, account: int, model: str) -> dict[str, str]:
+    """The ledger's verbs as the Python face really sends them, with ``:account``, ``:key`` and ``:id`` in place of those that differ."""
+    sent: list[tuple[str, Sequence[Any]]] = []
+
+    def listen(execute: Callable[..., Any], text: str, parameters: Sequence[Any], many: bool, context: Any) -> Any:
+        sent.append((text, parameters))
+        return execute(text, parameters, many, context)
+
+    one, key = Account.objects.select_related("product__unit").get(pk=account), secrets.token_hex(12)
+    with connection.execute_wrapper(listen):
+        held = usage.authorize(account=one, ask=usage.Ask(model, WORST_CASE, feature="feature-0"), key=key, now=timezone.now())
+        usage.capture(account=one, authorization_id=held.usage.id, quantities=USED)
+    differing: dict[Any, str] = {account: ":account", ledger.key_hash("usage", key): ":key", held.usage.id: ":id"}
+    verbs = {"authorize": "usage_authorize(", "capture": "usage_capture("}
+    return {name: _template(sent, verb, differing) for name, verb in verbs.items()}
+
+
+def _template(sent: Sequence[tuple[str, Sequence[Any]]], verb: str, differing: dict[Any, str]) -> str:
+    [(text, parameters)] = [(text, parameters) for text, parameters in sent if verb in text]
+    values = [differing[value] if isinstance(value, UUID | int) and value in differing else _literal(value) for value in parameters]
+    return text % tuple(values)
+
+
+def _literal(value: Any) -> str:
+    """``value`` as SQL in which no colon stands inside quotes: pgbench would take it for a variable."""
+    text = sql.Literal(value).as_string(None)
+    return re.sub(r"'[^']*'", lambda match: "E" + match[0].replace(":", r"\x3a") if ":" in match[0] else match[0], text)
+
+
+# Batches ------------------------------------------------------------------------------------------------------------------------
+
+
+def record_many(*, client: int, first: int, last: int, model: str, size: int, sets: int) -> Call:
+    """Finished work in ``sets`` of ``size``, as metering hands it to the ledger: rated before, not on the clock."""
+    draw, everybody = random.Random(client), accounts(first, last)
+    like = _prepared(everybody[0], model)
+    work = iter([[replace(like, account_id=draw.choice(everybody).pk, key=uuid4()) for _ in range(size)] for _ in range(sets)])
+    return lambda: ledger.record_many(next(work))
+
+
+def _prepared(account: Account, model: str) -> ledger.Event:
+    """An event as metering hands it to the ledger."""
+    with patch.object(ledger, "record_many", wraps=ledger.record_many) as handed:
+        event = usage.Event(secrets.token_hex(12), account, timezone.now(), model, USED, feature="feature-0")
+        list(usage.record(events=[event], now=timezone.now()))
+    found: ledger.Event = handed.call_args.args[0][0]
+    return found
+
+
+def bare_insert(*, client: int, first: int, last: int, size: int, sets: int) -> Call:
+    """The least that counts events once: rows of the same width as a usage record's, by key, in one statement, and nothing else."""
+    draw, now = random.Random(client), timezone.now()
+    arrays = "%s::bigint[], %s::uuid[], %s::uuid[], %s::uuid[], %s::timestamptz[]"
+    values = "12345000::bigint, 8230000::bigint, 12345000::bigint, 0::bigint, 7, 3, 11, '{1,2}'::int[], '{1000,129}'::bigint[]"
+    statement = f"insert into bench_event select e.*, {values} from unnest({arrays}) e on conflict do nothing"
+
+    def one_set() -> list[list[Any]]:
+        ids = [[uuid4() for _ in range(size)] for _ in range(3)]
+        return [[draw.randint(first, last) for _ in range(size)], *ids, [now] * size]
+
+    work = iter([one_set() for _ in range(sets)])
+
+    def call() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, next(work))
+
+    return call
+
+
+# Reading ------------------------------------------------------------------------------------------------------------------------
+
+
+def visitor(*, account: int) -> None:
+    """Makes the person who looks at the account's pages."""
+    user = User.objects.create_user(email="visitor@example.com", password=secrets.token_hex(16))
+    Membership.objects.create(account_id=account, user=user, role=Membership.Role.OWNER)
+
+
+def read_balance(*, client: int, account: int) -> Call:
+    one = Account.objects.get(pk=account)
+    return lambda: balances.of_account(one, now=timezone.now())
+
+
+def read_page(*, client: int, account: int, page: str) -> Call:
+    """A page of the account, as the person signed in gets it; without the web server."""
+    browser, one = Client(), Account.objects.get(pk=account)
+    browser.force_login(User.objects.get(email="visitor@example.com"))
+    address = f"/a/{one.public_id}/{page}"
+
+    def call() -> None:
+        answer = browser.get(address)
+        if answer.status_code != 200:
+            raise RuntimeError(f"{address} was answered {answer.status_code}")
+
+    return call
+
+
+def margin_report(*, client: int) -> Call:
+    until = timezone.now().date() + timedelta(days=1)
+    return lambda: margin.report(by="model", since=until - timedelta(days=365), until=until)
+
+
+def fold() -> None:
+    while rollups.fold() == rollups.FOLD_LIMIT:
+        pass
+
+
+def margin_scan(*, client: int) -> Call:
+    """What the report of :func:`margin_report` says of cost and revenue, from the records themselves."""
+
+    def call() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("set statement_timeout = 0")
+            cursor.execute(
+                "select m.provider || ':' || m.name, count(*), sum(cost_nanos), sum(value_nanos) from usage_record u"
+                " join metering_usagemodel m on m.id = u.model_id"
+                " where outcome in ('captured', 'recorded') and event_at >= now() - interval '365 days' group by 1 order by 4 desc"
+            )
+            cursor.fetchall()
+
+    return call
