@@ -330,16 +330,19 @@ def _start_postgres(servers: Servers, *, durable: bool) -> None:
     settings = _SETTINGS | ({} if durable else _FORGETFUL)
     settings |= {"port": str(servers.postgres_port), "unix_socket_directories": _socket_folder(home)}
     (data / "tollgate.conf").write_text("".join(f"{key} = '{value}'\n" for key, value in settings.items()))
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    while _postmaster(home) is None:
-        _clear_dead_postmaster(home)
-        options = ("-w", "-s", "-t", str(START_SECONDS), "-D", data, "-l", home / "postgres.log")
-        started = user.run(programs / "pg_ctl", "start", *options, cwd=home, check=False).returncode == 0
-        if not started and time.monotonic() > deadline:
+    address = f"postgresql://{SUPERUSER}:{servers.superuser_password}@127.0.0.1:{servers.postgres_port}/postgres"
+    begun = time.monotonic()
+    while not _accepts(address):
+        if _postmaster(home) is None:  # looked at each time: a killed server may take a moment to be gone
+            _clear_dead_postmaster(home)
+            options = ("-w", "-s", "-t", str(START_SECONDS), "-D", data, "-l", home / "postgres.log")
+            started = user.run(programs / "pg_ctl", "start", *options, cwd=home, check=False).returncode == 0
+            if not started and time.monotonic() > begun + ORPHAN_SECONDS:
+                _fail("PostgreSQL", home / "postgres.log")
+        elif time.monotonic() > begun + START_SECONDS:
             _fail("PostgreSQL", home / "postgres.log")
-        if not started:
-            time.sleep(0.2)
-    _make_database(servers)
+        time.sleep(0.05)
+    _make_database(address, servers.app_password)
 
 
 def _initialise_postgres(servers: Servers, data: Path) -> None:
@@ -363,15 +366,13 @@ def _initialise_postgres(servers: Servers, data: Path) -> None:
     partial.rename(data)
 
 
-def _make_database(servers: Servers) -> None:
+def _make_database(address: str, app_password: str) -> None:
     """The three roles, then the database, where they are missing. The app role may create databases here: tests clone theirs."""
-    address = f"postgresql://{SUPERUSER}:{servers.superuser_password}@127.0.0.1:{servers.postgres_port}/postgres"
-    _wait_for(lambda: _accepts(address), "PostgreSQL", servers.home / "postgres.log")
     with psycopg.connect(address, autocommit=True) as connection:
         if connection.execute("select from pg_database where datname = %s", [DATABASE]).fetchone() is not None:
             return
         connection.execute(roles.roles_sql())
-        connection.execute(sql.SQL("alter role {} createdb password {}").format(sql.Identifier(roles.APP), servers.app_password))
+        connection.execute(sql.SQL("alter role {} createdb password {}").format(sql.Identifier(roles.APP), app_password))
         connection.execute(sql.SQL("create database {} owner {}").format(sql.Identifier(DATABASE), sql.Identifier(roles.OWNER)))
 
 

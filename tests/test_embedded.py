@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pwd
@@ -64,7 +65,8 @@ def kill_both(servers: embedded.Servers) -> None:
     postmaster = psutil.Process(int((servers.home / "postgres" / "postmaster.pid").read_text().split()[0]))
     valkey = psutil.Process(int((servers.home / "valkey.pid").read_text()))
     for process in [valkey, postmaster, *postmaster.children(recursive=True)]:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # without the postmaster, children end by themselves
+            process.kill()
 
 
 class Writer(threading.Thread):
