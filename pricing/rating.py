@@ -46,7 +46,8 @@ INPUT_COMPONENTS = frozenset(
 )
 
 MAX_QUANTITY = 10**12
-MAX_NANOS = 2**63 - 1
+#: The most that one usage record may cost, or be priced at: a million units. What is above is a mistake, and sums of records stay in bigint.
+MAX_NANOS = 10**15
 NANOS = 1_000_000_000
 PPM = 1_000_000
 
@@ -59,7 +60,7 @@ class InvalidQuantity(ValueError):
 
 
 class QuantityOverflow(InvalidQuantity):
-    """A quantity above ``MAX_QUANTITY``, or a cost or price that does not fit a bigint."""
+    """A quantity above ``MAX_QUANTITY``, or a cost or price above ``MAX_NANOS``."""
 
 
 class UnpricedUsage(Exception):
@@ -170,7 +171,7 @@ def rate(*, card: RateCard, book: Book, model: str, quantities: Quantities, serv
 
     :raises UnpricedUsage: the book, or the card, has no price for a component that was used. ``byo`` needs none.
     :raises InvalidQuantity: an unknown component, or a quantity that is no integer or negative.
-    :raises QuantityOverflow: a quantity above ``MAX_QUANTITY``, or a total above bigint.
+    :raises QuantityOverflow: a quantity above ``MAX_QUANTITY``, or a total above ``MAX_NANOS``.
     """
     if book.model != model:
         raise ValueError(f"The price book of {book.model} cannot rate {model}.")

@@ -218,13 +218,18 @@ class TestGarbage:
             rated(card, {"tokens": quantity})
 
     def test_10_to_the_12_is_a_quantity_and_one_more_overflows(self) -> None:
-        assert rated(AT_COST, {"input_tokens": 10**12}).cost_nanos == 3 * 10**15
+        book = compile_book(model=SONNET, prices=[Price("input_tokens", 1, 1, 1)])
+        assert rated(AT_COST, {"input_tokens": 10**12}, book=book).cost_nanos == 10**12
         with pytest.raises(rating.QuantityOverflow):
-            rated(AT_COST, {"input_tokens": 10**12 + 1})
+            rated(AT_COST, {"input_tokens": 10**12 + 1}, book=book)
 
-    def test_a_total_above_bigint_overflows(self) -> None:
-        book = compile_book(model=SONNET, prices=[Price("images", 2**62, 1, 1)])
-        assert rated(AT_COST, {"images": 1}, book=book).cost_nanos == 2**62
+    def test_10_to_the_9_tokens_at_75_dollars_a_million_are_75_000_dollars_exactly(self) -> None:
+        book = compile_book(model=SONNET, prices=[Price("output_tokens", 75 * NANOS, 1_000_000, 1)])
+        assert rated(AT_COST, {"output_tokens": 10**9}, book=book).cost_nanos == 75_000 * NANOS
+
+    def test_a_record_above_a_million_dollars_overflows(self) -> None:
+        book = compile_book(model=SONNET, prices=[Price("images", 10**15, 1, 1)])
+        assert rated(AT_COST, {"images": 1}, book=book).cost_nanos == 10**15
         with pytest.raises(rating.QuantityOverflow):
             rated(AT_COST, {"images": 2}, book=book)
         with pytest.raises(rating.QuantityOverflow):
