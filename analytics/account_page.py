@@ -30,9 +30,11 @@ from accounts.models import Account
 from accounts.templatetags.amounts import amount, plain_amount, sub_digits
 from analytics import margin
 from analytics.forms import AdjustForm, GrantForm, ReasonForm
-from billing import ledger, subscriptions
+from billing import balances, ledger, subscriptions
+from billing.admin import unit
 from billing.balances import ENDS_AT
-from billing.models import Grant, LedgerEntry, Operation, Wallet
+from billing.models import Grant, LedgerEntry, Operation
+from metering import pages
 from metering.admin import charged, earned
 from metering.models import OpenAuthorization, UsageRecord
 from pricing import catalog
@@ -228,7 +230,9 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
 
 def _everything(account: Account) -> dict[str, Any]:
     """What the page shows, in a number of queries that does not depend on how much there is."""
-    until = timezone.now().date() + timedelta(days=1)
+    now = timezone.now()
+    until = now.date() + timedelta(days=1)
+    subscription = subscriptions.current(account_id=account.pk)
     records = list(UsageRecord.objects.filter(account=account).select_related("model", "feature").order_by("-recorded_at")[:SHOWN])
     entries = list(LedgerEntry.objects.filter(account=account).select_related("unit").order_by("-recorded_at", "-seq")[:SHOWN])
     operations = list(Operation.objects.filter(account=account).order_by("-id")[:SHOWN])
@@ -238,9 +242,10 @@ def _everything(account: Account) -> dict[str, Any]:
     digits = sub_digits([nanos or 0 for record in records for nanos in (record.price_nanos, record.cost_nanos)])
     return {
         "digits": digits,
-        "wallets": list(Wallet.objects.filter(account=account).select_related("unit")),
+        "wallets": [(wallet, unit(wallet.unit_id)) for wallet in balances.of_account(account, now=now)],
         "unit": account.product.unit,
-        "subscription": subscriptions.current(account_id=account.pk),
+        "subscription": subscription,
+        "period_ends": subscription and pages.period(subscription, now)[1],
         "month": margin.account(account_id=account.pk, since=until - timedelta(days=DAYS), until=until),
         "grants": Grant.objects.filter(account=account, closed=False, remaining__gt=0)
         .defer("expires_at")
@@ -267,7 +272,8 @@ def _everything(account: Account) -> dict[str, Any]:
 
 def _effect(account: Account, gain: int) -> Effect:
     """What is free before and after ``gain``, debt repaid first, as things stand."""
-    wallet = Wallet.objects.filter(account=account, unit=account.product.unit).first()
+    found = balances.of_account(account, now=timezone.now())
+    wallet = next((wallet for wallet in found if wallet.unit_id == account.product.unit_id), None)
     free, debt = (wallet.available, wallet.debt) if wallet else (0, 0)
     repaid = min(debt, max(gain, 0))
     return Effect(before=free, after=free + gain - repaid, debt_before=debt, debt_after=debt - repaid)

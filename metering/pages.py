@@ -73,7 +73,7 @@ def overview(request: HttpRequest, public_id: str) -> HttpResponse:
     with pages.tenant(request, public_id) as account:
         wallets = balances.of_account(account, now=now)
         subscription = Subscription.objects.filter(account=account).exclude(status=Subscription.Status.CANCELED).first()
-        since, until = _period(subscription, now) if subscription else (now - timedelta(days=30), None)
+        since, until = period(subscription, now) if subscription else (now - timedelta(days=30), None)
         used = _used_since(account, since, now)
         days = _days(account, now, 30)
         totals = _totals(account, days)
@@ -142,7 +142,7 @@ def usage(request: HttpRequest, public_id: str) -> HttpResponse:
     )
 
 
-def _period(subscription: Subscription, now: datetime) -> tuple[datetime, datetime]:
+def period(subscription: Subscription, now: datetime) -> tuple[datetime, datetime]:
     """The period that contains ``now``: the stored one, or the one that follows it where nobody has turned the page yet."""
     start, end = subscription.current_period_start, subscription.current_period_end
     if now < end or subscription.cancel_at_period_end:

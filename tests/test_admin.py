@@ -19,7 +19,7 @@ from accounts import api_keys
 from accounts.models import Account, ApiKey, User
 from analytics.tests.world import NANOS, World
 from billing import ledger
-from billing.models import Grant, LedgerEntry, Operation, Wallet
+from billing.models import Grant, LedgerEntry, Operation, Subscription, Wallet
 from metering import usage
 from metering.models import OpenAuthorization, UsageRecord
 from pricing.models import Plan, PriceProposal, PriceRow, Product, RateCard
@@ -198,6 +198,20 @@ def test_the_account_page_shows_everything_with_its_unit(superuser: Client, acco
 
 def test_the_account_page_of_an_account_to_which_nothing_happened(superuser: Client, world: World) -> None:
     assert "No credits have ever arrived." in text(superuser, page(world.account()))
+
+
+def test_staff_see_the_same_credit_and_period_as_the_customer_though_no_job_ran(superuser: Client, world: World) -> None:
+    now = timezone.now()
+    account = factories.make_account(credit=10)
+    with ledger.clock(at=now - timedelta(days=2)):
+        factories.give(account, 5 * NANOS, source="welcome", expires_at=now - timedelta(days=1))
+    start = now - timedelta(days=40)
+    Subscription.objects.filter(account=account).update(
+        anchor_at=start, current_period_start=start, current_period_end=start + timedelta(30)
+    )
+    shown = re.sub(r"<[^>]+>", "", text(superuser, page(account)))
+    assert "$10.00 balance, $0.00 held" in shown
+    assert re.search(r"period ends in\s+\d+\sdays", shown)
 
 
 def test_the_number_of_queries_of_an_account_page_does_not_grow(

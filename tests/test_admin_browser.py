@@ -18,8 +18,10 @@ from accounts import api_keys
 from accounts.models import Account, Membership, User
 from analytics.tests.world import NANOS, World
 from billing import ledger
+from metering import usage
 from metering.models import UsageRecord
 from pricing.models import CatalogChange, PriceProposal
+from tests import factories
 from tests.test_browser import keep, pytestmark
 
 __all__ = ["pytestmark"]
@@ -87,8 +89,18 @@ def watched(context: BrowserContext, server: str) -> tuple[Page, list[str]]:
     return page, complaints
 
 
+def _explained() -> str:
+    """The page of a use of which each of two components has its line."""
+    account = factories.make_account(credit=1)
+    asked = {"input_tokens": 1_845, "output_tokens": 668}
+    event = usage.Event(key="k", account=account, at=timezone.now(), model=factories.make_model(), quantities=asked)
+    [answer] = usage.record(events=[event], now=timezone.now())
+    assert isinstance(answer, ledger.Usage)
+    return reverse("admin:metering_usagerecord_change", args=[f"{account.pk}-{UsageRecord.objects.get(account=account).pk}"])
+
+
 def test_every_page_is_quiet_local_and_fits(server: str, ada: Account, context: BrowserContext) -> None:
-    usage = UsageRecord.objects.filter(account=ada, price_nanos__gt=0)[0]
+    used = UsageRecord.objects.filter(account=ada, price_nanos__gt=0)[0]
     width = context.new_page().viewport_size["width"]  # type: ignore[index]
     pages = {
         "dashboard": reverse("admin:index"),
@@ -96,8 +108,9 @@ def test_every_page_is_quiet_local_and_fits(server: str, ada: Account, context: 
         "accounts": reverse("admin:accounts_account_changelist"),
         "margin": reverse("admin:analytics_margin_changelist") + "?by=account",
         "grant": reverse("admin:accounts_account_grant", args=[ada.pk]),
-        "reverse": reverse("admin:accounts_account_reverse", args=[ada.pk, usage.pk]),
-        "record": reverse("admin:metering_usagerecord_change", args=[f"{ada.pk}-{usage.pk}"]),
+        "reverse": reverse("admin:accounts_account_reverse", args=[ada.pk, used.pk]),
+        "record": reverse("admin:metering_usagerecord_change", args=[f"{ada.pk}-{used.pk}"]),
+        "explained": _explained(),
         "entries": reverse("admin:analytics_entry_changelist"),
         "edit": reverse("admin:accounts_account_edit", args=[ada.pk]),
         "key": reverse("admin:accounts_apikey_add") + f"?account={ada.public_id}",
