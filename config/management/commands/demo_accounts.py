@@ -13,6 +13,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from accounts.models import Membership, User
+from accounts.templatetags.amounts import plain_amount
 from billing.models import Wallet
 from metering import demo
 from pricing.models import Product
@@ -72,7 +73,7 @@ def _balance(customer: Customer, product: Product, now: datetime) -> str:
     )
     Membership.objects.get_or_create(account=account, user=user, defaults={"role": Membership.Role.OWNER, "created_at": now})
     available = Wallet.objects.get(account=account, unit=product.unit).available
-    return f"{available // NANOS}.{available % NANOS // 10_000_000:02d} {product.unit.name}"
+    return plain_amount(available, product.unit, cut=True)
 
 
 def _user(email: str, name: str, *, staff: bool = False) -> User:
