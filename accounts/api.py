@@ -130,12 +130,7 @@ def account_for(principal: api_keys.Principal, name: str | None) -> Account:
     """
     if name is None:
         if principal.account_id is None:
-            raise Problem(
-                422,
-                "invalid_request",
-                "Name the account.",
-                errors=[{"field": "account", "message": "A product key must name the account."}],
-            )
+            raise no_such_account(name)
         accounts = Account.objects.filter(pk=principal.account_id)
     else:
         accounts = Account.objects.filter(
@@ -143,8 +138,16 @@ def account_for(principal: api_keys.Principal, name: str | None) -> Account:
         )
     account = accounts.filter(closed_at=None).select_related("product").first()
     if account is None or principal.account_id not in (None, account.pk):
-        raise Problem(404, "not_found", "No such account.")
+        raise no_such_account(name or "")
     return account
+
+
+def no_such_account(name: str | None) -> Problem:
+    """What a request is told that names no account (None), or one that is not its key's."""
+    if name is None:
+        message = "A product key must name the account."
+        return Problem(422, "invalid_request", "Name the account.", errors=[{"field": "account", "message": message}])
+    return Problem(404, "not_found", "No such account.")
 
 
 def amount(nanos: int) -> str:

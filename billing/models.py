@@ -6,6 +6,7 @@ them. Amounts are nanos of the wallet's unit; ``cash_nanos`` and ``fee_nanos`` a
 
 from __future__ import annotations
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import Q
 
@@ -105,6 +106,36 @@ class LedgerEntry(models.Model):
 
     def __str__(self) -> str:
         return f"entry {self.seq} of account {self.account_id}"
+
+
+class UsageRating(models.Model):
+    """The one later rating of a usage record that had no price; the record itself never changes.
+
+    ``price_nanos`` is what was charged; ``waived_nanos`` what came too late to be. ``cost_nanos`` and ``value_nanos`` are nano-USD.
+    """
+
+    pk = models.CompositePrimaryKey("account_id", "usage_id")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
+    usage_id = models.UUIDField()
+    rated_at = models.DateTimeField()
+    cost_nanos = models.BigIntegerField()
+    price_nanos = models.BigIntegerField()
+    value_nanos = models.BigIntegerField()
+    waived_nanos = models.BigIntegerField()
+    first_seq = models.BigIntegerField(null=True)
+    balance_after = models.BigIntegerField(null=True)
+    debt_after = models.BigIntegerField(null=True)
+    rate_card_id = models.IntegerField()
+    unit_id = models.SmallIntegerField(null=True)
+    entries = models.SmallIntegerField()
+    price_ids = ArrayField(models.IntegerField())
+
+    class Meta:
+        managed = False
+        db_table = "usage_rating"
+
+    def __str__(self) -> str:
+        return f"rating of {self.usage_id}"
 
 
 class Operation(models.Model):

@@ -2,13 +2,14 @@
 
     start     puts an account on a plan
     current   the subscription that counts now
-    allowed   what its plan allows, and the rate card that prices its usage
+    allowed   what its plan allows, and the rate card that prices its usage; allowed_many for several accounts at once
 
 A plan version is kept for the whole subscription: a later version is for later subscribers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -113,13 +114,17 @@ def current(*, account_id: int) -> Subscription | None:
 
 def allowed(*, account: Account) -> Allowed | None:
     """What the account's plan allows; None where no subscription counts."""
-    subscription = (
-        Subscription.objects.filter(account_id=account.pk, status__in=ENTITLED)
-        .values_list("id", "plan_version_id", "anchor_at", "current_period_start", "current_period_end")
-        .first()
-    )
-    if subscription is None:
-        return None
-    id_, plan_version_id, anchor_at, period_start, period_end = subscription
-    plan = catalog.plan_version_by_id(plan_version_id=plan_version_id)
-    return Allowed(plan, account.rate_card or plan.version.rate_card, id_, anchor_at, period_start, period_end)
+    return allowed_many(accounts=[account]).get(account.pk)
+
+
+def allowed_many(*, accounts: Collection[Account]) -> dict[int, Allowed]:
+    """What their plans allow, by account id, in one query; an account that no subscription counts for is not in it."""
+    cards = {account.pk: account.rate_card for account in accounts}
+    found: dict[int, Allowed] = {}
+    rows = Subscription.objects.filter(account_id__in=cards, status__in=ENTITLED)
+    for account_id, id_, plan_version_id, anchor_at, start, end in rows.values_list(
+        "account_id", "id", "plan_version_id", "anchor_at", "current_period_start", "current_period_end"
+    ):
+        plan = catalog.plan_version_by_id(plan_version_id=plan_version_id)
+        found[account_id] = Allowed(plan, cards[account_id] or plan.version.rate_card, id_, anchor_at, start, end)
+    return found

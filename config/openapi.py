@@ -19,7 +19,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from accounts.api import PROBLEM_JSON
 from accounts.reads import Amount
-from metering import api
+from metering import api, ingest
 from metering.reads import LayerAnswer
 
 REFERENCE = "#/components/schemas/{model}"
@@ -167,7 +167,7 @@ _KEY = {
     "in": "header",
     "required": True,
     "description": "The same for every retry of one call: the first answer is given again, with `Idempotency-Replayed: true`.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": api.MAX_KEY_LENGTH, "pattern": "^[ -~]+$"},
+    "schema": {"type": "string", "minLength": 1, "maxLength": ingest.MAX_KEY_LENGTH, "pattern": "^[ -~]+$"},
     "example": "chat-7f3a-1",
 }
 _ID = {
@@ -240,9 +240,10 @@ OPERATIONS = (
     ),
     Operation(
         "/api/v1/usage/records", "record", "This was used, without asking.",
-        "Charges finished work: one event, a CloudEvents 1.0 envelope, or a batch of up to 1,000 of both. An event's `id` makes it count"
-        " once, for ever. In a batch every event is judged alone: the answer is 200 and has each event's own result.",
-        (api.Event, api.CloudEvent, api.Batch), (Result, Results),
+        "Charges finished work: one event, a span with OpenTelemetry's `gen_ai.*` attributes, a CloudEvents 1.0 envelope around either, or"
+        " a batch of up to 1,000 of them. An event's `id` makes it count once, for ever. In a batch every event is judged alone: the answer"
+        " is 200 and has each event's own result.",
+        (ingest.Event, ingest.Span, ingest.CloudEvent, api.Batch), (Result, Results),
         {
             "A batch": {
                 "events": [
@@ -275,7 +276,7 @@ def complete(result: Document, generator: object, request: object, public: bool)
     answers: set[type[BaseModel]] = {Problem, *(model for operation in OPERATIONS for model in operation.answers)}
     schemas = result["components"].setdefault("schemas", {})
     schemas |= _schemas(requests, "validation") | _schemas(answers, "serialization")
-    schemas["Batch"]["properties"]["events"]["items"] = {"anyOf": [_reference(api.Event), _reference(api.CloudEvent)]}
+    schemas["Batch"]["properties"]["events"]["items"] = _either((ingest.Event, ingest.Span, ingest.CloudEvent))
     for operation in OPERATIONS:
         result["paths"].setdefault(operation.path, {})["post"] = _described(operation)
     for methods in result["paths"].values():

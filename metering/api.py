@@ -11,23 +11,21 @@ POST /api/v1/usage/counters/{meter}              reserve or release an object th
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from accounts import api, api_keys
 from accounts.models import Account
 from billing import ledger
-from metering import limits, usage
-from pricing import provider_usage, rating
+from metering import ingest, limits, usage
+from pricing import catalog
 
 MAX_EVENTS = 1_000
-MAX_KEY_LENGTH = 255
 #: How long a client app waits where nobody knows when work ends.
 RETRY_SECONDS = 5
 REFUSED_AS = {
@@ -41,54 +39,14 @@ REFUSED_AS = {
     "cost": (429, "cost_limit_reached"),
     "credits": (402, "insufficient_credits"),
 }
-_DATE = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 OUTCOMES = {"done": "created", "replayed": "duplicate", "key_reused": "conflict"}
 
 
-def _printable(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("must have printable characters only")
-    return value
-
-
-Quantity = Annotated[int, Field(ge=0, le=rating.MAX_QUANTITY)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)]
-Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
-Model = Annotated[str, StringConstraints(min_length=3, max_length=193, pattern=r"^[^:\s]+:\S+$"), AfterValidator(_printable)]
-Meter = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-#: What of each meter of the plan a request is; without it, one message.
-Counts = Annotated[dict[Meter, Annotated[int, Field(ge=0, le=1_000)]], Field(max_length=8)]
-ServiceLevel = Literal["standard", "batch", "priority", "flex"]
-
-
-class Quantities(api.Command):
-    """What was used, in disjoint parts: a cached token is not also an input token, reasoning is not also output."""
-
-    input_tokens: Quantity = 0
-    output_tokens: Quantity = 0
-    cached_input_tokens: Quantity = 0
-    cache_write_tokens: Quantity = 0
-    cache_write_1h_tokens: Quantity = 0
-    reasoning_tokens: Quantity = 0
-    input_audio_tokens: Quantity = 0
-    output_audio_tokens: Quantity = 0
-    cached_input_audio_tokens: Quantity = 0
-    images: Quantity = 0
-    seconds: Quantity = 0
-    gb_months: Quantity = 0
-    requests: Quantity = 0
-    egress_gb: Quantity = 0
-    web_searches: Quantity = 0
-
-    def used(self) -> dict[str, int]:
-        return {name: quantity for name, quantity in self if quantity}
-
-
-class Estimate(Quantities):
+class Estimate(ingest.Quantities):
     """The worst case of a call that is about to happen."""
 
-    input_tokens: Quantity
-    max_output_tokens: Quantity | None = None
+    input_tokens: ingest.Quantity
+    max_output_tokens: ingest.Quantity | None = None
 
     def worst_case(self) -> dict[str, int]:
         quantities = {name: quantity for name, quantity in self if quantity and name != "max_output_tokens"}
@@ -106,31 +64,18 @@ class Estimate(Quantities):
 class Authorize(api.Command):
     """Asks leave for one model call."""
 
-    account: Name | None = None
-    model: Model
-    feature: Slug | None = None
-    service_level: ServiceLevel = "standard"
+    account: ingest.Name | None = None
+    model: ingest.Model
+    feature: ingest.Slug | None = None
+    service_level: ingest.ServiceLevel = "standard"
     estimate: Estimate
-    user: Name | None = None
-    session: Name | None = None
-    run: Name | None = None
-    counts: Counts | None = None
+    user: ingest.Name | None = None
+    session: ingest.Name | None = None
+    run: ingest.Name | None = None
+    counts: ingest.Counts | None = None
 
 
-class Used(api.Command):
-    """What a call used: our ``quantities``, or the provider's own ``usage`` object as it came."""
-
-    quantities: Quantities | None = None
-    provider_usage: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Used:
-        if (self.quantities is None) == (self.provider_usage is None):
-            raise ValueError("give quantities or provider_usage, and only one of them")
-        return self
-
-
-class Capture(Used):
+class Capture(ingest.Used):
     """Ends an authorization with what was used."""
 
 
@@ -141,54 +86,13 @@ class Extend(api.Command):
 class Place(api.Command):
     """Reserves a place for an object before it is made, or gives it back. ``object`` is the client app's own id of it."""
 
-    account: Name | None = None
+    account: ingest.Name | None = None
     action: Literal["reserve", "release"]
-    object: Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
+    object: Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(ingest.printable)]
 
 
 class Nothing(api.Command):
     """A body without fields."""
-
-
-class Event(Used):
-    """Finished work: ``id`` makes it count once, for ever."""
-
-    id: Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_LENGTH), AfterValidator(_printable)]
-    account: Name | None = None
-    time: Annotated[AwareDatetime, Field(strict=False)]
-    model: Model
-    feature: Slug | None = None
-    service_level: ServiceLevel = "standard"
-    user: Name | None = None
-    session: Name | None = None
-    run: Name | None = None
-    counts: Counts | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _time_is_text(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "time" in data and not (isinstance(data["time"], str) and _DATE.match(data["time"])):
-            raise ValueError("time must be RFC 3339 text with a zone")
-        return data
-
-
-class CloudEvent(BaseModel):
-    """A CloudEvents 1.0 envelope; ``data`` is an event without ``id`` and ``time``. Its key is source and id. Extensions are ignored."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-    specversion: Literal["1.0"]
-    id: Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_LENGTH), AfterValidator(_printable)]
-    source: Annotated[str, StringConstraints(min_length=1, max_length=MAX_KEY_LENGTH), AfterValidator(_printable)]
-    type: str
-    time: str
-    data: dict[str, Any]
-
-    @field_validator("data")
-    @classmethod
-    def _leaves_id_and_time_to_the_envelope(cls, data: dict[str, Any]) -> dict[str, Any]:
-        if "id" in data or "time" in data:
-            raise ValueError("id and time are the envelope's")
-        return data
 
 
 class Batch(api.Command):
@@ -232,7 +136,7 @@ def capture(request: HttpRequest, principal: api_keys.Principal, authorization: 
     try:
         if body.provider_usage is not None:
             model = usage.promised_model(account=account, authorization_id=id_)
-            done = usage.capture(account=account, authorization_id=id_, quantities=_reported(model, body.provider_usage))
+            done = usage.capture(account=account, authorization_id=id_, quantities=ingest.reported(model, body.provider_usage))
         else:
             assert body.quantities is not None
             done = usage.capture(account=account, authorization_id=id_, quantities=body.quantities.used())
@@ -270,18 +174,11 @@ def records(request: HttpRequest, principal: api_keys.Principal) -> HttpResponse
     value = api.read(request)
     batch = isinstance(value, dict) and "events" in value
     items = api.check(value, Batch).events if batch else [value]
-    results: list[dict[str, Any] | None] = [None] * len(items)
-    accounts: dict[str | None, Account | api.Problem] = {}
-    events: list[tuple[int, usage.Event]] = []
-    for index, item in enumerate(items):
-        try:
-            events.append((index, _event(item, principal, accounts)))
-        except (api.Problem, usage.InvalidUsage) as error:
-            results[index] = _refused(error if isinstance(error, api.Problem) else problem(error, None))
-    answers = usage.record(events=[event for _, event in events], now=timezone.now(), api_key_id=principal.key_id)
-    for (index, event), answer in zip(events, answers, strict=True):
-        results[index] = _recorded(event, answer)
-    finished = [{"index": index} | result for index, result in enumerate(results) if result is not None]
+    read = ingest.read(items, product_id=principal.product_id, account_id=principal.account_id)
+    events = [event for event in read if isinstance(event, usage.Event)]
+    answers = iter(usage.record(events=events, now=timezone.now(), api_key_id=principal.key_id))
+    results = [_recorded(event, next(answers)) if isinstance(event, usage.Event) else _refused(event) for event in read]
+    finished = [{"index": index} | result for index, result in enumerate(results)]
     if not batch:
         return _single(finished[0])
     counts = {
@@ -381,10 +278,9 @@ def _measure(layer: limits.Layer, value: int | None, wholesale: bool) -> int | s
 
 def _idempotency_key(request: HttpRequest) -> str:
     key = request.headers.get("Idempotency-Key", "")
-    if not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
-        message = (
-            f"Send the header Idempotency-Key: 1 to {MAX_KEY_LENGTH} printable ASCII characters, the same for every retry of one call."
-        )
+    if not 1 <= len(key) <= ingest.MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
+        most = ingest.MAX_KEY_LENGTH
+        message = f"Send the header Idempotency-Key: 1 to {most} printable ASCII characters, the same for every retry of one call."
         raise api.Problem(422, "invalid_request", message, errors=[{"field": "Idempotency-Key", "message": message}])
     return key
 
@@ -397,41 +293,14 @@ def _authorization(principal: api_keys.Principal, value: str) -> tuple[Account, 
         raise api.Problem(404, "not_found", "No such authorization.") from None
 
 
-def _reported(model: str, report: Mapping[str, Any]) -> dict[str, int]:
-    try:
-        return provider_usage.normalise(provider=model.partition(":")[0], usage=report)
-    except provider_usage.UnreadableUsage as error:
-        raise usage.InvalidUsage("provider_usage", str(error)) from error
-
-
-def _event(item: Any, principal: api_keys.Principal, accounts: dict[str | None, Account | api.Problem]) -> usage.Event:
-    source = ""
-    if isinstance(item, dict) and "specversion" in item:
-        envelope = api.check(item, CloudEvent)
-        source = envelope.source
-        item = {"id": envelope.id, "time": envelope.time} | envelope.data
-    body = api.check(item, Event)
-    if body.account not in accounts:
-        try:
-            accounts[body.account] = api.account_for(principal, body.account)
-        except api.Problem as error:
-            accounts[body.account] = error
-    account = accounts[body.account]
-    if isinstance(account, api.Problem):
-        raise account
-    quantities = body.quantities.used() if body.quantities else _reported(body.model, body.provider_usage or {})
-    key = f"cloudevent:{len(source)}:{source}:{body.id}" if source else f"event:{body.id}"
-    return usage.Event(key, account, body.time, body.model, quantities, **_said(body))
-
-
-def _said(body: Authorize | Event) -> dict[str, Any]:
-    """What an authorization and an event say alike about the work."""
+def _said(body: Authorize) -> dict[str, Any]:
+    """What an authorization says about the work, beside its size."""
     return body.model_dump(include={"feature", "service_level", "user", "session", "run", "counts"})
 
 
 def _recorded(event: usage.Event, answer: usage.Recorded) -> dict[str, Any]:
     if isinstance(answer, Exception):
-        return _refused(problem(answer, event.account))
+        return _refused(answer)
     if answer.outcome == "key_reused":
         return _refused(api.Problem(409, "event_id_reused", "The id was used before, for another event."), status="conflict")
     status = "unpriced" if answer.outcome == "done" and answer.state == "unpriced" else OUTCOMES[answer.outcome]
@@ -441,12 +310,12 @@ def _recorded(event: usage.Event, answer: usage.Recorded) -> dict[str, Any]:
         "id": usage.public_id(event.account, answer.id, kind="rec"),
         "account": event.account.public_id,
         "charged": charged,
-        "unit": event.account.product.unit.code,
+        "unit": catalog.product_by_id(product_id=event.account.product_id).unit.code,
     }
 
 
-def _refused(error: api.Problem, status: str = "invalid") -> dict[str, Any]:
-    return {"status": status, "problem": error.body()}
+def _refused(error: Exception, status: str = "invalid") -> dict[str, Any]:
+    return {"status": status, "problem": (error if isinstance(error, api.Problem) else problem(error, None)).body()}
 
 
 def _single(result: dict[str, Any]) -> HttpResponse:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 import structlog
-from django.db.models import BigIntegerField, Count, F, Q, QuerySet, Sum, Value
+from django.db.models import BigIntegerField, Count, F, OuterRef, Q, QuerySet, Subquery, Sum, Value
 from django.db.models.functions import Coalesce, TruncDay, TruncMonth
 from django.utils import timezone
 from drf_spectacular.types import OpenApiTypes
@@ -32,7 +32,7 @@ from accounts import api, reads, tenancy
 from accounts.api_keys import Principal
 from accounts.models import Account, ApiKey
 from billing import ledger, periods, subscriptions
-from billing.models import Grant, LedgerEntry
+from billing.models import Grant, LedgerEntry, UsageRating
 from metering import usage
 from metering.api import layers
 from metering.models import Feature, OpenAuthorization, UsageModel, UsageRecord
@@ -60,7 +60,8 @@ class RecordAnswer(reads.Answer):
     """Finished work, or work under way (``authorized``, ``timed_out``, ``awaiting_price``).
 
     ``charged`` is in ``unit``, null while there is no price; ``waived`` is what the product let go beyond the hold. ``cost`` is what we
-    paid upstream, in US dollars, for keys with admin:read only.
+    paid upstream, in US dollars, for keys with admin:read only. ``counted_at`` is set where the event came more than 48 hours after its
+    billing period had ended: the closed period stays as it was, and this is an adjustment in the period of ``counted_at``.
     """
 
     id: str
@@ -79,6 +80,7 @@ class RecordAnswer(reads.Answer):
     unit: str
     event_at: datetime
     recorded_at: datetime | None
+    counted_at: datetime | None
     cost: reads.Amount | None = None
 
 
@@ -106,7 +108,7 @@ class Records(reads.Read):
         account = self.account(request, query)
         records = _filtered(_of(account), account, query)
         with tenancy.acting_as(account=account):
-            found = list(records.order_by("-id")[: query.limit + 1])
+            found = _with_ratings(account, list(records.order_by("-id")[: query.limit + 1]))
         page = found[: query.limit]
         return RecordsAnswer(
             items=_answers(account, page, reads.principal(request)),
@@ -175,7 +177,20 @@ def _of(account: Account) -> QuerySet[UsageRecord]:
 
 
 def _record(account: Account, id_: UUID) -> UsageRecord | None:
-    return _of(account).filter(id=id_).first()
+    return next(iter(_with_ratings(account, list(_of(account).filter(id=id_)))), None)
+
+
+def _with_ratings(account: Account, records: list[UsageRecord]) -> list[UsageRecord]:
+    """Lays over the records that had no price the ratings that came later."""
+    unpriced = [record.id for record in records if record.outcome == UsageRecord.Outcome.UNPRICED]
+    ratings = UsageRating.objects.filter(account_id=account.pk, usage_id__in=unpriced).defer("cost_nanos") if unpriced else ()
+    found = {later.usage_id: later for later in ratings}
+    for record in records:
+        if later := found.get(record.id):
+            record.outcome = UsageRecord.Outcome.RECORDED
+            for name in ("price_nanos", "waived_nanos", "first_seq", "entries", "rate_card_id", "unit_id", "price_ids"):
+                setattr(record, name, getattr(later, name))
+    return records
 
 
 def _open(account: Account, id_: UUID) -> OpenAuthorization:
@@ -193,7 +208,9 @@ def _answers(account: Account, rows: Iterable[UsageRecord | OpenAuthorization], 
     costs: dict[UUID, dict[str, Any]] = {}
     if ApiKey.Scope.ADMIN_READ in principal.scopes:
         finished = UsageRecord.objects.filter(account_id=account.pk, id__in=[row.id for row in rows])
-        costs = {id_: {"cost": cost} for id_, cost in finished.values_list("id", "cost_nanos")}
+        ratings = UsageRating.objects.filter(account_id=account.pk, usage_id__in=[row.id for row in rows])
+        later = dict(ratings.values_list("usage_id", "cost_nanos"))
+        costs = {id_: {"cost": later.get(id_) if cost is None else cost} for id_, cost in finished.values_list("id", "cost_nanos")}
     return [
         RecordAnswer(
             **costs.get(row.id, {}),
@@ -221,6 +238,7 @@ def _finished(account: Account, row: UsageRecord) -> dict[str, Any]:
         "waived": row.waived_nanos,
         "event_at": row.event_at,
         "recorded_at": row.recorded_at,
+        "counted_at": row.counted_at,
     }
 
 
@@ -233,6 +251,7 @@ def _under_way(account: Account, row: OpenAuthorization) -> dict[str, Any]:
         "waived": 0,
         "event_at": row.created_at,
         "recorded_at": None,
+        "counted_at": None,
     }
 
 
@@ -357,7 +376,7 @@ def _rating(record: UsageRecord, model: str, product: Product, principal: Princi
         "card": card,
         "book": book,
         "model": model,
-        "quantities": _quantities(record.quantities),
+        "quantities": usage.folded(_quantities(record.quantities), book),
         "service_level": next(iter(book.levels), "standard"),
     }
     lines = rating.explain(**terms)
@@ -472,15 +491,25 @@ def _billing_period(account: Account, now: datetime) -> tuple[datetime, datetime
 
 
 def _used(account: Account, since: datetime, until: datetime) -> QuerySet[UsageRecord]:
-    return UsageRecord.objects.filter(account_id=account.pk, event_at__gte=since, event_at__lt=until, outcome__in=USED)
+    """Work that counts in ``[since, until)``: when it was done, or when it was recorded if its own period was closed by then."""
+    own = Q(counted_at=None, event_at__gte=since, event_at__lt=until)
+    return UsageRecord.objects.filter(own | Q(counted_at__gte=since, counted_at__lt=until), account_id=account.pk, outcome__in=USED)
+
+
+#: What was charged for a record: by itself, or by the rating that it got later.
+_CHARGED = Coalesce(
+    "price_nanos",
+    Subquery(UsageRating.objects.filter(account_id=OuterRef("account_id"), usage_id=OuterRef("id")).values("price_nanos")),
+    output_field=BigIntegerField(),
+)
 
 
 def _sums(groups: Any) -> Any:
     return groups.annotate(
         records=Count("id"),
-        unpriced=Count("id", filter=Q(outcome=UsageRecord.Outcome.UNPRICED)),
+        unpriced=Count("id") - Count(_CHARGED),
         tokens=Sum(_TOKENS),
-        charged=Coalesce(Sum("price_nanos"), Value(0), output_field=BigIntegerField()),
+        charged=Coalesce(Sum(_CHARGED), Value(0), output_field=BigIntegerField()),
     )
 
 
@@ -529,7 +558,8 @@ class History(reads.Read):
         trunc = TruncMonth if query.group == "month" else TruncDay
         used = _used(account, query.since or buckets[0][0], query.until or buckets[-1][1])
         with tenancy.acting_as(account=account):
-            found = {row["start"]: row for row in _sums(used.annotate(start=trunc("event_at", tzinfo=UTC)).values("start"))}
+            starts = used.annotate(start=trunc(Coalesce("counted_at", "event_at"), tzinfo=UTC)).values("start")
+            found = {row["start"]: row for row in _sums(starts)}
         nothing = {"records": 0, "tokens": 0, "charged": 0}
         sums = ((start, end, found.get(start, nothing)) for start, end in buckets)
         return HistoryAnswer(

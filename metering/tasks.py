@@ -1,10 +1,18 @@
 """Metering's jobs."""
 
 from celery import shared_task
+from django.utils import timezone
 
 from billing import ledger
+from metering import rerating
 
 SWEEP_BATCH = 100
+
+
+@shared_task
+def rate_unpriced() -> int:
+    """Rates usage that had no price and has one now; returns how much of it. Late, twice or at once with another: the same end."""
+    return rerating.run(now=timezone.now()).rated
 
 
 @shared_task

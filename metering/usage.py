@@ -273,7 +273,7 @@ def capture(*, account: Account, authorization_id: UUID, quantities: Mapping[str
     model = str(promised.model)
     card = catalog.rate_card_by_id(rate_card_id=promised.rate_card_id)
     book = catalog.book_of_rows(model=model, row_ids=promised.price_ids or ())
-    quantities = _folded(quantities, book)
+    quantities = folded(quantities, book)
     try:
         rated = _rated(card, book, model, quantities, next(iter(book.levels), "standard"))
     except rating.UnpricedUsage as error:
@@ -323,10 +323,8 @@ def record(*, events: Sequence[Event], now: datetime, api_key_id: int | None = N
     is answered as an error and the rest goes on. One without a price is stored ``unpriced``. One whose key was used for another event is
     answered with the outcome ``key_reused``.
     """
-    plans = {
-        account.pk: subscriptions.allowed(account=account) for account in {event.account.pk: event.account for event in events}.values()
-    }
-    prepared = [_prepare(event, plans[event.account.pk], now, api_key_id) for event in events]
+    plans = subscriptions.allowed_many(accounts={event.account.pk: event.account for event in events}.values())
+    prepared = [_prepare(event, plans.get(event.account.pk), now, api_key_id) for event in events]
     answers = iter(ledger.record_many([item for item in prepared if isinstance(item, ledger.Event)]))
     return [item if isinstance(item, UsageError) else next(answers) for item in prepared]
 
@@ -343,7 +341,7 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
         raise InvalidUsage("time", "The event's time is more than five minutes ahead or more than a year ago.")
     account = event.account
     book = _book(event.model, event.at, event.service_level)
-    quantities = _folded(event.quantities, book)
+    quantities = folded(event.quantities, book)
     card = rated = None
     try:
         card = _card(account, allowed, event.model, event.at)
@@ -365,6 +363,57 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
     )
 
 
+# Later ------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rerated:
+    """What work that had no price costs, now that it has one."""
+
+    rate_card_id: int
+    price_ids: Sequence[int]
+    unit_id: int | None
+    charge: ledger.Charge
+
+
+def rate_again(
+    *,
+    account: Account,
+    model: str,
+    quantities: Mapping[str, int],
+    at: datetime,
+    service_level: str,
+    rate_card_id: int | None,
+    promised: Sequence[int] = (),
+) -> Rerated:
+    """Rates work of ``at`` by the prices that are now known to have been valid then; ``promised`` price rows go before all others.
+
+    :raises rating.UnpricedUsage: there is still no price for all of it.
+    :raises InvalidUsage: the total is beyond what the ledger can hold.
+    """
+    if rate_card_id is None:
+        card = _card(account, subscriptions.allowed(account=account), model, at)
+    else:
+        card = catalog.rate_card_by_id(rate_card_id=rate_card_id)
+    if promised:
+        kept = catalog.book_of_rows(model=model, row_ids=promised)
+        service_level = next(iter(kept.levels), service_level)
+        book = catalog.book_of_rows(model=model, row_ids=sorted({*promised, *_rows_beside(kept, _book(model, at, service_level))}))
+    else:
+        book = _book(model, at, service_level)
+    quantities = folded(quantities, book)
+    rated = _rated(card, book, model, quantities, service_level)
+    unit_id = account.product.unit_id if _charges(card) else None
+    return Rerated(card.id, rated.price_row_ids, unit_id, _charge(rated, quantities))
+
+
+def _rows_beside(kept: rating.Book, book: rating.Book) -> set[int]:
+    """The rows of ``book`` for components that ``kept`` has no price for."""
+    known = {component for tables in kept.levels.values() for table in tables for component in table.prices}
+    prices = [price for tables in book.levels.values() for table in tables for price in table.prices.values()]
+    return {price.row_id for price in prices if price.component not in known}
+
+
 # Parts ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -383,7 +432,7 @@ def _estimate(account: Account, allowed: subscriptions.Allowed | None, ask: Ask,
     book = _book(ask.model, now, ask.service_level)
     try:
         card = _card(account, allowed, ask.model, now) if allowed or account.rate_card else _NO_ESTIMATE.card
-        return _Estimate(card, book, _rated(card, book, ask.model, _folded(ask.quantities, book), ask.service_level))
+        return _Estimate(card, book, _rated(card, book, ask.model, folded(ask.quantities, book), ask.service_level))
     except rating.UnpricedUsage as error:
         raise UnknownModel(str(error)) from error
 
@@ -419,7 +468,7 @@ def _rated(card: rating.RateCard, book: rating.Book, model: str, quantities: Map
         raise InvalidUsage("quantities", str(error)) from error
 
 
-def _folded(quantities: Mapping[str, int], book: rating.Book) -> Mapping[str, int]:
+def folded(quantities: Mapping[str, int], book: rating.Book) -> Mapping[str, int]:
     """Reasoning is billed as output wherever the price book has no price of its own for it."""
     if any("reasoning_tokens" in table.rates for tables in book.levels.values() for table in tables):
         return quantities
