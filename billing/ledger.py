@@ -68,6 +68,14 @@ class Refused(LedgerError):
         self.look = look
 
 
+class OtherWindow(LedgerError):
+    """A limit was asked about in a window that is not the one of the ledger's ``now``: ask again, by that."""
+
+    def __init__(self, now: datetime) -> None:
+        super().__init__("A window of a limit has ended, or has not begun.")
+        self.now = now
+
+
 class KeyReused(LedgerError):
     """The key was used before, for another command."""
 
@@ -364,6 +372,7 @@ def hold(
 
     :raises Refused: the key is new, and the account is throttled, ``refusal`` was given, or one of ``limits`` is reached.
     :raises InsufficientCredits: less than the amount, or than ``minimum_nanos``, is free, or the account has debt.
+    :raises OtherWindow: the key is new, and one of ``limits`` has another window now.
     :raises KeyReused: the key was used for another command.
     """
     usage = _usage(
@@ -386,6 +395,8 @@ def hold(
             hard_lifetime,
         ],
     )
+    if usage.outcome == "other_window":
+        raise OtherWindow(usage.created_at)
     if usage.outcome == "refused":
         raise Refused(usage.state, usage.look)
     if usage.outcome in ("debt", "insufficient"):

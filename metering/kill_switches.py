@@ -20,7 +20,7 @@ _kept: tuple[float, list[KillSwitch]] | None = None
 
 def in_force(*, product_id: int, feature: str | None, now: datetime) -> KillSwitch | None:
     """The broadest switch that stops ``feature`` of this product at ``now``."""
-    for switch in _switches():
+    for switch in _switches(now):
         if (
             switch.product_id in (None, product_id)
             and switch.feature in ("", feature)
@@ -31,11 +31,11 @@ def in_force(*, product_id: int, feature: str | None, now: datetime) -> KillSwit
     return None
 
 
-def _switches() -> list[KillSwitch]:
-    """Every switch that has not been ended by hand, the broadest first."""
+def _switches(now: datetime) -> list[KillSwitch]:
+    """Every switch that has not ended at ``now``, the broadest first."""
     global _kept
     if connection.in_atomic_block or _kept is None or time.monotonic() - _kept[0] > MAX_AGE_SECONDS:
-        found = list(KillSwitch.objects.filter(ended_at=None).order_by("-product_id", "feature", "id"))
+        found = list(KillSwitch.objects.filter(ended_at=None, ends_at__gt=now).order_by("-product_id", "feature", "id"))
         if connection.in_atomic_block:  # what a transaction sees is its own
             return found
         _kept = (time.monotonic(), found)

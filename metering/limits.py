@@ -5,8 +5,8 @@
     answered  what the ledger said of them, as layers
     upgrade   the plan that would allow what a layer refused
 
-Windows are half-open. An hour is an hour of UTC, a day one of the account's time zone, a period the subscription's; "lifetime" begins with
-the account. A limit of None is no limit and is not counted; 0 allows nothing.
+Windows are half-open. An hour is an hour of UTC, a day one of the account's time zone, a period the subscription's; a "lifetime" has
+neither beginning nor end. A limit of None is no limit and is not counted; 0 allows nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pricing.models import Entitlement, Plan, PlanVersion
 ORDER = ("kill_switch", "throttle", "entitlement", "request_size", "requests", "concurrency", "quota", "cost", "credits")
 #: A usage that says nothing else counts as one message.
 ONE_MESSAGE: Mapping[str, int] = {"messages": 1}
-#: The end of a window that never ends.
-NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+#: The lifetime of every account: its beginning is before all usage, its end is never.
+LIFETIME = (datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
 _WINDOWS = (Entitlement.Window.HOUR, Entitlement.Window.DAY, Entitlement.Window.PERIOD, Entitlement.Window.LIFETIME)
 
 
@@ -124,9 +124,18 @@ def _request_size(allowed: subscriptions.Allowed | None, quantities: Mapping[str
 
 
 def counted(
-    *, account: Account, allowed: subscriptions.Allowed | None, counts: Mapping[str, int] | None, cost_nanos: int, now: datetime
+    *,
+    account: Account,
+    allowed: subscriptions.Allowed | None,
+    counts: Mapping[str, int] | None,
+    cost_nanos: int,
+    now: datetime,
+    objects: bool = False,
 ) -> list[Counted]:
-    """The limits of the account's plan and cost tier, in order. ``cost_nanos`` is the wholesale estimate of what is asked."""
+    """The limits of the account's plan and cost tier, in order. ``cost_nanos`` is the wholesale estimate of what is asked.
+
+    ``objects``: also those on objects, which no request uses; they are there to be looked at.
+    """
     if allowed is None:
         return []
     counts = ONE_MESSAGE if counts is None else counts
@@ -135,7 +144,7 @@ def counted(
     def add(layer: str, key: str, window: str, limit: int | None, amount: int, mode: str) -> None:
         if limit is None or mode == Entitlement.Mode.OFF:
             return
-        start, end = (None, None) if window == Entitlement.Window.OPEN else window_at(account, allowed, window, now)
+        start, end = window_at(account, allowed, window, now) if window in _WINDOWS else (None, None)
         enforced = mode == Entitlement.Mode.HARD and amount > 0
         found.append(Counted(ledger.Limit(layer, f"{key}/{window}", start, end, limit, amount, enforced), mode))
 
@@ -149,6 +158,8 @@ def counted(
             add("requests", limit.key, limit.window, limit.limit, 1, limit.mode)
         elif limit.window in _WINDOWS:
             add("quota", limit.key, limit.window, limit.limit, counts.get(limit.key, 0), limit.mode)
+        elif limit.window == Entitlement.Window.COUNT and objects:
+            add("quota", limit.key, limit.window, limit.limit, 0, limit.mode)
     if tier is not None:
         mode = Entitlement.Mode.HARD if tier.throttle_on_exceed else Entitlement.Mode.SHADOW
         # A cost of nothing is refused too once the limit is reached: what it really costs is known only afterwards.
@@ -170,7 +181,7 @@ def window_at(account: Account, allowed: subscriptions.Allowed, window: str, now
             return tuple(midnight.astimezone(UTC) for midnight in midnights)  # type: ignore[return-value]
         case Entitlement.Window.PERIOD:
             return allowed.period_at(now)
-    return account.created_at, NEVER
+    return LIFETIME
 
 
 def answered(*, counted: Sequence[Counted], look: ledger.Look) -> list[Layer]:
@@ -184,7 +195,7 @@ def answered(*, counted: Sequence[Counted], look: ledger.Look) -> list[Layer]:
             limit=item.limit.allowed,
             used=used,
             remaining=max(item.limit.allowed - used, 0),
-            resets_at=None if resets_at == NEVER else resets_at,
+            resets_at=None if resets_at == LIFETIME[1] else resets_at,
             reason="" if used + item.limit.amount <= item.limit.allowed else _reason(item.limit, used),
         )
         for item, used, resets_at in zip(counted, look.used, look.resets_at, strict=False)
@@ -242,19 +253,21 @@ def upgrade(*, account: Account, layer: Layer, now: datetime) -> Upgrade | None:
 
 def _lifts(terms: catalog.PlanTerms, layer: Layer) -> bool:
     key, _, window = (layer.meter or "").partition("/")
+    limit, tier = terms.limit(key, window), terms.cost_tier
+    enforced = limit.limit if limit and limit.mode == Entitlement.Mode.HARD else None
     match layer.name:
+        case "entitlement" | "quota" if window == Entitlement.Window.COUNT:
+            return limit is not None and _more(enforced, layer)  # without the limit, a plan has no such objects
         case "entitlement":
             return terms.flags.get(key, False) if key else True
-        case "requests" | "cost" if terms.cost_tier is None:
-            return True
-        case "requests" if terms.cost_tier is not None and terms.limit(key, window) is None:
-            return _more(terms.cost_tier.requests_per_hour, layer)
-        case "cost" if terms.cost_tier is not None:
-            tier = terms.cost_tier
+        case "requests":
+            return _more(enforced, layer) and _more(tier.requests_per_hour if tier and window == Entitlement.Window.HOUR else None, layer)
+        case "cost":
+            if tier is None or not tier.throttle_on_exceed:
+                return True
             return _more(tier.daily_cost_nanos if window == Entitlement.Window.DAY else tier.monthly_cost_nanos, layer)
-        case "requests" | "request_size" | "concurrency" | "quota":
-            limit = terms.limit(key, window)
-            return _more(limit.limit if limit and limit.mode == Entitlement.Mode.HARD else None, layer)
+        case "request_size" | "concurrency" | "quota":
+            return _more(enforced, layer)
     return False
 
 

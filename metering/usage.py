@@ -151,6 +151,8 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
             lifetime=timedelta(seconds=account.product.hold_lifetime_seconds),
             hard_lifetime=timedelta(seconds=account.product.hold_max_seconds),
         )
+    except ledger.OtherWindow as error:  # an hour, a day or a period has ended on the way: the ledger's clock decides
+        return authorize(account=account, ask=ask, key=key, now=error.now, api_key_id=api_key_id)
     except ledger.Refused as error:
         if error.layer == "price":
             assert unknown is not None
@@ -161,9 +163,9 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
         layer = Layer("credits", allowed=False, remaining=error.available_nanos, reason=str(error))
         layers = [*before, *limits.answered(counted=counted, look=error.look), layer]
         raise _refused("credits", limits.in_order(layers)) from error
-    for layer in limits.in_order([*before, *limits.answered(counted=counted, look=usage.look)]).shadowed:
-        SHADOWED.labels(layer.name).inc()
-        log.info("Limit reached in shadow", account=account.public_id, layer=layer.name, meter=layer.meter, used=layer.used)
+    if not usage.replayed:
+        for layer in limits.in_order([*before, *limits.answered(counted=counted, look=usage.look)]).shadowed:
+            _shadowed(account, layer)
     return Authorization(account, usage, _left(usage))
 
 
@@ -176,7 +178,7 @@ def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
     feature, quantities, counts = (ask.feature, ask.quantities, ask.counts) if ask else (None, None, None)
     before = limits.before(account=account, allowed=allowed, feature=feature, quantities=quantities, now=now)
     rated = _estimate(account, allowed, ask, now).rated if ask else _NO_ESTIMATE.rated
-    counted = limits.counted(account=account, allowed=allowed, counts=counts, cost_nanos=rated.cost_nanos, now=now)
+    counted = limits.counted(account=account, allowed=allowed, counts=counts, cost_nanos=rated.cost_nanos, now=now, objects=ask is None)
     look = ledger.limits(account_id=account.pk, limits=[item.limit for item in counted])
     needed = max(rated.price_nanos, account.product.minimum_balance_nanos) if ask else 0
     return limits.in_order([*before, *limits.answered(counted=counted, look=look), _credits(account, now, needed)])
@@ -207,6 +209,9 @@ def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> 
         reason = f"There are {used} {meter.replace('_', ' ')}; the plan allows {limit.limit}."
         full = Layer("quota", allowed=False, meter=f"{meter}/count", limit=limit.limit, used=used, remaining=0, reason=reason)
         raise _refused("quota", limits.in_order([*stopped, full])) from None
+    watched = limit.mode in (Entitlement.Mode.SHADOW, Entitlement.Mode.SOFT)
+    if watched and limit.limit is not None and places.used > limit.limit and not places.replayed:
+        _shadowed(account, Layer("quota", allowed=False, mode=limit.mode, meter=f"{meter}/count", limit=limit.limit, used=places.used))
     return places, limit.limit
 
 
@@ -215,6 +220,11 @@ def unreserve(*, account: Account, meter: str, object_ref: str) -> tuple[ledger.
     allowed = subscriptions.allowed(account=account)
     limit = allowed.plan.limit(meter, Entitlement.Window.COUNT) if allowed else None
     return ledger.unreserve(account_id=account.pk, meter=meter, object_ref=object_ref), limit.limit if limit else None
+
+
+def _shadowed(account: Account, layer: Layer) -> None:
+    SHADOWED.labels(layer.name).inc()
+    log.info("Limit reached in shadow", account=account.public_id, layer=layer.name, meter=layer.meter, used=layer.used)
 
 
 def _refused(name: str, decision: Decision) -> Refused:

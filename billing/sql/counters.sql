@@ -24,6 +24,7 @@ create table usage_object (
   released_at timestamptz,
   primary key (account_id, meter, object_ref)
 );
+create index usage_object_existing on usage_object (account_id, meter) where released_at is null;
 
 -- A stop on one account, by staff or by a guard: why, by whom, until when. History is kept; at most one is in force.
 create table usage_throttle (
@@ -97,7 +98,13 @@ begin
   return c;
 end $$;
 
--- What every limit says now. Concurrency counts open work; cost adds the estimates of open work, which belongs to no window yet.
+-- How many objects of a kind exist.
+create function usage_objects(p_account bigint, p_meter text) returns bigint language sql stable as $$
+  select count(*) from usage_object where account_id = p_account and meter = p_meter and released_at is null
+$$;
+
+-- What every limit says now. Concurrency counts open work; cost adds the estimates of open work, which belongs to no window yet. A quota
+-- without a window is of objects.
 create type usage_look as (throttle_reason text, throttled_until timestamptz, used bigint[], resets_at timestamptz[], passed boolean[]);
 
 create function usage_looked(p_account bigint, p_limits usage_limit[], p_now timestamptz) returns usage_look language plpgsql stable as $$
@@ -121,6 +128,8 @@ begin
     c := null;
     if l.layer = 'concurrency' then
       v_used := s.open_count;
+    elsif l.window_start is null then
+      v_used := usage_objects(p_account, split_part(l.meter, '/', 1));
     else
       c := usage_counted(p_account, l, p_now);
       v_used := c.used + case when l.layer = 'cost' then s.open_cost_nanos else 0 end;
@@ -137,19 +146,24 @@ create function usage_limits(p_account bigint, p_limits usage_limit[]) returns u
   select usage_looked(p_account, p_limits, app_now())
 $$;
 
--- Makes the counters of p_limits where they are missing, and forgets those of windows that ended more than one window ago.
-create function usage_keep_counters(p_account bigint, p_limits usage_limit[], p_now timestamptz) returns void language plpgsql as $$
+-- Makes the counters of p_limits where they are missing, and forgets those of windows that ended more than one window ago. False where a
+-- window that was asked about is not that of p_now: it ended while the caller waited for the lock, or the caller's clock differs.
+create function usage_keep_counters(p_account bigint, p_limits usage_limit[], p_now timestamptz) returns boolean language plpgsql as $$
 declare
   l usage_limit;
   c usage_counter;
 begin
   foreach l in array p_limits loop
-    continue when l.layer = 'concurrency' or exists (
+    continue when l.window_start is null or exists (
       select from usage_counter where account_id = p_account and meter = l.meter and window_start <= p_now and window_end > p_now);
+    if p_now < l.window_start or l.window_end <= p_now then
+      return false;
+    end if;
     c := usage_counted(p_account, l, p_now);
-    delete from usage_counter where account_id = p_account and meter = l.meter and window_end < p_now - (c.window_end - c.window_start);
+    delete from usage_counter where account_id = p_account and meter = l.meter and window_end + (c.window_end - c.window_start) < p_now;
     insert into usage_counter select (c).*;
   end loop;
+  return true;
 end $$;
 
 -- Adds usage of p_event_at to the counters that cover it. A counter that does not exist yet will be recounted.
@@ -166,12 +180,13 @@ create function usage_delta(p_meter text, p_cost bigint, p_requests int, p_count
     when 'cost' then p_cost when 'requests' then p_requests else p_times * usage_counts(p_counts, split_part(p_meter, '/', 1)) end
 $$;
 
--- Stops an account until p_ends (null: until it is lifted); a stop in force is replaced.
+-- Stops an account until p_ends (null: until it is lifted); a stop in force is replaced, one that ran out ended by itself.
 create function usage_stop(p_account bigint, p_actor text, p_reason text, p_ends timestamptz) returns void language plpgsql as $$
 declare
   v_now timestamptz := ledger_lock(p_account);
 begin
-  update usage_throttle set lifted_at = v_now, lifted_by = p_actor where account_id = p_account and lifted_at is null;
+  update usage_throttle set lifted_at = least(v_now, ends_at), lifted_by = case when ends_at <= v_now then 'tollgate' else p_actor end
+  where account_id = p_account and lifted_at is null;
   insert into usage_throttle (account_id, reason, actor, created_at, ends_at) values (p_account, p_reason, p_actor, v_now, p_ends);
 end $$;
 
@@ -180,7 +195,8 @@ create function usage_resume(p_account bigint, p_actor text) returns boolean lan
 declare
   v_now timestamptz := ledger_lock(p_account);
 begin
-  update usage_throttle set lifted_at = v_now, lifted_by = p_actor where account_id = p_account and lifted_at is null;
+  update usage_throttle set lifted_at = v_now, lifted_by = p_actor
+  where account_id = p_account and lifted_at is null and (ends_at is null or ends_at > v_now);
   return found;
 end $$;
 
@@ -191,7 +207,7 @@ create function usage_reserve(p_account bigint, p_meter text, p_object text, p_a
 language plpgsql as $$
 declare
   v_now timestamptz := ledger_lock(p_account);
-  v_used bigint := (select count(*) from usage_object where account_id = p_account and meter = p_meter and released_at is null);
+  v_used bigint := usage_objects(p_account, p_meter);
 begin
   if exists (select from usage_object where account_id = p_account and meter = p_meter and object_ref = p_object and released_at is null) then
     return row('replayed', v_used)::object_answer;
@@ -215,5 +231,5 @@ begin
     v_outcome := case when exists (select from usage_object where account_id = p_account and meter = p_meter and object_ref = p_object)
       then 'replayed' else 'not_found' end;
   end if;
-  return row(v_outcome, (select count(*) from usage_object where account_id = p_account and meter = p_meter and released_at is null))::object_answer;
+  return row(v_outcome, usage_objects(p_account, p_meter))::object_answer;
 end $$;

@@ -305,7 +305,7 @@ create type usage_call as (
   user_ref text, session_ref text, run_ref text, counts jsonb);
 
 create type usage_answer as (
-  outcome text,            -- done | replayed | key_reused | refused | debt | insufficient | already_resolved | exceeds_hold | not_found
+  outcome text,            -- done | replayed | key_reused | other_window | refused | debt | insufficient | already_resolved | exceeds_hold | not_found
   id uuid, state text, hold bigint, price_nanos bigint, cost_nanos bigint, waived_nanos bigint, owed_nanos bigint,
   balance bigint, available bigint, debt bigint,
   created_at timestamptz, expires_at timestamptz, remaining bigint[], meters text[],
@@ -354,6 +354,10 @@ begin
 
   said.hold := p_hold;
   said.created_at := v_now;
+  if not usage_keep_counters(p_account, p_limits, v_now) then
+    said.outcome := 'other_window';
+    return said;
+  end if;
   loop
     k := usage_looked(p_account, p_limits, v_now);
     said.used := k.used;
@@ -393,7 +397,6 @@ begin
     a.remaining := a.remaining || null::bigint;
   end if;
   if cardinality(p_limits) > 0 then
-    perform usage_keep_counters(p_account, p_limits, v_now);
     select array_agg(l.meter order by n), a.remaining || array_agg(greatest(0, l.allowed - l.amount - k.used[n]) order by n)
     into a.meters, a.remaining from unnest(p_limits) with ordinality l(layer, meter, window_start, window_end, allowed, amount, enforced, n);
   end if;
