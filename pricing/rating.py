@@ -46,7 +46,7 @@ INPUT_COMPONENTS = frozenset(
 )
 
 MAX_QUANTITY = 10**12
-#: The most that one usage record may cost, or be priced at: a million units. What is above is a mistake, and sums of records stay in bigint.
+#: The most that one usage record may cost or be priced at, a million units: more is a mistake, and sums of records stay in bigint.
 MAX_NANOS = 10**15
 NANOS = 1_000_000_000
 PPM = 1_000_000

@@ -9,4 +9,7 @@ SQL = Path(__file__).parents[1] / "sql"
 
 class Migration(migrations.Migration):
     dependencies = [("billing", "0001_initial"), ("accounts", "0002_guards_and_tenancy"), ("pricing", "0002_guards")]
-    operations = [migrations.RunSQL([(SQL / name).read_text()]) for name in ("tables.sql", "counters.sql", "ledger.sql", "settle.sql", "tenancy.sql")]
+    operations = [
+        migrations.RunSQL([(SQL / name).read_text()])
+        for name in ("tables.sql", "counters.sql", "ledger.sql", "settle.sql", "tenancy.sql")
+    ]
