@@ -545,11 +545,15 @@ def record_many(events: Sequence[Event]) -> list[Usage | AmountOverflow]:
     Answers in the order of ``events``: with outcome ``done``, ``replayed`` or ``key_reused``, or an :class:`AmountOverflow` where a debt
     does not fit, in which case the others of the set are recorded all the same.
     """
-    answers: list[Usage | AmountOverflow] = []
-    for start in range(0, len(events), CHUNK):
-        for row in _call(_RECORD_MANY, _columns(events[start : start + CHUNK])):
-            answers.append(_too_large() if row[0] == "overflow" else Usage(*row))
-    return answers
+    answers: dict[int, Usage | AmountOverflow] = {}
+    # By account, each account's in the order given: a wallet and its grants are then written once for several events.
+    order = sorted(range(len(events)), key=lambda number: events[number].account_id)
+    for start in range(0, len(order), CHUNK):
+        chunk = order[start : start + CHUNK]
+        rows = _call(_RECORD_MANY, _columns([events[number] for number in chunk]))
+        for number, row in zip(chunk, rows, strict=True):
+            answers[number] = _too_large() if row[0] == "overflow" else Usage(*row)
+    return [answers[number] for number in range(len(events))]
 
 
 _RECORD_MANY = (

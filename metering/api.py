@@ -177,7 +177,8 @@ def records(request: HttpRequest, principal: api_keys.Principal) -> HttpResponse
     read = ingest.read(items, product_id=principal.product_id, account_id=principal.account_id)
     events = [event for event in read if isinstance(event, usage.Event)]
     answers = iter(usage.record(events=events, now=timezone.now(), api_key_id=principal.key_id))
-    results = [_recorded(event, next(answers)) if isinstance(event, usage.Event) else _refused(event) for event in read]
+    unit = catalog.product_by_id(product_id=principal.product_id).unit.code
+    results = [_recorded(event, next(answers), unit) if isinstance(event, usage.Event) else _refused(event) for event in read]
     finished = [{"index": index} | result for index, result in enumerate(results)]
     if not batch:
         return _single(finished[0])
@@ -298,7 +299,7 @@ def _said(body: Authorize) -> dict[str, Any]:
     return body.model_dump(include={"feature", "service_level", "user", "session", "run", "counts"})
 
 
-def _recorded(event: usage.Event, answer: usage.Recorded) -> dict[str, Any]:
+def _recorded(event: usage.Event, answer: usage.Recorded, unit: str) -> dict[str, Any]:
     if isinstance(answer, Exception):
         return _refused(answer)
     if answer.outcome == "key_reused":
@@ -310,7 +311,7 @@ def _recorded(event: usage.Event, answer: usage.Recorded) -> dict[str, Any]:
         "id": usage.public_id(event.account, answer.id, kind="rec"),
         "account": event.account.public_id,
         "charged": charged,
-        "unit": catalog.product_by_id(product_id=event.account.product_id).unit.code,
+        "unit": unit,
     }
 
 

@@ -358,13 +358,15 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
         rated = _rated(card, book, event.model, quantities, event.service_level)
     except rating.UnpricedUsage as error:
         _report_unpriced(event.model, account, error)
-    quantities = quantities if rated else event.quantities  # which the price that is to come may count otherwise
-    ask = Ask(event.model, quantities, event.feature, event.service_level, event.user, event.session, event.run, event.counts)
+    asked = Ask(event.model, event.quantities, event.feature, event.service_level, event.user, event.session, event.run, event.counts)
+    done = asked
+    if rated and quantities is not event.quantities:  # without a price they stay as reported: one that is to come may count otherwise
+        done = replace(asked, quantities=quantities)
     return ledger.Event(
         account_id=account.pk,
         key=ledger.key_hash("usage", event.key),
-        fingerprint=_fingerprint(replace(ask, quantities=event.quantities), at=event.at.astimezone(UTC).isoformat()),
-        call=_call(account, ask, card.id if card else None, rated.price_row_ids if rated else (), api_key_id),
+        fingerprint=_fingerprint(asked, at=event.at.astimezone(UTC).isoformat()),
+        call=_call(account, done, card.id if card else None, rated.price_row_ids if rated else (), api_key_id),
         unit_id=account.product.unit_id if card and _charges(card) else None,
         event_at=event.at,
         charge=_charge(rated, quantities),
