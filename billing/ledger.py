@@ -60,7 +60,7 @@ class InsufficientCredits(LedgerError):
 
 
 class Refused(LedgerError):
-    """A limit that the ledger looked at, or a verdict reached before it was asked. ``layer`` names it, ``look`` has what all limits said."""
+    """A limit of the ledger, or a verdict reached before it was asked. ``layer`` names it, ``look`` has what all limits said."""
 
     def __init__(self, layer: str, look: Look) -> None:
         super().__init__(f"Refused by {layer}.")
@@ -364,11 +364,12 @@ def hold(
     lifetime: timedelta,
     hard_lifetime: timedelta,
     limits: Sequence[Limit] = (),
+    assumed_output_tokens: int | None = None,
 ) -> Usage:
     """Reserves ``amount_nanos`` (0 allowed) of free credits for ``call``; ``cost_nanos`` is its estimated wholesale cost.
 
     The key is answered before anything is decided, ``refusal`` and ``limits`` included. ``unit_id`` None: nothing is charged, no wallet
-    is asked.
+    is asked. ``assumed_output_tokens`` is kept with the authorization and its record: None where the client app said them.
 
     :raises Refused: the key is new, and the account is throttled, ``refusal`` was given, or one of ``limits`` is reached.
     :raises InsufficientCredits: less than the amount, or than ``minimum_nanos``, is free, or the account has debt.
@@ -378,7 +379,7 @@ def hold(
     usage = _usage(
         "select * from usage_authorize(%s, %s, %s, %s, row(%s,%s,%s,%s,%s::int[],%s::bigint[],"
         "%s,%s,%s,%s::jsonb)::usage_call, %s::smallint, %s, %s, %s,"
-        f" %s::bigint[], {_limits_sql(limits)}, %s, %s)",
+        f" %s::bigint[], {_limits_sql(limits)}, %s, %s, %s)",  # noqa: S608 -- placeholders only
         [
             account_id,
             key,
@@ -393,6 +394,7 @@ def hold(
             *_limits_parameters(limits),
             lifetime,
             hard_lifetime,
+            assumed_output_tokens,
         ],
     )
     if usage.outcome == "other_window":

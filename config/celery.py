@@ -18,6 +18,7 @@ app.steps["worker"].add(DjangoStructLogInitStep)
 app.conf.beat_schedule = {
     "heartbeat": {"task": "config.health.beat", "schedule": 60.0, "options": {"expires": 60}},
     "fold-rollups": {"task": "analytics.tasks.fold_rollups", "schedule": 60.0, "options": {"expires": 60}},
+    "learn-holds": {"task": "metering.tasks.learn_holds", "schedule": 60.0, "options": {"expires": 60}},
     "rate-unpriced": {"task": "metering.tasks.rate_unpriced", "schedule": 600.0, "options": {"expires": 600}},
     "sweep-holds": {"task": "metering.tasks.sweep_holds", "schedule": 60.0, "options": {"expires": 60}},
 }

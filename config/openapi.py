@@ -79,13 +79,14 @@ class Problem(BaseModel):
 
 
 class Authorization(BaseModel):
-    """Leave to do the work: `hold` is reserved until `expires_at`."""
+    """Leave to do the work: `hold` is reserved until `expires_at`, for an answer of `max_output_tokens`: yours, or what was assumed."""
 
     id: str
     status: Literal["authorized"]
     account: str
     hold: Amount
     unit: str
+    max_output_tokens: int
     created_at: datetime
     expires_at: datetime
     limits: list[Left]

@@ -30,6 +30,7 @@ LEDGER_TABLES = (
     "usage_object",
     "usage_throttle",
     "rollup_delta",
+    "output_delta",
     "rollup_model",
     "rollup_account",
     "rollup_state",

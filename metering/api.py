@@ -43,15 +43,20 @@ OUTCOMES = {"done": "created", "replayed": "duplicate", "key_reused": "conflict"
 
 
 class Estimate(ingest.Quantities):
-    """The worst case of a call that is about to happen."""
+    """The worst case of a call that is about to happen. Without `max_output_tokens` the answer is assumed to be as long as usual."""
 
     input_tokens: ingest.Quantity
     max_output_tokens: ingest.Quantity | None = None
 
+    @property
+    def open_ended(self) -> bool:
+        return not self.output_tokens and self.max_output_tokens is None
+
     def worst_case(self) -> dict[str, int]:
+        """What is known of it: without the output where it is open-ended."""
         quantities = {name: quantity for name, quantity in self if quantity and name != "max_output_tokens"}
-        if "output_tokens" not in quantities:
-            quantities["output_tokens"] = usage.DEFAULT_MAX_OUTPUT_TOKENS if self.max_output_tokens is None else self.max_output_tokens
+        if self.max_output_tokens is not None:
+            quantities["output_tokens"] = self.max_output_tokens
         return quantities
 
     @model_validator(mode="after")
@@ -106,7 +111,7 @@ def authorize(request: HttpRequest, principal: api_keys.Principal) -> HttpRespon
     key = _idempotency_key(request)
     body = api.parse(request, Authorize)
     account = api.account_for(principal, body.account)
-    ask = usage.Ask(body.model, body.estimate.worst_case(), **_said(body))
+    ask = usage.Ask(body.model, body.estimate.worst_case(), open_ended=body.estimate.open_ended, **_said(body))
     try:
         done = usage.authorize(account=account, ask=ask, key=key, now=timezone.now(), api_key_id=principal.key_id)
     except (usage.UsageError, ledger.LedgerError) as error:
@@ -118,6 +123,7 @@ def authorize(request: HttpRequest, principal: api_keys.Principal) -> HttpRespon
             "account": account.public_id,
             "hold": api.amount(done.usage.hold_nanos),
             "unit": account.product.unit.code,
+            "max_output_tokens": done.max_output_tokens,
             "created_at": done.usage.created_at,
             "expires_at": done.usage.expires_at,
             "limits": [

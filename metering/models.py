@@ -56,6 +56,7 @@ class _Usage(models.Model):
     remaining = ArrayField(models.BigIntegerField(null=True), null=True)
     meters = ArrayField(models.TextField(), null=True)
     counts = models.JSONField(null=True)
+    assumed_output_tokens = models.BigIntegerField(null=True)
     expires_at = models.DateTimeField(null=True)
     user_ref = models.TextField(null=True)
     session_ref = models.TextField(null=True)
@@ -127,6 +128,26 @@ class UsageRecord(_Usage):
 
     def __str__(self) -> str:
         return str(self.id)
+
+
+class OutputHistogram(models.Model):
+    """How many captures with so much input had so much output: see :mod:`metering.estimates`, which alone writes it."""
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="+")
+    model = models.ForeignKey(UsageModel, on_delete=models.PROTECT, related_name="+")
+    feature = models.ForeignKey(Feature, on_delete=models.PROTECT, null=True, related_name="+")
+    input_bits = models.SmallIntegerField()
+    counts = ArrayField(models.IntegerField(), default=list)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["product", "model", "feature", "input_bits"], name="output_histogram_once", nulls_distinct=False
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} from {self.input_bits} bits of input"
 
 
 class KillSwitch(models.Model):

@@ -18,6 +18,7 @@ that was reported is stored, priced or not.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -25,11 +26,13 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 import structlog
+from django.db import connection
 from prometheus_client import Counter
 
 from accounts.models import Account
 from billing import balances, ledger, subscriptions
-from metering import limits, names
+from billing.models import Wallet
+from metering import estimates, limits, names
 from metering.limits import Decision, Layer
 from metering.models import OpenAuthorization, UsageRecord
 from pricing import catalog, rating
@@ -37,8 +40,6 @@ from pricing.models import Entitlement
 
 #: What ``remaining`` arrays in the ledger begin with; what counted limits left follows, named by ``meters``. Never changed.
 LAYERS = ("request_size", "credits")
-#: Held for the answer of a model call that gives no ``max_output_tokens``.
-DEFAULT_MAX_OUTPUT_TOKENS = 4_096
 #: An event may be this far ahead of our clock, and this old.
 MAX_AHEAD = timedelta(minutes=5)
 MAX_AGE = timedelta(days=366)
@@ -78,7 +79,10 @@ class Refused(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a client app wants to do: ``quantities`` are the worst case. ``counts`` says what of each meter it is; None is one message."""
+    """What a client app wants to do: ``quantities`` are the worst case. ``counts`` says what of each meter it is; None is one message.
+
+    ``open_ended``: nobody says how many tokens the answer may have, so ``quantities`` are without it and it is assumed.
+    """
 
     model: str
     quantities: Mapping[str, int]
@@ -88,6 +92,7 @@ class Ask:
     session: str | None = None
     run: str | None = None
     counts: Mapping[str, int] | None = None
+    open_ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +114,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Authorization:
-    """Leave to do work: what is held for it, until when, and what every layer had left."""
+    """Leave to do work: what is held for it, until when, for how long an answer, and what every layer had left."""
 
     account: Account
     usage: ledger.Usage
     decision: Decision
+    max_output_tokens: int
 
 
 # Before the call --------------------------------------------------------------------------------------------------------------
@@ -133,7 +139,7 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
     try:
         estimate = _estimate(account, allowed, ask, now)
     except UnknownModel as error:  # a verdict like another: a key that was answered when there was a price is answered again
-        estimate, unknown = _NO_ESTIMATE, error
+        estimate, unknown = replace(_NO_ESTIMATE, quantities=ask.quantities), error
     counted = limits.counted(account=account, allowed=allowed, counts=ask.counts, cost_nanos=estimate.rated.cost_nanos, now=now)
     try:
         usage = ledger.hold(
@@ -141,7 +147,7 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
             key=ledger.key_hash("usage", key),
             fingerprint=_fingerprint(ask),
             refusal=refusal.name if refusal else "price" if unknown else None,
-            call=_call(account, ask, estimate.card.id, estimate.book.row_ids, api_key_id),
+            call=_call(account, replace(ask, quantities=estimate.quantities), estimate.card.id, estimate.book.row_ids, api_key_id),
             unit_id=account.product.unit_id if _charges(estimate.card) else None,
             amount_nanos=estimate.rated.price_nanos,
             cost_nanos=estimate.rated.cost_nanos,
@@ -150,6 +156,7 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
             limits=[item.limit for item in counted],
             lifetime=timedelta(seconds=account.product.hold_lifetime_seconds),
             hard_lifetime=timedelta(seconds=account.product.hold_max_seconds),
+            assumed_output_tokens=estimate.quantities["output_tokens"] if ask.open_ended and not unknown else None,
         )
     except ledger.OtherWindow as error:  # an hour, a day or a period has ended on the way: the ledger's clock decides
         return authorize(account=account, ask=ask, key=key, now=error.now, api_key_id=api_key_id)
@@ -160,13 +167,19 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
         layers = [*before, *limits.answered(counted=counted, look=error.look), _credits(account, now)]
         raise _refused(error.layer, limits.in_order(layers)) from None
     except ledger.InsufficientCredits as error:
+        _hear(account, error.available_nanos)
         layer = Layer("credits", allowed=False, remaining=error.available_nanos, reason=str(error))
         layers = [*before, *limits.answered(counted=counted, look=error.look), layer]
         raise _refused("credits", limits.in_order(layers)) from error
     if not usage.replayed:
         for layer in limits.in_order([*before, *limits.answered(counted=counted, look=usage.look)]).shadowed:
             _shadowed(account, layer)
-    return Authorization(account, usage, _left(usage))
+    _hear(account, usage.available_nanos)
+    if usage.replayed and ask.open_ended:
+        output_tokens = _assumed_at_first(account, usage.id)
+    else:
+        output_tokens = estimate.quantities.get("output_tokens", 0)
+    return Authorization(account, usage, _left(usage), output_tokens)
 
 
 def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
@@ -249,6 +262,14 @@ def _left(usage: ledger.Usage) -> Decision:
     counted = zip(usage.meters or (), remaining[len(LAYERS) :], strict=True)
     layers += [Layer(_layer_of(meter), meter=meter, remaining=left) for meter, left in counted]
     return limits.in_order(layers)
+
+
+def _assumed_at_first(account: Account, id_: UUID) -> int:
+    """The output tokens that an authorization assumed, open or finished meanwhile."""
+    for rows in (OpenAuthorization.objects, UsageRecord.objects):
+        for assumed in rows.filter(account_id=account.pk, pk=id_).values_list("assumed_output_tokens", flat=True):
+            return int(assumed or 0)
+    raise ledger.NotFound("No such authorization.")
 
 
 def _layer_of(meter: str) -> str:
@@ -434,19 +455,68 @@ class _Estimate:
     card: rating.RateCard
     book: rating.Book
     rated: rating.Rated
+    quantities: Mapping[str, int]
 
 
 #: Stands where nothing can be estimated and something else refuses.
-_NO_ESTIMATE = _Estimate(rating.RateCard(id=0, mode="included"), rating.Book("", {}), rating.Rated(0, 0, 0, (), ()))
+_NO_ESTIMATE = _Estimate(rating.RateCard(id=0, mode="included"), rating.Book("", {}), rating.Rated(0, 0, 0, (), ()), {})
 
 
 def _estimate(account: Account, allowed: subscriptions.Allowed | None, ask: Ask, now: datetime) -> _Estimate:
     book = _book(ask.model, now, ask.service_level)
     try:
         card = _card(account, allowed, ask.model, now) if allowed or account.rate_card else _NO_ESTIMATE.card
-        return _Estimate(card, book, _rated(card, book, ask.model, folded(ask.quantities, book), ask.service_level))
+        if ask.open_ended:
+            return _assume(account, card, book, ask)
+        return _estimate_of(card, book, ask, ask.quantities)
     except rating.UnpricedUsage as error:
         raise UnknownModel(str(error)) from error
+
+
+def _estimate_of(card: rating.RateCard, book: rating.Book, ask: Ask, quantities: Mapping[str, int]) -> _Estimate:
+    return _Estimate(card, book, _rated(card, book, ask.model, folded(quantities, book), ask.service_level), quantities)
+
+
+def _assume(account: Account, card: rating.RateCard, book: rating.Book, ask: Ask) -> _Estimate:
+    """The worst case while the wallet has it many times over, or too few such calls are known; else an answer as long as is usual."""
+    known = estimates.of(
+        product_id=account.product_id,
+        model_id=names.model_id(ask.model),
+        feature_id=names.feature_id(account.product_id, ask.feature),
+    )
+    usual = known.usual(estimates.input_tokens(ask.quantities))
+    worst_tokens = estimates.worst_case(usual)
+    worst = _estimate_of(card, book, ask, {**ask.quantities, "output_tokens": worst_tokens})
+    if usual is None:
+        return worst
+    tokens = estimates.choose(
+        usual=usual,
+        worst_price_nanos=worst.rated.price_nanos,
+        available_nanos=_free_nanos(account) if _charges(card) else None,
+    )
+    return worst if tokens == worst_tokens else _estimate_of(card, book, ask, {**ask.quantities, "output_tokens": tokens})
+
+
+#: What accounts have free: when that was heard (monotonic seconds), and the nanos.
+_heard: dict[int, tuple[float, int]] = {}
+
+
+def _free_nanos(account: Account) -> int:
+    """What the account had free when this process last heard of it, a minute ago at most: enough to choose an estimate by. The ledger
+    decides, under its lock."""
+    heard = _heard.get(account.pk)
+    if heard is not None and not connection.in_atomic_block and time.monotonic() - heard[0] <= estimates.MAX_AGE_SECONDS:
+        return heard[1]
+    wallet = Wallet.objects.filter(account_id=account.pk, unit_id=account.product.unit_id).values_list("balance", "held")
+    return next((balance - held for balance, held in wallet), 0)
+
+
+def _hear(account: Account, available_nanos: int | None) -> None:
+    """Keeps what the ledger just said is free, so that the next call need not ask for it."""
+    if available_nanos is not None and not connection.in_atomic_block:  # what a transaction sees may be rolled back
+        if len(_heard) >= estimates.MAX_KEPT:
+            _heard.clear()
+        _heard[account.pk] = (time.monotonic(), available_nanos)
 
 
 def _card(account: Account, allowed: subscriptions.Allowed | None, model: str, at: datetime) -> rating.RateCard:
@@ -551,6 +621,7 @@ def _fingerprint(ask: Ask, **more: Any) -> UUID:
             "run": ask.run,
         }
         | ({} if ask.counts is None else {"counts": ask.counts})
+        | ({"open_ended": True} if ask.open_ended else {})
         | more
     )
 

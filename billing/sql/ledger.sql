@@ -333,7 +333,8 @@ $$;
 -- key comes before all of them. What refuses is asked once more after holds that nobody resolved in time have been given back.
 create function usage_authorize(
   p_account bigint, p_key uuid, p_fingerprint uuid, p_refusal text, p_call usage_call, p_unit smallint, p_hold bigint,
-  p_cost bigint, p_minimum bigint, p_remaining bigint[], p_limits usage_limit[], p_lifetime interval, p_hard_lifetime interval)
+  p_cost bigint, p_minimum bigint, p_remaining bigint[], p_limits usage_limit[], p_lifetime interval, p_hard_lifetime interval,
+  p_assumed_output bigint)
 returns usage_answer language plpgsql as $$
 declare
   v_now timestamptz := ledger_lock(p_account);
@@ -404,11 +405,13 @@ begin
   a.id := new_id(v_now);
   insert into open_authorization (
     account_id, id, key_hash, fingerprint, unit_id, hold, held, cost_nanos, remaining, meters, counts, model_id, feature_id, api_key_id,
-    rate_card_id, price_ids, quantities, user_ref, session_ref, run_ref, created_at, expires_at, hard_expires_at)
+    rate_card_id, price_ids, quantities, user_ref, session_ref, run_ref, created_at, expires_at, hard_expires_at,
+    assumed_output_tokens)
   values (
     p_account, a.id, p_key, p_fingerprint, p_unit, p_hold, case when p_unit is null then 0 else p_hold end, p_cost, a.remaining, a.meters,
     p_call.counts, p_call.model_id, p_call.feature_id, p_call.api_key_id, p_call.rate_card_id, p_call.price_ids, p_call.quantities,
-    p_call.user_ref, p_call.session_ref, p_call.run_ref, v_now, v_now + p_lifetime, v_now + p_hard_lifetime);
+    p_call.user_ref, p_call.session_ref, p_call.run_ref, v_now, v_now + p_lifetime, v_now + p_hard_lifetime,
+    p_assumed_output);
   update account_state set open_count = open_count + 1, open_cost_nanos = open_cost_nanos + p_cost where account_id = p_account;
   said.outcome := 'done';
   said.state := 'authorized';
@@ -464,12 +467,13 @@ begin
   u.user_ref := a.user_ref;
   u.session_ref := a.session_ref;
   u.run_ref := a.run_ref;
+  u.assumed_output_tokens := a.assumed_output_tokens;
   u.waived_nanos := 0;
   u.entries := 0;
   return u;
 end $$;
 
--- Writes finished work: the record, and for the rollups what was done, charged and paid for.
+-- Writes finished work: the record, for the rollups what was done, charged and paid for, and for the next holds what an unsaid answer came to.
 create function usage_write(u usage_record, w open_wallet, p_tokens bigint) returns usage_record language plpgsql as $$
 begin
   u.balance_after := w.balance;
@@ -479,6 +483,9 @@ begin
     insert into rollup_delta values (
       u.account_id, (u.event_at at time zone 'UTC')::date, u.model_id, u.feature_id, 1, p_tokens, u.cost_nanos, u.price_nanos, u.value_nanos,
       coalesce(w.cash_nanos, 0), coalesce(w.fee_nanos, 0));
+  end if;
+  if u.outcome = 'captured' and u.assumed_output_tokens is not null then
+    insert into output_delta values (u.account_id, u.model_id, u.feature_id, u.quantities);
   end if;
   return u;
 end $$;
@@ -747,7 +754,7 @@ begin
     'ledger_grant(bigint, text, uuid, uuid, text, text, smallint, text, text, bigint, smallint, timestamptz, bigint, bigint, text)',
     'ledger_take_back(bigint, uuid, uuid, text, text, smallint, bigint)',
     'ledger_reverse(bigint, uuid, uuid, text, text, uuid)',
-    'usage_authorize(bigint, uuid, uuid, text, usage_call, smallint, bigint, bigint, bigint, bigint[], usage_limit[], interval, interval)',
+    'usage_authorize(bigint, uuid, uuid, text, usage_call, smallint, bigint, bigint, bigint, bigint[], usage_limit[], interval, interval, bigint)',
     'usage_limits(bigint, usage_limit[])',
     'usage_stop(bigint, text, text, timestamptz)',
     'usage_resume(bigint, text)',

@@ -111,6 +111,7 @@ create table open_authorization (
   created_at timestamptz not null,
   expires_at timestamptz not null,
   hard_expires_at timestamptz not null,
+  assumed_output_tokens bigint,   -- what metering put in for the answer; null means the client app said it
   captured bigint[],
   captured_at timestamptz,
   primary key (account_id, id),
@@ -152,6 +153,7 @@ create table usage_record (
   meters text[],
   counts jsonb,
   service_level text,   -- null means standard
+  assumed_output_tokens bigint,
   user_ref text,
   session_ref text,
   run_ref text,
@@ -215,6 +217,14 @@ create table rollup_delta (
   value_nanos bigint not null,
   cash_nanos bigint not null,
   fee_nanos bigint not null
+);
+
+-- What calls whose answer was assumed came to; appended by the capture, taken by metering, which learns from it.
+create table output_delta (
+  account_id bigint not null,
+  model_id int not null,
+  feature_id int,
+  quantities bigint[] not null
 );
 
 create function refuse_change() returns trigger language plpgsql as $$
