@@ -61,6 +61,7 @@ class Work:
     price: int = 0
     owed: int = 0
     taken: dict[int, int] = field(default_factory=dict)
+    rated: bool = False
     reversed: bool = False
     id: UUID | None = None
 
@@ -296,6 +297,19 @@ class Account:
         wallet.work.append(work)
         answer = {"state": work.state, "price_nanos": price, "owed_nanos": work.owed, "hold_nanos": 0, "work": work}
         return self._done("usage", key, command, answer)
+
+    def rate(self, *, now: datetime, id: UUID, price: int, charged: bool) -> Answer:
+        """Charges, or waives, what had no price when it was recorded; the first rating is the only one."""
+        work = self.work.get(id)
+        if work is None or work.state != "unpriced":
+            raise Refusal("NotFound")
+        replayed = work.rated
+        if not replayed:
+            work.rated = True
+            wallet = self.wallet(work.unit, now)
+            wallet.charge(work, price if charged else 0)
+            wallet.settle(now)
+        return {"price_nanos": work.price, "owed_nanos": work.owed, "replayed": replayed}
 
     def sweep(self, *, now: datetime) -> None:
         """Holds past their end come back but may still be captured; a week later they are over."""
