@@ -34,6 +34,7 @@ class Mutant:
 
 
 VERBS = "billing/tests/test_ledger.py"
+SETS = "billing/tests/test_settle.py"
 LIVES = "billing/tests/test_machine.py"
 RATING = "pricing/tests/test_rating.py"
 HOT_PATH = "metering/tests/test_api.py"
@@ -227,6 +228,32 @@ MUTANTS: tuple[Mutant, ...] = (
         "hold that timed out is over at once", "billing/sql/ledger.sql",
         "if a.state = 'open' then\n      if a.held > 0 then",
         "if false then\n      if a.held > 0 then", (VERBS,),
+    ),
+    # A set of events.
+    Mutant(
+        "set is settled without its accounts' locks", "billing/sql/settle.sql",
+        "order by account_id for update;",
+        "order by account_id;", (CROWD,),
+    ),
+    Mutant(
+        "set takes what holds keep", "billing/sql/settle.sql",
+        "least(e.upto, w.balance - w.held, g.upto)",
+        "least(e.upto, w.balance, g.upto)", (SETS,),
+    ),
+    Mutant(
+        "set burns the oldest grants first", "billing/sql/settle.sql",
+        "order by g.priority, g.expires_at, g.id) as upto",
+        "order by g.id) as upto", (SETS,),
+    ),
+    Mutant(
+        "set burns what has expired", "billing/sql/settle.sql",
+        "(v_missing or v_due) is not true",
+        "v_missing is not true", (SETS,),
+    ),
+    Mutant(
+        "event that is twice in a set counts twice", "billing/sql/settle.sql",
+        "e.nth = 1 and u.found is null",
+        "u.found is null", (SETS,),
     ),
     # What the database refuses, whoever asks.
     Mutant(
