@@ -13,7 +13,7 @@ from django.test import Client
 from psycopg.types.range import Range
 
 from accounts.models import Account
-from billing import audit
+from billing import audit, ledger
 from billing.models import LedgerEntry, Wallet
 from metering.models import OpenAuthorization, UsageRecord
 from pricing.models import PriceRow, RateCard
@@ -361,8 +361,12 @@ class TestRecords:
         assert balance(app.account) == (NANOS - 2 * 3_000, 0, 0)
 
     def test_event_that_the_debt_has_no_room_for_does_not_stop_the_others_of_its_batch(self, app: App) -> None:
-        app.model = make_model(input_price=4_000_000_000_000)  # 10¹² tokens are 6 × 10⁹ dollars; a debt has room for 9.2 × 10⁹
-        most = {"input_tokens": 10**12}
+        app.model = make_model(input_price=600_000 * NANOS)  # 10⁶ tokens are 900,000 dollars; a debt has room for 9.2 × 10⁹
+        owed, key = 2**63 - 1 - 10**15, ledger.key_hash("usage", "owed")
+        call = ledger.Call(1, None, None, 1, [1], [1])
+        charge = ledger.Charge(0, owed + NANOS, 0, 1)
+        ledger.record(ledger.Event(app.account.pk, key, key, call, app.product.unit_id, datetime.now(UTC), charge))
+        most = {"input_tokens": 10**6}
         events = [app.event(quantities=most), app.event(quantities=most), app.event()]
         results = body(app.post("records", {"events": events}))["results"]
         assert [result["status"] for result in results] == ["created", "invalid", "created"]
