@@ -31,7 +31,7 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
-from accounts import api_keys
+from accounts import api_keys, edge_limit
 from accounts.models import Account
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -96,14 +96,17 @@ def endpoint(*, scope: str, methods: tuple[str, ...] = ("POST",)) -> Callable[[C
 
 
 def principal_of(request: HttpRequest) -> api_keys.Principal:
-    """Whom the request's bearer key stands for.
+    """Whom the request's bearer key stands for. Asked once a request: it counts against the key's edge rate limit.
 
     :raises InvalidKey: no header, another scheme, or no good key.
+    :raises TooManyRequests: the key asks too often.
     """
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         raise api_keys.InvalidKey
-    return api_keys.authenticate(token=token.strip(), now=timezone.now())
+    principal = api_keys.authenticate(token=token.strip(), now=timezone.now())
+    edge_limit.check(key_id=principal.key_id)
+    return principal
 
 
 def problem_of(error: Exception) -> Problem:
@@ -115,6 +118,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem(401, "invalid_key", str(error), headers={"WWW-Authenticate": "Bearer"})
         case api_keys.MissingScope():
             return Problem(403, "missing_scope", str(error), scope=error.scope)
+        case edge_limit.TooManyRequests():
+            return Problem(429, "rate_limited", str(error), headers={"Retry-After": str(error.retry_after_seconds)}, layer="edge")
         case RequestDataTooBig():
             return Problem(413, "body_too_large", f"A body has at most {MAX_BODY_BYTES} bytes.")
         case OperationalError() | InterfaceError() | PoolTimeout():

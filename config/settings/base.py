@@ -233,6 +233,10 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "REDOC_DIST": "SIDECAR",
 }
 
+EDGE_REQUESTS_PER_MINUTE = env.int("EDGE_REQUESTS_PER_MINUTE", default=60_000)
+if EDGE_REQUESTS_PER_MINUTE < 1:
+    raise ImproperlyConfigured("EDGE_REQUESTS_PER_MINUTE must be 1 or more.")
+
 # Stripe ---------------------------------------------------------------------------------------------------------------------
 
 STRIPE_SECRET_KEY = env("STRIPE_SECRET_KEY")
