@@ -27,7 +27,7 @@ from rest_framework.response import Response
 
 from accounts import api, reads, tenancy
 from accounts.models import Account, User
-from billing import balances, models
+from billing import balances, models, subscriptions
 from pricing import catalog
 from pricing.models import CreditPack, Plan, PriceRow, Product, Unit
 
@@ -229,10 +229,13 @@ class Subscription(reads.Read):
         product = catalog.product_by_id(product_id=account.product_id)
         if live is None:
             return SubscriptionAnswer(account=account.public_id, subscription=None).response()
+        plan = catalog.plan_version_by_id(plan_version_id=live.plan_version_id)
+        stored = (live.current_period_start, live.current_period_end)
+        start, end = subscriptions.running(period=stored, anchor_at=live.anchor_at, version=plan.version, at=timezone.now())
         terms = SubscriptionTerms(
             status=models.Subscription.Status(live.status),
-            plan=_plan(catalog.plan_version_by_id(plan_version_id=live.plan_version_id), product),
-            current_period=PeriodAnswer(start=live.current_period_start, end=live.current_period_end),
+            plan=_plan(plan, product),
+            current_period=PeriodAnswer(start=start, end=end),
             cancel_at_period_end=live.cancel_at_period_end,
             started_at=live.started_at,
         )

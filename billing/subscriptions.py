@@ -40,9 +40,7 @@ class Allowed:
 
     def period_at(self, at: datetime) -> tuple[datetime, datetime]:
         """The billing period that contains ``at``, also while the job that moves the subscription on is late."""
-        if self.period_start <= at < self.period_end:
-            return self.period_start, self.period_end
-        return periods.period_at(self.anchor_at, at, months=MONTHS[PlanVersion.Interval(self.plan.version.interval)])
+        return running(period=(self.period_start, self.period_end), anchor_at=self.anchor_at, version=self.plan.version, at=at)
 
 
 def start(*, account: Account, plan: str, now: datetime) -> Subscription:
@@ -99,6 +97,12 @@ def grant_welcome_credit(*, account: Account) -> ledger.Operation:
         reason="Welcome credit",
         priority=priority(product=account.product, source="welcome"),
     )
+
+
+def running(*, period: tuple[datetime, datetime], anchor_at: datetime, version: PlanVersion, at: datetime) -> tuple[datetime, datetime]:
+    """The billing period that contains ``at``: ``period`` as it is stored, or where that is over the one that follows from the anchor."""
+    start, end = period
+    return period if start <= at < end else periods.period_at(anchor_at, at, months=MONTHS[PlanVersion.Interval(version.interval)])
 
 
 def priority(*, product: Product, source: str) -> int:

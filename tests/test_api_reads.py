@@ -360,11 +360,18 @@ class TestBilling:
         assert told["plan"]["limits"] == [{"key": "request_tokens", "window": "request", "limit": 50_000}]
 
     def test_the_subscription_says_its_period_and_whether_it_ends_then(self, shop: Shop) -> None:
-        start, end = START, START + timedelta(days=31)
+        start, end = datetime.now(UTC) - timedelta(days=3), datetime.now(UTC) + timedelta(days=28)
         shop.account.subscriptions.update(current_period_start=start, current_period_end=end, cancel_at_period_end=True)
         told = shop.read("/api/v1/billing/subscription")["subscription"]
         assert [datetime.fromisoformat(told["current_period"][edge]) for edge in ("start", "end")] == [start, end]
         assert told["cancel_at_period_end"] is True
+
+    def test_a_period_that_is_over_is_followed_by_the_one_from_the_anchor_before_any_job_has_run(self, shop: Shop) -> None:
+        shop.account.subscriptions.update(anchor_at=START, current_period_start=START, current_period_end=START + timedelta(days=31))
+        period = shop.read("/api/v1/billing/subscription")["subscription"]["current_period"]
+        start, end = (datetime.fromisoformat(period[edge]) for edge in ("start", "end"))
+        assert start <= datetime.now(UTC) < end
+        assert (start.day, end.day) == (1, 1)
 
     def test_a_cancelled_subscription_is_none(self, shop: Shop) -> None:
         shop.account.subscriptions.update(status="canceled", ended_at=datetime.now(UTC))
