@@ -377,9 +377,9 @@ def hold(
     :raises KeyReused: the key was used for another command.
     """
     usage = _usage(
-        "select * from usage_authorize(%s, %s, %s, %s, row(%s,%s,%s,%s,%s::int[],%s::bigint[],"
+        "select * from usage_authorize(%s, %s, %s, %s, row(%s,%s,%s,%s,%s::int[],%s::bigint[],"  # noqa: S608 -- placeholders only
         "%s,%s,%s,%s::jsonb)::usage_call, %s::smallint, %s, %s, %s,"
-        f" %s::bigint[], {_limits_sql(limits)}, %s, %s, %s)",  # noqa: S608 -- placeholders only
+        f" %s::bigint[], {_limits_sql(limits)}, %s, %s, %s)",
         [
             account_id,
             key,
