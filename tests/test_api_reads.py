@@ -101,7 +101,7 @@ class TestRecords:
             "id": usage.public_id(shop.account, done.id, kind="rec"), "authorization": None, "account": shop.account.public_id,
             "outcome": "recorded", "model": shop.model, "feature": "chat", "user": "ada", "session": "s1", "run": "r1",
             "quantities": {"input_tokens": 100_000}, "charged": "0.450000000",
-            "waived": "0.000000000", "hold": "0.000000000", "unit": "USD",
+            "waived": "0.000000000", "hold": "0.000000000", "unit": "USD", "counted_at": None,
         }  # fmt: skip
         reader = make_key(shop.product, account=shop.account, scopes=["usage:read"])
         [record] = json.loads(shop.get("/api/v1/usage/records", key=reader).content)["items"]
@@ -259,8 +259,12 @@ class TestSums:
         assert datetime.fromisoformat(current["start"]) <= datetime.now(UTC) < datetime.fromisoformat(current["end"])
 
     def test_work_of_another_period_is_not_in_this_one(self, shop: Shop) -> None:
-        shop.record(at=datetime.now(UTC) - timedelta(days=40))
+        then = datetime.now(UTC) - timedelta(days=40)
+        with ledger.clock(at=then):
+            shop.record(at=then)
         assert shop.read("/api/v1/usage/current")["records"] == 0
+        shop.record(at=then)  # that period is closed for good: an adjustment of this one
+        assert shop.read("/api/v1/usage/current")["records"] == 1
 
     def test_a_reversal_is_counted_where_it_happened_and_the_charge_stays(self, shop: Shop) -> None:
         done = shop.record(quantities={"input_tokens": 3_000_000})
