@@ -50,7 +50,7 @@ class Work:
     late: bool
 
 
-LOTS = st.lists(st.builds(Lot, st.integers(1, 60), st.integers(0, 2), st.sampled_from([None, 1, 1, 3]), st.integers(0, 100)), max_size=5)
+LOTS = st.lists(st.builds(Lot, st.integers(1, 60), st.integers(0, 2), st.sampled_from([None, 1, 3, 4]), st.integers(0, 100)), max_size=5)
 LIVES = st.tuples(LOTS, st.integers(0, 30), st.integers(0, 50))
 EVENTS = st.lists(
     st.builds(Work, st.integers(0, 2), st.integers(0, 9), st.sampled_from([0, 0, 1]), PRICES, st.sampled_from([True, True, False]), BOOL),
@@ -229,6 +229,10 @@ class TestByName:
         lots = [Lot(10, 2, None, 10), Lot(10, 1, None, 3), Lot(10, 0, 3, 0)]
         [answer] = compare(twins, [life(*lots, held=4), QUIET, QUIET], [work(1, 40)])
         assert answer[5:8] == (14, 4, 14)  # owed, balance, debt
+
+    def test_of_grants_of_one_priority_the_one_that_ends_first_is_burnt_first(self, twins: Twins) -> None:
+        lots = [Lot(10, 0, None, 10), Lot(10, 0, 4, 20), Lot(10, 0, 3, 30)]
+        compare(twins, [life(*lots), QUIET, QUIET], [work(1, 5), work(2, 7), work(3, 9)])
 
     def test_an_expired_grant_is_not_burnt_but_where_holds_keep_it(self, twins: Twins) -> None:
         [first, second] = compare(twins, [life(Lot(10, 0, 1, 10), Lot(10, 1, None, 0), held=3), QUIET, QUIET], [work(1, 5), work(2, 9)])
