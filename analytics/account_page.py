@@ -16,6 +16,7 @@ from django.contrib import messages
 from django.contrib.admin import EmptyFieldListFilter
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
+from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -26,6 +27,7 @@ from unfold.decorators import display
 
 from accounts import registration
 from accounts.admin import MembershipInline, actor
+from accounts.admin import ReasonForm as KeptReasonForm
 from accounts.models import Account
 from accounts.templatetags.amounts import amount, plain_amount, sub_digits
 from analytics import margin
@@ -36,7 +38,8 @@ from billing.balances import ENDS_AT
 from billing.models import Grant, LedgerEntry, Operation
 from metering import pages
 from metering.admin import charged, earned
-from metering.models import OpenAuthorization, UsageRecord
+from metering.forms import StopForm
+from metering.models import OpenAuthorization, Throttle, UsageRecord
 from pricing import catalog
 
 SHOWN = 15
@@ -115,6 +118,8 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
             ("<int:account_id>/edit/", "edit", self.edit_view),
             ("<int:account_id>/grant/", "grant", self.grant_view),
             ("<int:account_id>/adjust/", "adjust", self.adjust_view),
+            ("<int:account_id>/stop/", "stop", self.stop_view),
+            ("<int:account_id>/resume/", "resume", self.resume_view),
             ("<int:account_id>/reverse/<uuid:usage_id>/", "reverse", self.reverse_view),
         ]
         ours = [path(route, self.admin_site.admin_view(view), name=f"accounts_account_{name}") for route, name, view in views]
@@ -183,6 +188,49 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
             return f"The charge of {self._amount(account, done.amount_nanos)} was {_was(done)}reversed."
 
         return self._act(request, account, "Reverse this charge", ReasonForm, act, record=record, charged=charged(record))
+
+    def stop_view(self, request: HttpRequest, account_id: int) -> HttpResponse:
+        """Refuses all new work of the account."""
+        account = self._stopping(request, account_id, "metering.add_throttle")
+        form = StopForm(request.POST or None)
+        if form.is_valid():
+            said = form.cleaned_data
+            with transaction.atomic():
+                ledger.throttle(account_id=account.pk, actor=actor(request), reason=said["reason"], ends_at=said["ends_at"])
+                self.log_change(request, account, f"Stopped: {said['reason']}")
+            self.message_user(request, f"{account} is stopped.", messages.SUCCESS)
+            return HttpResponseRedirect(reverse("admin:accounts_account_change", args=[account.pk]))
+        says = "New work of the account is refused at once, with the reason. Work that has begun is still captured and charged."
+        return self._ask(request, account, f"Stop {account.name}", form, says, "Stop the account")
+
+    def resume_view(self, request: HttpRequest, account_id: int) -> HttpResponse:
+        """Lets a stopped account work again."""
+        account = self._stopping(request, account_id, "metering.change_throttle")
+        form = KeptReasonForm(request.POST or None)
+        if form.is_valid():
+            with transaction.atomic():
+                lifted = ledger.resume(account_id=account.pk, actor=actor(request))
+                if lifted:
+                    self.log_change(request, account, f"Resumed: {form.cleaned_data['reason']}")
+            if lifted:
+                self.message_user(request, f"{account} works again.", messages.SUCCESS)
+            else:
+                self.message_user(request, f"{account} was not stopped.", messages.WARNING)
+            return HttpResponseRedirect(reverse("admin:accounts_account_change", args=[account.pk]))
+        return self._ask(request, account, f"Resume {account.name}", form, "The account may begin new work at once.", "Resume the account")
+
+    def _stopping(self, request: HttpRequest, account_id: int, permission: str) -> Account:
+        """:raises PermissionDenied: who asks may not. :raises Http404: there is no such account."""
+        if not request.user.has_perm(permission):
+            raise PermissionDenied
+        account = Account.objects.select_related("product").filter(pk=account_id).first()
+        if account is None:
+            raise Http404
+        return account
+
+    def _ask(self, request: HttpRequest, account: Account, title: str, form: Any, says: str, button: str) -> HttpResponse:
+        cancel = reverse("admin:accounts_account_change", args=[account.pk])
+        return self._page(request, account, title, "admin/metering/ask.html", form=form, says=says, button=button, cancel=cancel)
 
     def _act(
         self, request: HttpRequest, account: Account, title: str, form_class: type[ReasonForm], act: Callable[[dict[str, Any]], str],
@@ -265,6 +313,8 @@ def _everything(account: Account) -> dict[str, Any]:
         ],
         "open": OpenAuthorization.objects.filter(account=account).select_related("model", "feature").order_by("-created_at")[:SHOWN],
         "operations": operations,
+        "throttles": Throttle.objects.filter(account=account).order_by("-id")[:SHOWN],
+        "stopped": Throttle.objects.filter(Q(ends_at=None) | Q(ends_at__gt=now), account=account, lifted_at=None).first(),
         "keys": account.api_keys.order_by("revoked_at", "-id")[:SHOWN],
         "memberships": account.memberships.select_related("user").order_by("id")[:SHOWN],
     }

@@ -83,6 +83,7 @@ UNFOLD: dict[str, Any] = {
                 "items": [
                     _list("Records", "bolt", "metering", "usagerecord"),
                     _list("Open authorizations", "hourglass_top", "metering", "openauthorization"),
+                    _list("Kill switches", "power_settings_new", "metering", "killswitch"),
                 ],
             },
             {

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.db.models import Exists, OuterRef, QuerySet
-from django.http import HttpRequest
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.decorators import display
 
+from accounts.admin import ReasonForm, actor
 from accounts.models import ApiKey
 from accounts.templatetags.amounts import exact_amount
 from billing.admin import LedgerAdmin, exactly, link, unit, within
 from billing.models import LedgerEntry, Operation
-from metering import reads
-from metering.models import OpenAuthorization, UsageRecord
+from metering import kill_switches, reads
+from metering.forms import ISO_MINUTE, ThrowForm
+from metering.models import KillSwitch, OpenAuthorization, UsageRecord
 from pricing import catalog, rating
+from pricing.admin import ReadOnlyAdmin
 from pricing.models import RateCard, Unit
 from pricing.rating import COMPONENTS
 
@@ -174,3 +182,67 @@ class OpenAuthorizationAdmin(LedgerAdmin):
     @display(description="Asked for")
     def asked(self, authorization: OpenAuthorization) -> str:
         return components(authorization.quantities)
+
+
+@admin.register(KillSwitch)
+class KillSwitchAdmin(ReadOnlyAdmin):
+    """Switches are thrown and ended here, never edited or deleted."""
+
+    list_display = ("__str__", "reason", "actor", "created_at", "ends_at", "state", "ended_by")
+    list_filter = ("product",)
+    list_select_related = ("product",)
+    search_fields = ("feature", "reason", "actor")
+    fields = ("product", "feature", "reason", "actor", "created_at", "ends_at", "state", "ended_at", "ended_by")
+    change_form_before_template = "admin/metering/end_link.html"
+
+    @display(description="State", label={"in force": "danger", "ended": "info", "ran out": "info"})
+    def state(self, switch: KillSwitch) -> str:
+        if switch.ended_at:
+            return "ended"
+        return "in force" if switch.ends_at > timezone.now() else "ran out"
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.has_perm("metering.add_killswitch")
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(self.end_view)
+        return [path("<int:switch_id>/end/", view, name="metering_killswitch_end"), *super().get_urls()]
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        now = timezone.now()
+        form = ThrowForm(request.POST or None, initial={"ends_at": f"{now + timedelta(hours=4):{ISO_MINUTE}}"})
+        if form.is_valid():
+            try:
+                switch = kill_switches.throw(**form.cleaned_data, actor=actor(request), now=now)
+            except kill_switches.InvalidSwitch as error:
+                form.add_error(None, str(error))
+            else:
+                self.log_addition(request, switch, f"Thrown until {switch.ends_at:%Y-%m-%d %H:%M} UTC: {switch.reason}")
+                self.message_user(request, f"Switched off: {switch}.", messages.SUCCESS)
+                return HttpResponseRedirect(reverse("admin:metering_killswitch_changelist"))
+        says = "New work of it is refused within a second, with the reason. Work that has begun is still captured and charged."
+        return self._ask(request, "Throw a kill switch", form, says, "Switch it off")
+
+    def end_view(self, request: HttpRequest, switch_id: int) -> HttpResponse:
+        if not request.user.has_perm("metering.change_killswitch"):
+            raise PermissionDenied
+        switch = KillSwitch.objects.select_related("product").filter(pk=switch_id).first()
+        if switch is None:
+            raise Http404
+        form = ReasonForm(request.POST or None)
+        if form.is_valid():
+            if kill_switches.end(switch=switch, actor=actor(request), now=timezone.now()):
+                self.log_change(request, switch, f"Ended: {form.cleaned_data['reason']}")
+                self.message_user(request, f"On again: {switch}.", messages.SUCCESS)
+            else:
+                self.message_user(request, f"The switch on {switch} had ended already.", messages.WARNING)
+            return HttpResponseRedirect(reverse("admin:metering_killswitch_changelist"))
+        says = f"Work goes on within a second. It was switched off by {switch.actor}: {switch.reason}"
+        return self._ask(request, f"End the kill switch on {switch}", form, says, "Switch it on")
+
+    def _ask(self, request: HttpRequest, title: str, form: Any, says: str, button: str) -> HttpResponse:
+        context = {"title": title, "opts": self.opts, "form": form, "says": says, "button": button}
+        context["cancel"] = reverse("admin:metering_killswitch_changelist")
+        return TemplateResponse(request, "admin/metering/ask.html", self.admin_site.each_context(request) | context)

@@ -1,0 +1,170 @@
+"""Staff stop and resume: kill switches and stopped accounts, with a reason and a name, felt by client apps, kept for ever."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from metering.models import KillSwitch, Throttle
+from metering.tests.limited import Shop
+from tests.test_admin import staff, superuser
+
+__all__ = ["superuser"]
+THROW = "/admin/metering/killswitch/add/"
+LIST = "/admin/metering/killswitch/"
+NO_TIMES = ["", "soon", "2026-13-40T00:00", "2026-01-01", "0000-00-00T00:00", "9999-12-31T23:59", "1970-01-01T00:00", "٣", "\0", "1" * 400]
+NO_REASONS = ["", "   ", "\0", "x" * 501]
+
+pytestmark = pytest.mark.django_db
+
+
+def minute(when: datetime) -> str:
+    return f"{when:%Y-%m-%dT%H:%M}"
+
+
+def thrown(**more: Any) -> dict[str, Any]:
+    return {"product": "", "feature": "", "reason": "provider outage", "ends_at": minute(timezone.now() + timedelta(hours=1))} | more
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop.new()
+
+
+class TestKillSwitches:
+    def test_a_thrown_switch_stops_the_feature_and_is_kept_with_who_and_why(self, superuser: Client, shop: Shop) -> None:
+        assert shop.refused_by(feature="chat") is None
+        done = superuser.post(THROW, thrown(product=shop.product.pk, feature="chat"))
+        assert (done.status_code, done.headers["Location"]) == (302, LIST)
+        assert [shop.refused_by(feature=feature) for feature in ("chat", None)] == ["kill_switch", None]
+        switch = KillSwitch.objects.get(product=shop.product)
+        assert "@example.com" in switch.actor
+        assert LogEntry.objects.get(object_id=str(switch.pk)).change_message.startswith("Thrown until ")
+        listed = superuser.get(LIST).content.decode()
+        assert all(word in listed for word in (f"{shop.product.name}: chat", "provider outage", "in force", switch.actor))
+
+    def test_the_form_proposes_four_hours_and_accepts_seven_days_at_most(self, superuser: Client) -> None:
+        page = superuser.get(THROW)
+        proposed = datetime.fromisoformat(page.context["form"].initial["ends_at"] + "+00:00")
+        assert timedelta(hours=3, minutes=58) < proposed - timezone.now() <= timedelta(hours=4)
+        week = timezone.now() + timedelta(days=7)
+        assert superuser.post(THROW, thrown(ends_at=minute(week + timedelta(minutes=2)))).status_code == 200
+        assert not KillSwitch.objects.exists()
+        assert superuser.post(THROW, thrown(ends_at=minute(week - timedelta(minutes=1)))).status_code == 302
+
+    def test_a_form_sent_twice_throws_one_switch(self, superuser: Client, shop: Shop) -> None:
+        form = thrown(product=shop.product.pk)
+        assert [superuser.post(THROW, form).status_code for _ in range(2)] == [302, 200]
+        assert KillSwitch.objects.count() == 1
+
+    def test_an_ended_switch_lets_work_go_on_and_ends_once(self, superuser: Client, shop: Shop) -> None:
+        superuser.post(THROW, thrown(product=shop.product.pk))
+        switch = KillSwitch.objects.get()
+        end = reverse("admin:metering_killswitch_end", args=[switch.pk])
+        assert end in superuser.get(f"{LIST}{switch.pk}/change/").content.decode()
+        assert "provider outage" in superuser.get(end).content.decode()
+        assert superuser.post(end, {"reason": ""}).status_code == 200
+        assert shop.refused_by() == "kill_switch"
+        superuser.post(end, {"reason": "the provider is back"})
+        first = KillSwitch.objects.get()
+        superuser.post(end, {"reason": "again"})
+        assert shop.refused_by() is None
+        assert KillSwitch.objects.get().ended_at == first.ended_at is not None
+        messages = LogEntry.objects.filter(object_id=str(switch.pk)).order_by("id").values_list("change_message", flat=True)
+        assert list(messages)[1:] == ["Ended: the provider is back"]
+        assert end not in superuser.get(f"{LIST}{switch.pk}/change/").content.decode()
+
+    def test_a_switch_is_never_edited_or_deleted(self, superuser: Client, shop: Shop) -> None:
+        superuser.post(THROW, thrown(product=shop.product.pk))
+        before = KillSwitch.objects.values().get()
+        superuser.post(f"{LIST}{before['id']}/change/", thrown(reason="another"))
+        superuser.post(f"{LIST}{before['id']}/delete/", {"post": "yes"})
+        superuser.post(LIST, {"action": "delete_selected", "_selected_action": before["id"], "post": "yes"})
+        assert KillSwitch.objects.values().get() == before
+
+    @pytest.mark.parametrize(
+        "garbage",
+        [
+            *({"ends_at": value} for value in NO_TIMES), *({"reason": value} for value in [*NO_REASONS, "x" * 201]),
+            *({"feature": value} for value in ("Chat", "a b", "a\n", "٣", "x" * 65, "-", "\0", "a/b")),
+            *({"product": value} for value in ("0", "x", "-1", "9" * 30, "\0", "٣")),
+        ],
+    )  # fmt: skip
+    def test_a_form_with_garbage_throws_nothing_and_says_so_at_its_field(self, superuser: Client, garbage: dict[str, str]) -> None:
+        answer = superuser.post(THROW, thrown(**garbage))
+        assert answer.status_code == 200
+        assert set(answer.context["form"].errors) == set(garbage)
+        assert not KillSwitch.objects.exists()
+
+    def test_staff_need_the_right_for_each_act(self, shop: Shop) -> None:
+        viewer, thrower = staff("metering.view_killswitch"), staff("metering.view_killswitch", "metering.add_killswitch")
+        assert [client.post(THROW, thrown()).status_code for client in (viewer, thrower)] == [403, 302]
+        end = reverse("admin:metering_killswitch_end", args=[KillSwitch.objects.get().pk])
+        assert [client.post(end, {"reason": "x"}).status_code for client in (viewer, thrower)] == [403, 403]
+        assert staff("metering.change_killswitch").post(end, {"reason": "x"}).status_code == 302
+        assert staff("metering.change_killswitch").get(end.replace(str(KillSwitch.objects.get().pk), "999999")).status_code == 404
+        assert Client().post(THROW, thrown()).status_code == 302  # to the sign-in
+        assert KillSwitch.objects.count() == 1
+
+
+class TestStops:
+    def page(self, shop: Shop, act: str = "change") -> str:
+        return reverse(f"admin:accounts_account_{act}", args=[shop.account.pk])
+
+    def test_a_stopped_account_is_refused_until_it_is_resumed_and_its_page_tells_the_story(self, superuser: Client, shop: Shop) -> None:
+        assert self.page(shop, "stop") in superuser.get(self.page(shop)).content.decode()
+        assert "captured" in superuser.get(self.page(shop, "stop")).content.decode()
+        done = superuser.post(self.page(shop, "stop"), {"reason": "unpaid & <b>odd</b>", "ends_at": ""})
+        assert (done.status_code, done.headers["Location"]) == (302, self.page(shop))
+        refused = shop.refusal()
+        assert refused is not None
+        assert refused.reason == "The account is stopped: unpaid & <b>odd</b>"
+        shown = superuser.get(self.page(shop)).content.decode()
+        assert "unpaid &amp; &lt;b&gt;odd&lt;/b&gt;" in shown
+        assert self.page(shop, "resume") in shown
+        assert self.page(shop, "stop") not in shown
+        assert superuser.post(self.page(shop, "resume"), {"reason": "paid"}).status_code == 302
+        assert shop.refused_by() is None
+        [stop] = Throttle.objects.filter(account=shop.account)
+        assert stop.actor == stop.lifted_by != ""
+        messages = LogEntry.objects.filter(object_id=str(shop.account.pk)).order_by("id").values_list("change_message", flat=True)
+        assert list(messages) == ["Stopped: unpaid & <b>odd</b>", "Resumed: paid"]
+        assert "Stops" in superuser.get(self.page(shop)).content.decode()
+
+    def test_a_stop_may_have_an_end(self, superuser: Client, shop: Shop) -> None:
+        end = (timezone.now() + timedelta(hours=2)).replace(second=0, microsecond=0)
+        superuser.post(self.page(shop, "stop"), {"reason": "abuse", "ends_at": minute(end)})
+        layer = shop.refusal()
+        assert layer is not None
+        assert layer.resets_at == end
+
+    def test_resuming_what_is_not_stopped_changes_and_logs_nothing(self, superuser: Client, shop: Shop) -> None:
+        answer = superuser.post(self.page(shop, "resume"), {"reason": "why not"}, follow=True)
+        assert "was not stopped" in answer.content.decode()
+        assert not LogEntry.objects.filter(object_id=str(shop.account.pk)).exists()
+
+    @pytest.mark.parametrize(
+        "garbage", [*({"ends_at": value} for value in NO_TIMES if value), *({"reason": value} for value in NO_REASONS)]
+    )
+    def test_a_form_with_garbage_stops_nobody_and_says_so_at_its_field(
+        self, superuser: Client, shop: Shop, garbage: dict[str, str]
+    ) -> None:
+        answer = superuser.post(self.page(shop, "stop"), {"reason": "abuse", "ends_at": ""} | garbage)
+        assert answer.status_code == 200
+        assert set(answer.context["form"].errors) == set(garbage)
+        assert shop.refused_by() is None
+
+    def test_staff_need_the_right_for_each_act(self, shop: Shop) -> None:
+        stop, resume = self.page(shop, "stop"), self.page(shop, "resume")
+        stopper, resumer = staff("metering.add_throttle"), staff("metering.change_throttle")
+        assert [client.post(stop, {"reason": "x"}).status_code for client in (staff("accounts.view_account"), resumer)] == [403, 403]
+        assert not Throttle.objects.filter(account=shop.account).exists()
+        assert stopper.post(stop, {"reason": "x"}).status_code == 302
+        assert [client.post(resume, {"reason": "x"}).status_code for client in (stopper, resumer)] == [403, 302]
+        assert stopper.get(stop.replace(f"/{shop.account.pk}/", "/999999999/")).status_code == 404
