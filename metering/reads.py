@@ -631,7 +631,7 @@ class Limits(reads.Read):
         # scoped by the account in code alone.
         account = self.account(request, self.asked(request, reads.OfAccount))
         decision = usage.decide(account=account, ask=None, now=timezone.now())
-        wholesale = reads.principal(request).account_id is None
+        wholesale = ApiKey.Scope.ADMIN_READ in reads.principal(request).scopes
         return LimitsAnswer(
             account=account.public_id,
             unit=catalog.product_by_id(product_id=account.product_id).unit.code,
