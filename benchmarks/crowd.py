@@ -17,7 +17,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import Barrier, BrokenBarrierError, Event
 from types import ModuleType
 from typing import Any
 
@@ -37,10 +38,13 @@ class Crowd:
     def load(self, operation: str, *, clients: int, seconds: float, **arguments: Any) -> Run:
         """``clients`` threads, over as many processes as there are, call what ``operation(client=…, **arguments)`` returns."""
         crew = self._processes[:clients]
-        begin = time.monotonic() + NOTICE_SECONDS
         for number, process in enumerate(crew):
-            mine = list(range(number, clients, len(crew)))
-            _tell(process, {"load": operation, "clients": mine, "begin": begin, "seconds": seconds, "arguments": arguments})
+            _tell(process, {"load": operation, "clients": list(range(number, clients, len(crew))), "arguments": arguments})
+        for process in crew:
+            _hear(process)  # it is ready: what a client needs has been made
+        begin = time.monotonic() + NOTICE_SECONDS
+        for process in crew:
+            _tell(process, {"begin": begin, "end": begin + seconds})
         answers = [_hear(process) for process in crew]
         latencies = [latency for answer in answers for latency in answer["latencies_ms"]]
         return Run.of(latencies, seconds=max(answer["end"] for answer in answers) - begin)
@@ -100,20 +104,23 @@ def _work(module: ModuleType) -> None:
     for line in sys.stdin:
         order = json.loads(line)
         ask, load = order.get("ask"), order.get("load")
-        answer = getattr(module, ask)(**order["arguments"]) if ask else _load(getattr(module, load), order)
+        answer = getattr(module, ask)(**order["arguments"]) if ask else _load(getattr(module, load), order["clients"], order["arguments"])
         print(json.dumps(answer), flush=True)
 
 
-def _load(operation: Callable[..., Callable[[], object]], order: dict[str, Any]) -> dict[str, Any]:
+def _load(operation: Callable[..., Callable[[], object]], clients: list[int], arguments: dict[str, Any]) -> dict[str, Any]:
     from django.db import connections
 
-    end = order["begin"] + order["seconds"]
+    ready, called_out = Barrier(len(clients) + 1), Event()
+    times: dict[str, float] = {}
 
     def client(number: int) -> list[float]:
         try:
-            call = operation(client=number, **order["arguments"])
+            call = operation(client=number, **arguments)
             latencies: list[float] = []
-            time.sleep(max(0.0, order["begin"] - time.monotonic()))
+            ready.wait()
+            called_out.wait()
+            time.sleep(max(0.0, times["begin"] - time.monotonic()))
             while True:
                 start = time.perf_counter_ns()
                 try:
@@ -121,13 +128,22 @@ def _load(operation: Callable[..., Callable[[], object]], order: dict[str, Any])
                 except StopIteration:
                     return latencies
                 latencies.append((time.perf_counter_ns() - start) / 1e6)
-                if time.monotonic() >= end:
+                if time.monotonic() >= times["end"]:
                     return latencies
+        except BaseException:
+            ready.abort()
+            raise
         finally:
             connections.close_all()
 
-    with ThreadPoolExecutor(len(order["clients"])) as threads:
-        latencies = [latency for each in threads.map(client, order["clients"]) for latency in each]
+    with ThreadPoolExecutor(len(clients)) as threads:
+        working = [threads.submit(client, number) for number in clients]
+        with suppress(BrokenBarrierError):  # the client that broke it raises below
+            ready.wait()
+            print(json.dumps("ready"), flush=True)
+            times |= json.loads(sys.stdin.readline())
+        called_out.set()
+        latencies = [latency for each in working for latency in each.result()]
     return {"latencies_ms": latencies, "end": time.monotonic()}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import psycopg
+
 from benchmarks.crowd import Crowd
 from benchmarks.hot_path import Sql
 from benchmarks.measure import Load, Row, Run, alone, compare, rounds
@@ -64,6 +66,17 @@ def margin_rows(crowd: Crowd, *, records: int, load: Load) -> list[Row]:
     p50 = {part: [run.p50 for run in runs] for part, runs in rounds(load.rounds, parts).items()}
     goal = f"margin report of a year over {records:,} events, raw scan × live: ms"
     return [compare(goal, p50["scan"], p50["live"], target="≥ 100" if records >= MARGIN_RECORDS else None)]
+
+
+def disk_rows(place: Place) -> list[Row]:
+    """What a record and its entry take, indexes and half-empty pages included."""
+    with psycopg.connect(place.url) as connection:
+        [(count, size)] = connection.execute(
+            "select (select count(*) from usage_record), sum(pg_total_relation_size(t.relid))"
+            " from (values ('usage_record'::regclass), ('ledger_entry')) big (name), pg_partition_tree(big.name) t where t.isleaf"
+        ).fetchall()
+    goal = "disk, usage record and ledger entry with their indexes, large database: bytes an event"
+    return [alone(goal, [float(size) / count], target="≤ 700")]
 
 
 def audit_rows(crowds: tuple[Crowd, ...]) -> list[Row]:

@@ -27,10 +27,6 @@ MOST_EVENTS_A_SECOND = 60_000
 #: Clients of the comparison with the ORM: one a process.
 PROCESSES = 4
 _COUNTS = "select (select sum(seq) from wallet), (select sum(open_count) from account_state), pg_current_wal_insert_lsn() - '0/0'"
-_SIZE = (
-    "select sum(pg_total_relation_size(t.relid)) from (values ('usage_record'::regclass), ('ledger_entry')) big (name),"
-    " pg_partition_tree(big.name) t where t.isleaf"
-)
 #: As wide as a usage record; its key is what makes an event count once.
 _BARE_TABLE = (
     "create table bench_event (account_id bigint, id uuid, key_hash uuid, fingerprint uuid, event_at timestamptz,"
@@ -101,7 +97,6 @@ class Sql:
 def sql_rows(verbs: Sql, tpcb: dict[str, str], load: Load) -> list[Row]:
     """``tpcb`` has the addresses of TPC-B's tables, for ``many`` accounts and for ``one``."""
     found: list[Row] = []
-    size, entries = _size(verbs.place), verbs.counts()[0]
     for shape, name in _SHAPES.items():
         for clients in CLIENTS:
             here = replace(verbs, place=_shaped(verbs.place, shape), wal={})
@@ -121,8 +116,6 @@ def sql_rows(verbs: Sql, tpcb: dict[str, str], load: Load) -> list[Row]:
                 found.append(compare(f"{what}: p99, ms", [run.p99 for run in ours], [run.p99 for run in reference]))
             if (shape, clients) == ("many", 16):
                 found += [alone(f"WAL of {verb}, {_clients(clients)}, {name}: bytes", here.wal[verb]) for verb in runs]
-    per_event = (_size(verbs.place) - size) / (verbs.counts()[0] - entries)
-    found.append(alone("disk, usage record and entry with their indexes: bytes an event", [per_event], target="≤ 700"))
     return found
 
 
@@ -204,9 +197,3 @@ def _shaped(place: Place, shape: str) -> Place:
 
 def _clients(number: int) -> str:
     return "1 client" if number == 1 else f"{number} clients"
-
-
-def _size(place: Place) -> int:
-    with psycopg.connect(place.url) as connection:
-        [(size,)] = connection.execute(_SIZE).fetchall()
-        return int(size)

@@ -45,6 +45,7 @@ def run(url: str, redis_url: str, sizes: Sizes, *, migrated: str | None) -> Iter
         yield "History: writing", history.write_rows(verbs, hot_path.Sql.of(large, theirs), names, load)
         yield "History: reading", history.read_rows((ours, theirs), (small, large), names, load)
         yield "Margin", history.margin_rows(theirs, records=sizes.large, load=load)
+        yield "Disk", history.disk_rows(large)
         yield "SQL", hot_path.sql_rows(verbs, tpcb, load)
         yield "Batches", hot_path.batch_rows(small, ours, load)
         reference_url = world.clone(url, f"{PREFIX}_reference", ours=False)
