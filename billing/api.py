@@ -37,9 +37,9 @@ log = structlog.get_logger(__name__)
 
 
 class GrantAnswer(reads.Answer):
-    """What is left of one grant; ``expires_at`` null = never."""
+    """What is left of one grant; ``expires_at`` null = never; ``id`` null = due by now, and written by the next operation."""
 
-    id: int
+    id: int | None
     source: str
     granted: reads.Amount
     remaining: reads.Amount

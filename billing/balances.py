@@ -1,15 +1,21 @@
-"""What an account has, as the next verb of the ledger will find it: read only, nothing is locked or written."""
+"""What an account has, as the next verb of the ledger will find it: read only, nothing is locked or written.
+
+What is due by now is counted as if it had happened already, as ``billing/sql/calendar.sql`` will do it: grants expire or roll over, and the
+schedule grants, each at its due time, oldest first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
-from django.db.models import DateTimeField, Value
+from django.db.models import DateTimeField, Q, Value
 from django.db.models.functions import Cast, NullIf
 
 from accounts.models import Account
-from billing.models import Grant, Wallet
+from billing import periods
+from billing.models import Grant, Schedule, Wallet
 
 #: ``expires_at`` for Python, which has no infinity: None = never.
 ENDS_AT = NullIf("expires_at", Cast(Value("infinity"), DateTimeField()))
@@ -17,9 +23,9 @@ ENDS_AT = NullIf("expires_at", Cast(Value("infinity"), DateTimeField()))
 
 @dataclass(frozen=True, slots=True)
 class Lot:
-    """What is left of one grant, in nanos. ``ends_at`` None = never."""
+    """What is left of one grant, in nanos. ``ends_at`` None = never; ``id`` None = due, but not written yet."""
 
-    id: int
+    id: int | None
     source: str
     granted: int
     remaining: int
@@ -29,7 +35,7 @@ class Lot:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """One wallet, in nanos of its unit. ``lots`` in the order in which they burn."""
+    """One wallet, in nanos of its unit. ``lots`` in the order in which they burn. ``seq`` is the last entry that is written."""
 
     unit_id: int
     balance: int
@@ -44,33 +50,140 @@ class Balance:
 
 
 def of_account(account: Account, *, now: datetime) -> list[Balance]:
-    """The account's wallets, by unit. What is due at ``now`` counts as expired, except what holds keep alive."""
-    grants = Grant.objects.filter(account=account, closed=False, remaining__gt=0).annotate(ends_at=ENDS_AT)
-    rows = list(
-        grants.order_by("priority", "expires_at", "id").values_list(
-            "unit_id", "id", "source", "granted", "remaining", "starts_at", "ends_at"
-        )
-    )
+    """The account's wallets, by unit, with what is due at ``now`` done; what holds keep alive is still there."""
+    grants: dict[int, list[_Grant]] = {}
+    rows = Grant.objects.filter(Q(remaining__gt=0) | Q(source="rollover"), account=account, closed=False).annotate(ends_at=ENDS_AT)
+    for age, (unit_id, *values) in enumerate(rows.order_by("id").values_list("unit_id", *_COLUMNS)):
+        grants.setdefault(unit_id, []).append(_Grant(age, *values))
     balances = []
     for wallet in Wallet.objects.filter(account=account).order_by("unit_id"):
-        burnt_first, expired, lots = 0, 0, []
-        for unit_id, id_, source, granted, remaining, starts_at, ends_at in rows:
-            if unit_id != wallet.unit_id:
-                continue
-            covered = max(0, min(remaining, wallet.held - burnt_first))
-            burnt_first += remaining
-            left = covered if ends_at and ends_at <= now else remaining
-            expired += remaining - left
-            if left:
-                lots.append(Lot(id=id_, source=source, granted=granted, remaining=left, starts_at=starts_at, ends_at=ends_at))
+        seen = _Wallet(wallet.held, wallet.debt, grants.get(wallet.unit_id, []))
+        if wallet.due_at is not None and wallet.due_at <= now:
+            schedules = Schedule.objects.filter(account=account, unit_id=wallet.unit_id)
+            seen.apply(schedules.defer("actor", "reason").first(), now)
         balances.append(
             Balance(
                 unit_id=wallet.unit_id,
-                balance=wallet.balance - expired,
+                balance=sum(grant.left for grant in seen.grants),
                 held=wallet.held,
-                debt=wallet.debt,
+                debt=seen.debt,
                 seq=wallet.seq,
-                lots=tuple(lots),
+                lots=tuple(Lot(lot.id, lot.source, lot.granted, lot.left, lot.starts_at, lot.ends_at) for lot in seen.queue()),
             )
         )
     return balances
+
+
+@dataclass(slots=True)
+class _Grant:
+    """A grant while time passes. ``age`` orders what priority and expiry do not."""
+
+    age: int
+    id: int | None
+    source: str
+    granted: int
+    left: int
+    frozen: int
+    priority: int
+    starts_at: datetime
+    ends_at: datetime | None
+    rolls_until: datetime | None = None
+    cap: int | None = None
+    rollover_priority: int | None = None
+
+
+_COLUMNS = (
+    "id",
+    "source",
+    "granted",
+    "remaining",
+    "frozen",
+    "priority",
+    "starts_at",
+    "ends_at",
+    "rollover_expires_at",
+    "rollover_cap",
+    "rollover_priority",
+)
+
+
+@dataclass(slots=True)
+class _Wallet:
+    """A wallet while time passes, as in ``billing/sql/calendar.sql``: the functions there have the same names, or nearly."""
+
+    held: int
+    debt: int
+    grants: list[_Grant]
+
+    def queue(self) -> list[_Grant]:
+        """What is left, in the order in which it burns."""
+        never = datetime.max.replace(tzinfo=UTC)
+        return sorted((grant for grant in self.grants if grant.left), key=lambda grant: (grant.priority, grant.ends_at or never, grant.age))
+
+    def apply(self, schedule: Schedule | None, now: datetime) -> None:
+        """Does what is due by ``now``, oldest first."""
+        grants = _due_grants(schedule)
+        coming = next(grants, None)
+        at: datetime | None = None
+        while True:
+            ends = [grant.ends_at for grant in self.grants if grant.left and grant.ends_at and (at is None or grant.ends_at > at)]
+            at = min([*ends, *([coming.starts_at] if coming else [])], default=None)
+            if at is None or at > now:
+                return
+            self.expire(at)
+            if coming and coming.starts_at == at:
+                self.add(coming)
+                self.repay()
+                self.expire(at)
+                coming = next(grants, None)
+
+    def add(self, grant: _Grant) -> None:
+        grant.age = len(self.grants)
+        self.grants.append(grant)
+
+    def expire(self, at: datetime) -> None:
+        """Ends what is over and not covered by holds, which cover the front of the queue: first what expires, then what rolls over."""
+        ended = True
+        while ended:
+            ended = False
+            for rolls in (False, True):
+                covered = self.held
+                for grant in self.queue():
+                    free = max(0, grant.left - covered)
+                    covered -= min(covered, grant.left)
+                    if free and grant.ends_at and grant.ends_at <= at and (grant.rolls_until is not None) is rolls:
+                        ended = True
+                        grant.left -= free
+                        self.roll(grant, free)
+
+    def roll(self, grant: _Grant, amount: int) -> None:
+        """Rolls ``amount`` over, as far as the grant's terms and its cap allow; the rest is gone."""
+        if grant.rolls_until is None or grant.ends_at is None or grant.rollover_priority is None:
+            return
+        rollovers = sum(each.left + each.frozen for each in self.grants if each.source == "rollover")
+        rolled = amount if grant.cap is None else min(amount, max(0, grant.cap - rollovers))
+        if rolled:
+            self.add(_Grant(0, None, "rollover", rolled, rolled, 0, grant.rollover_priority, grant.ends_at, grant.rolls_until))
+
+    def repay(self) -> None:
+        """What is free repays debt."""
+        for grant in self.queue():
+            repaid = min(self.debt, grant.left, sum(each.left for each in self.grants) - self.held)
+            if repaid <= 0:
+                return
+            grant.left -= repaid
+            self.debt -= repaid
+
+
+def _due_grants(schedule: Schedule | None) -> Iterator[_Grant]:
+    """What a schedule grants from now on, without end where it has none."""
+    while schedule:
+        begin, end, rolls_until = (
+            periods.anniversary(schedule.anchor_at.astimezone(UTC), months=(schedule.granted + periods_on) * schedule.months)
+            for periods_on in (0, 1, 1 + schedule.rollover_periods)
+        )
+        if schedule.ends_at is not None and begin >= schedule.ends_at:
+            return
+        terms = (rolls_until, schedule.rollover_cap, schedule.rollover_priority) if schedule.rollover_periods else ()
+        yield _Grant(0, None, schedule.source, schedule.amount, schedule.amount, 0, schedule.priority, begin, end, *terms)
+        schedule.granted += 1

@@ -4,6 +4,9 @@
     grant          adds a lot of credits
     adjust         corrects a wallet by hand, up or down
     reverse        undoes the charge of one usage record
+    refund         takes back the credits of money that went back; freeze and unfreeze those of a disputed payment
+    schedule       grants credits every so many months, by itself; end_schedule until when
+    catch_up       applies what is due for accounts that nobody touches
     hold           reserves credits for work about to happen
     capture        spends a hold and gives the rest back
     await_price    keeps a hold whose usage has no price yet
@@ -24,6 +27,7 @@ After every function here:
 * a repeated key changes nothing and returns what the first call made.
 
 Each verb is one SQL function of ``billing/sql/ledger.sql`` and so one transaction of its own, unless the caller has opened one.
+Before anything else, every verb applies to the wallet what is due: grants expire or roll over, its schedule grants, each at its due time.
 The clock is the database's, read after the account was locked; :func:`clock` sets it for tests and simulations.
 """
 
@@ -85,7 +89,7 @@ class SourceReused(LedgerError):
 
 
 class NotFound(LedgerError):
-    """No such authorization, or no charged usage record, in this account."""
+    """No such authorization, charged usage record, grant or schedule in this account."""
 
 
 class AlreadyResolved(LedgerError):
@@ -110,7 +114,7 @@ class AmountOverflow(LedgerError):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What grant, adjust or reverse did. ``available_nanos`` is None for a replayed answer."""
+    """What a rare verb did: grant, adjust, reverse, refund … ``available_nanos`` is None for a replayed answer."""
 
     id: int
     grant_id: int | None
@@ -119,6 +123,18 @@ class Operation:
     debt_nanos: int
     available_nanos: int | None
     replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rollover:
+    """What is left of a grant at its expiry becomes a grant until ``expires_at``, burnt at ``priority``.
+
+    ``cap_nanos``: the wallet's rollovers together come to no more; what does not fit expires. None = no cap.
+    """
+
+    expires_at: datetime
+    cap_nanos: int | None
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,10 +306,12 @@ def grant(
     cash_nanos: int = 0,
     fee_nanos: int = 0,
     currency: str = "usd",
+    rollover: Rollover | None = None,
 ) -> Operation:
     """Adds a grant of ``amount_nanos`` (> 0), for which ``cash_nanos`` was paid and ``fee_nanos`` of that went to the payment provider.
 
-    Open debt is repaid from it first. One grant per (account, source, source_key), for ever.
+    Open debt is repaid from it first. One grant per (account, source, source_key), for ever. Without ``rollover`` what is left of it
+    at ``expires_at`` (None = never) expires.
 
     :raises KeyReused: the key was used for another grant.
     :raises SourceReused: the source was granted before, under another key.
@@ -314,6 +332,7 @@ def grant(
         cash_nanos,
         fee_nanos,
         currency,
+        rollover,
     )
 
 
@@ -325,7 +344,7 @@ def adjust(*, account_id: int, unit_id: int, amount_nanos: int, key: str, actor:
     :raises AmountOverflow: the amount or the new balance does not fit.
     """
     if amount_nanos > 0:
-        return _grant(account_id, "adjust", key, actor, reason, unit_id, "adjustment", key, amount_nanos, priority, None, 0, 0, "usd")
+        return _grant(account_id, "adjust", key, actor, reason, unit_id, "adjustment", key, amount_nanos, priority, None, 0, 0, "usd", None)
     command = fingerprint({"unit": unit_id, "amount": amount_nanos})
     return _operation(
         "select * from ledger_take_back(%s, %s, %s, %s, %s, %s::smallint, %s)",
@@ -347,6 +366,138 @@ def reverse(*, account_id: int, usage_id: UUID, key: str, actor: str, reason: st
         "select * from ledger_reverse(%s, %s, %s, %s, %s, %s)",
         [account_id, key_hash(key), fingerprint({"usage": usage_id}), actor, reason, usage_id],
     )
+
+
+def refund(*, account_id: int, source: str, source_key: str, refunded: int, paid: int, key: str, actor: str, reason: str) -> Operation:
+    """Takes back the credits of money that went back: ``refunded`` of the ``paid`` in all, in the smallest unit of the payment's currency.
+
+    Both are cumulative, so refunds that are told twice or out of order come to the same: ``floor(granted × refunded ÷ paid)`` of the grant
+    for ``(source, source_key)`` in all. Frozen credits are taken first, then what is left of the grant and no hold covers, then what
+    rolled over from it; the rest is debt, repaid at once from what else is free. The payment's fee stays a cost. ``amount_nanos`` of the
+    answer is negative, or 0 where it was told before. Nothing is ever given back: a refund that failed is an adjustment.
+
+    :raises NotFound: nothing was granted for this source.
+    :raises KeyReused: the key was used for another refund.
+    :raises AmountOverflow: the debt does not fit.
+    """
+    if paid <= 0 or not 0 <= refunded <= paid:
+        raise ValueError("A refund is of something that was paid, and of no more than that.")
+    command = fingerprint({"source": source, "source_key": source_key, "refunded": refunded, "paid": paid})
+    return _operation(
+        "select * from ledger_refund(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [account_id, key_hash(key), command, actor, reason, source, source_key, refunded, paid],
+    )
+
+
+def freeze(*, account_id: int, source: str, source_key: str, key: str, actor: str, reason: str) -> Operation:
+    """A payment is disputed: freezes what is left of its grant and its rollovers and no hold covers. ``amount_nanos`` is negative, or 0.
+
+    :raises NotFound: nothing was granted for this source.
+    :raises KeyReused: the key was used to freeze something else.
+    """
+    return _operation(
+        "select * from ledger_freeze(%s, %s, %s, %s, %s, %s, %s)",
+        [account_id, key_hash(key), fingerprint({"source": source, "source_key": source_key}), actor, reason, source, source_key],
+    )
+
+
+def unfreeze(*, account_id: int, source: str, source_key: str, key: str, actor: str, reason: str) -> Operation:
+    """The dispute was won: exactly what is still frozen comes back, and expires (or rolls over) at once where it is overdue.
+
+    :raises NotFound: nothing was granted for this source.
+    :raises KeyReused: the key was used to unfreeze something else.
+    """
+    return _operation(
+        "select * from ledger_unfreeze(%s, %s, %s, %s, %s, %s, %s)",
+        [account_id, key_hash(key), fingerprint({"source": source, "source_key": source_key}), actor, reason, source, source_key],
+    )
+
+
+def schedule(
+    *,
+    account_id: int,
+    unit_id: int,
+    amount_nanos: int,
+    source: str,
+    source_key: str,
+    anchor_at: datetime,
+    months: int,
+    priority: int,
+    key: str,
+    actor: str,
+    reason: str,
+    ends_at: datetime | None = None,
+    rollover_periods: int = 0,
+    rollover_cap_nanos: int | None = None,
+    rollover_priority: int = 0,
+) -> Operation:
+    """Grants ``amount_nanos`` (> 0) at ``anchor_at`` and every ``months`` after it, counted from the anchor in UTC, until ``ends_at``.
+
+    Each grant expires when the next is due; with ``rollover_periods`` what is left of it then rolls over for so many periods (see
+    :class:`Rollover`). A wallet has one schedule: this one takes the place of the one it has. What is due already is granted at once, in
+    its order. The grants have ``source``, the keys ``<source_key>:<due time>``, ``actor`` and ``reason``.
+
+    :raises KeyReused: the key was used for another schedule.
+    :raises SourceReused: there was a schedule for this source before, under another key.
+    """
+    if amount_nanos <= 0 or months <= 0 or rollover_periods < 0 or (rollover_cap_nanos or 0) < 0:
+        raise ValueError("A schedule grants more than nothing, every month or more.")
+    command = fingerprint(
+        {
+            "unit": unit_id,
+            "amount": amount_nanos,
+            "source": source,
+            "source_key": source_key,
+            "anchor": anchor_at,
+            "months": months,
+            "priority": priority,
+            "ends": ends_at,
+            "rollover": (rollover_periods, rollover_cap_nanos, rollover_priority),
+        }
+    )
+    return _operation(
+        "select * from ledger_schedule(%s, %s, %s, %s, %s, %s::smallint, %s, %s, %s, %s::smallint, %s, %s::smallint, %s, %s::smallint, %s,"
+        " %s::smallint)",
+        [
+            account_id,
+            key_hash(key),
+            command,
+            actor,
+            reason,
+            unit_id,
+            source,
+            source_key,
+            amount_nanos,
+            priority,
+            anchor_at,
+            months,
+            ends_at,
+            rollover_periods,
+            rollover_cap_nanos,
+            rollover_priority,
+        ],
+    )
+
+
+def end_schedule(*, account_id: int, unit_id: int, ends_at: datetime | None, key: str, actor: str, reason: str) -> Operation:
+    """The wallet's schedule grants nothing at ``ends_at`` or later; None takes an end back that has not come yet.
+
+    :raises NotFound: the wallet has no schedule, or it has ended.
+    :raises KeyReused: the key was used for another end.
+    """
+    return _operation(
+        "select * from ledger_unschedule(%s, %s, %s, %s, %s, %s::smallint, %s)",
+        [account_id, key_hash(key), fingerprint({"unit": unit_id, "ends": ends_at}), actor, reason, unit_id, ends_at],
+    )
+
+
+def catch_up(*, after: int, limit: int) -> int | None:
+    """Applies what is due for up to ``limit`` accounts with ids above ``after``, in one transaction.
+
+    :return: the last of their ids, to go on after; None where nothing more is due.
+    """
+    [(last,)] = _call("select ledger_catch_up(%s, %s)", [after, limit])
+    return None if last is None else int(last)
 
 
 def hold(
@@ -658,9 +809,12 @@ def _grant(
     cash_nanos: int,
     fee_nanos: int,
     currency: str,
+    rollover: Rollover | None,
 ) -> Operation:
     if amount_nanos <= 0 or cash_nanos < 0 or fee_nanos < 0:
         raise ValueError("A grant is more than nothing, and its cash and fee are not negative.")
+    if rollover and (expires_at is None or rollover.expires_at <= expires_at or (rollover.cap_nanos or 0) < 0):
+        raise ValueError("What rolls over expires first, and later once more; a cap is not negative.")
     command = fingerprint(
         {
             "unit": unit_id,
@@ -672,10 +826,11 @@ def _grant(
             "cash": cash_nanos,
             "fee": fee_nanos,
             "currency": currency,
+            "rollover": rollover,
         }
     )
     return _operation(
-        "select * from ledger_grant(%s, %s, %s, %s, %s, %s, %s::smallint, %s, %s, %s, %s::smallint, %s, %s, %s, %s)",
+        "select * from ledger_grant(%s, %s, %s, %s, %s, %s, %s::smallint, %s, %s, %s, %s::smallint, %s, %s, %s, %s, %s, %s, %s::smallint)",
         [
             account_id,
             verb,
@@ -692,6 +847,7 @@ def _grant(
             cash_nanos,
             fee_nanos,
             currency,
+            *(astuple(rollover) if rollover else (None, None, None)),
         ],
     )
 
@@ -710,7 +866,7 @@ def _operation(sql: str, parameters: Sequence[Any], *, needed_nanos: int = 0) ->
         case "already_reversed":
             raise AlreadyReversed("The charge was undone before.")
         case "not_found":
-            raise NotFound("The account has no such charge.")
+            raise NotFound("The account has no such charge, grant or schedule.")
     raise LedgerError(f"unknown outcome {outcome}")
 
 

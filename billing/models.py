@@ -24,6 +24,7 @@ class Wallet(models.Model):
     held = models.BigIntegerField()
     debt = models.BigIntegerField()
     seq = models.BigIntegerField()
+    due_at = models.DateTimeField(null=True)
 
     class Meta:
         managed = False
@@ -38,23 +39,32 @@ class Wallet(models.Model):
 
 
 class Grant(models.Model):
-    """A lot of credits that arrived together: from where, for how much cash, until when, and what is left of it."""
+    """A lot of credits that arrived together: from where, for how much cash, until when, and what is left of it.
+
+    ``root_id`` is the grant that a rollover comes from. ``clawed`` is what refunds took from this grant, ``refunded`` what they took for
+    it: here, from its rollovers, or as debt.
+    """
 
     id = models.BigAutoField(primary_key=True)
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="grants")
     unit = models.ForeignKey(Unit, on_delete=models.PROTECT, related_name="+")
     source = models.CharField(max_length=20)
     source_key = models.CharField(max_length=200)
+    root_id = models.BigIntegerField(null=True)
     granted = models.BigIntegerField()
     remaining = models.BigIntegerField()
     frozen = models.BigIntegerField()
     clawed = models.BigIntegerField()
+    refunded = models.BigIntegerField()
     priority = models.SmallIntegerField()
     starts_at = models.DateTimeField()
     expires_at = models.DateTimeField()
     cash_nanos = models.BigIntegerField()
     fee_nanos = models.BigIntegerField()
     currency = models.CharField(max_length=3)
+    rollover_expires_at = models.DateTimeField(null=True)
+    rollover_cap = models.BigIntegerField(null=True)
+    rollover_priority = models.SmallIntegerField(null=True)
     closed = models.BooleanField()
 
     class Meta:
@@ -64,6 +74,34 @@ class Grant(models.Model):
 
     def __str__(self) -> str:
         return f"{self.source} {self.id}"
+
+
+class Schedule(models.Model):
+    """What a wallet is granted by itself: ``amount`` at the anchor and every ``months`` after it, ``granted`` times so far."""
+
+    pk = models.CompositePrimaryKey("account_id", "unit_id")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="schedules")
+    unit = models.ForeignKey(Unit, on_delete=models.PROTECT, related_name="+")
+    source = models.CharField(max_length=20)
+    source_key = models.CharField(max_length=150)
+    amount = models.BigIntegerField()
+    priority = models.SmallIntegerField()
+    anchor_at = models.DateTimeField()
+    months = models.SmallIntegerField()
+    granted = models.IntegerField()
+    ends_at = models.DateTimeField(null=True)
+    rollover_periods = models.SmallIntegerField()
+    rollover_cap = models.BigIntegerField(null=True)
+    rollover_priority = models.SmallIntegerField()
+    actor = models.CharField(max_length=150)
+    reason = models.CharField(max_length=500)
+
+    class Meta:
+        managed = False
+        db_table = "credit_schedule"
+
+    def __str__(self) -> str:
+        return f"schedule of account {self.account_id}"
 
 
 class LedgerEntry(models.Model):
@@ -139,7 +177,7 @@ class UsageRating(models.Model):
 
 
 class Operation(models.Model):
-    """One grant, adjustment or reversal: its key, who did it and why."""
+    """One of the rare verbs' acts (grant, adjustment, reversal, refund …): its key, who did it and why."""
 
     id = models.BigAutoField(primary_key=True)
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="operations")

@@ -44,7 +44,7 @@ class Allowed:
 
 
 def start(*, account: Account, plan: str, now: datetime) -> Subscription:
-    """Puts ``account`` on the version of ``plan`` that is sold at ``now``. A free plan's included credit is granted for the first period.
+    """Puts ``account`` on the version of ``plan`` that is sold at ``now``. A free plan's included credit is granted by itself from now on.
 
     :raises catalog.NotInCatalog: the product has no such plan, or none yet.
     :raises IntegrityError: the account has a live subscription.
@@ -62,25 +62,32 @@ def start(*, account: Account, plan: str, now: datetime) -> Subscription:
             current_period_end=period_end,
         )
         if version.price_cents == 0 and version.included_credit_nanos:
-            grant_included_credit(subscription=subscription)
+            schedule_included_credit(subscription=subscription)
     return subscription
 
 
-def grant_included_credit(*, subscription: Subscription) -> ledger.Operation:
-    """Grants the plan's included credit for the current period, once; it expires with the period."""
+def schedule_included_credit(*, subscription: Subscription) -> ledger.Operation:
+    """Has the ledger grant the plan's included credit at the anchor and in each period after it, by itself.
+
+    It lives for its period; what is left of it then rolls over as the plan says. For plans without a price: paid ones are granted for each
+    invoice that was paid.
+    """
     account, version = subscription.account, subscription.plan_version
-    key = f"{subscription.pk}:{subscription.current_period_start.isoformat()}"
-    return ledger.grant(
+    return ledger.schedule(
         account_id=account.pk,
         unit_id=account.product.unit_id,
         amount_nanos=version.included_credit_nanos,
         source="monthly",
-        source_key=key,
-        key=f"monthly:{key}",
+        source_key=str(subscription.pk),
+        anchor_at=subscription.anchor_at,
+        months=MONTHS[PlanVersion.Interval(version.interval)],
+        priority=priority(product=account.product, source="monthly"),
+        rollover_periods=version.rollover_periods,
+        rollover_cap_nanos=version.rollover_cap_nanos,
+        rollover_priority=priority(product=account.product, source="rollover"),
+        key=f"monthly:{subscription.pk}",
         actor=SYSTEM,
         reason=f"Included in {version.plan.name}",
-        priority=priority(product=account.product, source="monthly"),
-        expires_at=subscription.current_period_end,
     )
 
 

@@ -21,6 +21,7 @@ LEDGER_TABLES = (
     "account_state",
     "wallet",
     "credit_grant",
+    "credit_schedule",
     "open_authorization",
     "usage_record",
     "usage_rating",

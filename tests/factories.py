@@ -72,10 +72,10 @@ def make_account(product: Product | None = None, *, credit: int = 0, **fields: A
 def give(account: Account, nanos: int, *, source: str = "purchased", priority: int = 30, **fields: Any) -> ledger.Operation:
     """Grants ``nanos`` of the product's unit."""
     key = secrets.token_hex(8)
-    fields = {"cash_nanos": nanos, "fee_nanos": 0} | fields
+    terms: dict[str, Any] = {"cash_nanos": nanos, "fee_nanos": 0, "source_key": key} | fields
     return ledger.grant(
-        account_id=account.pk, unit_id=account.product.unit_id, amount_nanos=nanos, source=source, source_key=key, key=key, actor="test",
-        reason="test", priority=priority, **fields,
+        account_id=account.pk, unit_id=account.product.unit_id, amount_nanos=nanos, source=source, key=key, actor="test", reason="test",
+        priority=priority, **terms,
     )  # fmt: skip
 
 

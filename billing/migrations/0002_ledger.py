@@ -5,11 +5,9 @@ from pathlib import Path
 from django.db import migrations
 
 SQL = Path(__file__).parents[1] / "sql"
+FILES = ("tables", "counters", "ledger", "calendar", "refunds", "settle", "tenancy")
 
 
 class Migration(migrations.Migration):
     dependencies = [("billing", "0001_initial"), ("accounts", "0002_guards_and_tenancy"), ("pricing", "0002_guards")]
-    operations = [
-        migrations.RunSQL([(SQL / name).read_text()])
-        for name in ("tables.sql", "counters.sql", "ledger.sql", "settle.sql", "tenancy.sql")
-    ]
+    operations = [migrations.RunSQL([(SQL / f"{name}.sql").read_text()]) for name in FILES]

@@ -105,3 +105,47 @@ where g.remaining > 0 and g.expires_at < app_now() - interval '1 hour' and w.hel
 -- name: no work is in two places
 select a.account_id, format('authorization %s is open and finished', a.id)
 from open_authorization a join usage_record u on u.account_id = a.account_id and (u.id = a.id or u.key_hash = a.key_hash);
+
+-- name: what is frozen or clawed has its entries
+select g.account_id, format('grant %s: frozen %s, clawed %s, entries %s and %s', g.id, g.frozen, g.clawed, coalesce(e.frozen, 0), coalesce(e.clawed, 0))
+from credit_grant g
+left join (
+  select account_id, grant_id, -sum(amount) filter (where kind in ('freeze', 'unfreeze')) as frozen, -sum(amount) filter (where kind = 'refund') as clawed
+  from ledger_entry where kind in ('freeze', 'unfreeze', 'refund') group by 1, 2) e on e.account_id = g.account_id and e.grant_id = g.id
+where g.frozen <> coalesce(e.frozen, 0) or g.clawed <> coalesce(e.clawed, 0);
+
+-- name: a refund is what was clawed and what is owed for it
+select r.account_id, format('grant %s: refunded %s, operations %s, clawed and owed %s', r.id, r.refunded, coalesce(o.amount, 0), coalesce(f.clawed, 0) + coalesce(o.owed, 0))
+from credit_grant r
+left join lateral (
+  select sum(g.clawed) as clawed from credit_grant g where g.account_id = r.account_id and coalesce(g.root_id, g.id) = r.id) f on true
+left join lateral (
+  select -sum(o.amount) as amount, sum((
+    select sum(e.debt_delta) from ledger_entry e where e.account_id = o.account_id and e.operation_id = o.id and e.kind = 'debt')) as owed
+  from operation_key o where o.account_id = r.account_id and o.grant_id = r.id and o.verb = 'refund') o on true
+where r.root_id is null and (r.refunded > 0 or f.clawed > 0 or o.amount > 0)
+  and (r.refunded <> coalesce(o.amount, 0) or r.refunded <> coalesce(f.clawed, 0) + coalesce(o.owed, 0));
+
+-- name: a rollover is what left its grant, with its cash and fee
+select g.account_id, format('rollover %s of %s: %s granted, %s left the grant before it', g.id, g.root_id, g.granted, -e.amount)
+from credit_grant g
+left join ledger_entry i on i.account_id = g.account_id and i.grant_id = g.id and i.kind = 'rollover' and i.amount > 0
+left join ledger_entry e on e.account_id = i.account_id and e.unit_id = i.unit_id and e.seq = i.seq - 1
+left join credit_grant p on p.account_id = e.account_id and p.id = e.grant_id
+where g.root_id is not null and (e.kind, -e.amount, e.cash_nanos, e.fee_nanos, coalesce(p.root_id, p.id)) is distinct from
+  ('rollover'::entry_kind, g.granted, g.cash_nanos, g.fee_nanos, g.root_id);
+
+-- name: every period that a schedule began was granted once
+select s.account_id, format('schedule %s:%s: %s periods begun, %s grants', s.source, s.source_key, s.granted, g.total)
+from credit_schedule s, lateral (
+  select count(*) as total from credit_grant g
+  where g.account_id = s.account_id and g.source = s.source and starts_with(g.source_key, s.source_key || ':') and g.granted = s.amount) g
+where g.total <> s.granted;
+
+-- name: nothing is due before the wallet says
+select w.account_id, format('wallet %s: due at %s, but something is at %s', w.unit_id, w.due_at, d.at)
+from wallet w, lateral (
+  select nullif(least(
+    (select min(g.expires_at) from credit_grant g where g.account_id = w.account_id and g.unit_id = w.unit_id and g.remaining > 0),
+    (select next_grant(s) from credit_schedule s where s.account_id = w.account_id and s.unit_id = w.unit_id)), 'infinity') as at) d
+where d.at < coalesce(w.due_at, 'infinity');

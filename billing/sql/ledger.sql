@@ -10,7 +10,8 @@
 create type open_wallet as (
   account_id bigint, unit_id smallint, balance bigint, held bigint, debt bigint, seq bigint,
   usage_id uuid, operation_id bigint, now timestamptz,
-  cash_nanos bigint, fee_nanos bigint);   -- moved so far by this verb
+  cash_nanos bigint, fee_nanos bigint,   -- moved so far by this verb
+  due_at timestamptz);
 
 create function ledger_lock(p_account bigint) returns timestamptz language plpgsql as $$
 begin
@@ -31,6 +32,7 @@ create function ledger_move(w open_wallet, g credit_grant, p_kind entry_kind, p_
 returns open_wallet language plpgsql as $$
 declare
   v_gone bigint := g.granted - g.remaining;
+  v_frozen bigint := case when p_kind in ('freeze', 'unfreeze') then p_amount else 0 end;
   v_cash bigint := 0;
   v_fee bigint := 0;
 begin
@@ -38,8 +40,13 @@ begin
     v_cash := share(g.cash_nanos, v_gone - p_amount, g.granted) - share(g.cash_nanos, v_gone, g.granted);
     v_fee := share(g.fee_nanos, v_gone - p_amount, g.granted) - share(g.fee_nanos, v_gone, g.granted);
   end if;
-  update credit_grant set remaining = remaining + p_amount, closed = (remaining + p_amount = 0 and frozen = 0)
+  update credit_grant
+  set remaining = remaining + p_amount, frozen = frozen - v_frozen, clawed = clawed - case p_kind when 'refund' then p_amount else 0 end,
+    closed = (remaining + p_amount = 0 and frozen = v_frozen)
   where account_id = g.account_id and id = g.id;
+  if p_amount > 0 then
+    w.due_at := ledger_sooner(w.due_at, g.expires_at);
+  end if;
   w.balance := w.balance + p_amount;
   w.debt := w.debt + p_debt_delta;
   w.seq := w.seq + 1;
@@ -52,6 +59,11 @@ begin
   return w;
 end $$;
 
+-- The earlier of two times at which something is due; null is never.
+create function ledger_sooner(p_one timestamptz, p_other timestamptz) returns timestamptz language sql immutable as $$
+  select nullif(least(p_one, p_other), 'infinity')
+$$;
+
 -- A movement of debt alone.
 create function ledger_owe(w open_wallet, p_kind entry_kind, p_debt_delta bigint) returns open_wallet language plpgsql as $$
 begin
@@ -63,7 +75,7 @@ begin
 end $$;
 
 -- Takes p_amount from the grants in burn order: priority, earliest expiry, oldest. The caller has made sure that this much is there.
-create function ledger_burn(w open_wallet, p_amount bigint, p_kind entry_kind) returns open_wallet language plpgsql as $$
+create function ledger_burn(w open_wallet, p_amount bigint, p_kind entry_kind, p_effective timestamptz) returns open_wallet language plpgsql as $$
 declare
   g credit_grant;
   v_left bigint := p_amount;
@@ -76,7 +88,7 @@ begin
   loop
     exit when v_left = 0;
     v_part := least(v_left, g.remaining);
-    w := ledger_move(w, g, p_kind, -v_part, case when p_kind = 'debt_repaid' then -v_part else 0 end, w.now);
+    w := ledger_move(w, g, p_kind, -v_part, case when p_kind = 'debt_repaid' then -v_part else 0 end, p_effective);
     v_left := v_left - v_part;
   end loop;
   if v_left > 0 then
@@ -85,66 +97,51 @@ begin
   return w;
 end $$;
 
--- Expires what is due and not covered by holds. Holds cover the grants virtually, in burn order, so they cover the front of the queue.
-create function ledger_expire(w open_wallet) returns open_wallet language plpgsql as $$
-declare
-  g credit_grant;
-  v_before bigint := 0;
-  v_free bigint;
-begin
-  if not exists (
-    select from credit_grant c
-    where c.account_id = w.account_id and c.unit_id = w.unit_id and not c.closed and c.expires_at <= w.now and c.remaining > 0) then
-    return w;
-  end if;
-  for g in
-    select * from credit_grant c
-    where c.account_id = w.account_id and c.unit_id = w.unit_id and not c.closed and c.remaining > 0
-    order by c.priority, c.expires_at, c.id
-  loop
-    v_free := g.remaining - greatest(0, least(g.remaining, w.held - v_before));
-    v_before := v_before + g.remaining;
-    if g.expires_at <= w.now and v_free > 0 then
-      w := ledger_move(w, g, 'expiry', -v_free, 0, g.expires_at);
-    end if;
-  end loop;
-  return w;
-end $$;
-
--- Loads a wallet (making an empty one the first time) and applies what is due.
+-- Loads a wallet (making an empty one the first time) and applies what is due (calendar.sql).
 create function ledger_open(p_account bigint, p_unit smallint, p_now timestamptz, p_usage uuid, p_operation bigint)
 returns open_wallet language plpgsql as $$
 declare
   w open_wallet;
 begin
-  select account_id, unit_id, balance, held, debt, seq, p_usage, p_operation, p_now, 0, 0 into w
+  select account_id, unit_id, balance, held, debt, seq, p_usage, p_operation, p_now, 0, 0, due_at into w
   from wallet where account_id = p_account and unit_id = p_unit;
   if not found then
     insert into wallet (account_id, unit_id) values (p_account, p_unit);
-    w := row(p_account, p_unit, 0, 0, 0, 0, p_usage, p_operation, p_now, 0, 0);
+    w := row(p_account, p_unit, 0, 0, 0, 0, p_usage, p_operation, p_now, 0, 0, null);
   end if;
-  w := ledger_expire(w);
-  w.cash_nanos := 0;   -- what has expired is no part of what the verb will move
-  w.fee_nanos := 0;
+  if w.due_at <= p_now then
+    w := ledger_due(w);
+    w.cash_nanos := 0;   -- what happened by itself is no part of what the verb will move
+    w.fee_nanos := 0;
+  end if;
   return w;
 end $$;
 
 -- Whatever has become free repays debt first; what is left of it expires if it is overdue; then the wallet is written.
 create function ledger_close(w open_wallet) returns open_wallet language plpgsql as $$
 declare
-  v_cash bigint;
-  v_fee bigint;
+  v_cash bigint := w.cash_nanos;
+  v_fee bigint := w.fee_nanos;
 begin
-  v_cash := w.cash_nanos;
-  v_fee := w.fee_nanos;
-  if w.debt > 0 and w.balance > w.held then
-    w := ledger_burn(w, least(w.debt, w.balance - w.held), 'debt_repaid');
+  if w.debt > 0 then
+    w := ledger_repay(w, w.now);
   end if;
-  w := ledger_expire(w);
-  update wallet set balance = w.balance, held = w.held, debt = w.debt, seq = w.seq
+  if w.due_at <= w.now then
+    w := ledger_due(w);
+  end if;
+  update wallet set balance = w.balance, held = w.held, debt = w.debt, seq = w.seq, due_at = w.due_at
   where account_id = w.account_id and unit_id = w.unit_id;
   w.cash_nanos := v_cash;   -- the cash behind the verb's own movements, without that of expiry and old debt
   w.fee_nanos := v_fee;
+  return w;
+end $$;
+
+-- What is free repays debt.
+create function ledger_repay(w open_wallet, p_effective timestamptz) returns open_wallet language plpgsql as $$
+begin
+  if w.debt > 0 and w.balance > w.held then
+    w := ledger_burn(w, least(w.debt, w.balance - w.held), 'debt_repaid', p_effective);
+  end if;
   return w;
 end $$;
 
@@ -156,7 +153,7 @@ create function ledger_open_account(p_account bigint) returns void language sql 
 $$;
 
 create type operation_answer as (
-  outcome text,            -- done | replayed | key_reused | source_reused | insufficient | not_found | already_reversed
+  outcome text,   -- done | replayed | key_reused | source_reused | insufficient | not_found | already_reversed
   operation_id bigint, grant_id bigint, amount bigint, balance bigint, debt bigint, available bigint);
 
 create function ledger_replay(p_account bigint, p_verb text, p_key uuid, p_fingerprint uuid) returns operation_answer language plpgsql as $$
@@ -174,7 +171,8 @@ end $$;
 -- Adds a grant: p_verb 'grant' (kind grant) or 'adjust' (kind adjustment). It repays open debt before anything of it is free.
 create function ledger_grant(
   p_account bigint, p_verb text, p_key uuid, p_fingerprint uuid, p_actor text, p_reason text, p_unit smallint, p_source text, p_source_key text,
-  p_amount bigint, p_priority smallint, p_expires timestamptz, p_cash bigint, p_fee bigint, p_currency text)
+  p_amount bigint, p_priority smallint, p_expires timestamptz, p_cash bigint, p_fee bigint, p_currency text,
+  p_rollover_expires timestamptz, p_rollover_cap bigint, p_rollover_priority smallint)
 returns operation_answer language plpgsql as $$
 declare
   v_now timestamptz := ledger_lock(p_account);
@@ -190,10 +188,14 @@ begin
     return row('source_reused', null, null, null, null, null, null)::operation_answer;
   end if;
   w := ledger_open(p_account, p_unit, v_now, null, v_operation);
-  insert into credit_grant (account_id, unit_id, source, source_key, granted, remaining, priority, starts_at, expires_at, cash_nanos, fee_nanos, currency)
-  values (p_account, p_unit, p_source, p_source_key, p_amount, 0, p_priority, v_now, coalesce(p_expires, 'infinity'), p_cash, p_fee, p_currency)
+  insert into credit_grant (
+    account_id, unit_id, source, source_key, granted, remaining, priority, starts_at, expires_at, cash_nanos, fee_nanos, currency,
+    rollover_expires_at, rollover_cap, rollover_priority)
+  values (
+    p_account, p_unit, p_source, p_source_key, p_amount, 0, p_priority, v_now, coalesce(p_expires, 'infinity'), p_cash, p_fee, p_currency,
+    p_rollover_expires, p_rollover_cap, p_rollover_priority)
   returning * into g;
-  w := ledger_receive(w, g, case p_verb when 'grant' then 'grant' else 'adjustment' end::entry_kind);
+  w := ledger_receive(w, g, case p_verb when 'grant' then 'grant' else 'adjustment' end::entry_kind, v_now);
   w := ledger_close(w);
   insert into operation_key (account_id, verb, key_hash, fingerprint, id, actor, reason, created_at, grant_id, amount, balance_after, debt_after)
   overriding system value
@@ -202,13 +204,15 @@ begin
 end $$;
 
 -- A new grant's first movement: all of it comes in. Its cash moves when it is burnt, so nothing moves here.
-create function ledger_receive(w open_wallet, g credit_grant, p_kind entry_kind) returns open_wallet language plpgsql as $$
+create function ledger_receive(w open_wallet, g credit_grant, p_kind entry_kind, p_effective timestamptz) returns open_wallet language plpgsql as $$
 begin
   update credit_grant set remaining = granted where account_id = g.account_id and id = g.id;
   w.balance := w.balance + g.granted;
   w.seq := w.seq + 1;
+  w.due_at := ledger_sooner(w.due_at, g.expires_at);
   insert into ledger_entry values (
-    w.account_id, w.unit_id, w.seq, g.id, p_kind, g.granted, 0, w.balance, w.debt, 0, 0, w.usage_id, w.operation_id, w.now, w.now);
+    w.account_id, w.unit_id, w.seq, g.id, p_kind, g.granted, 0, w.balance, w.debt, 0, 0,
+    case when p_kind <> 'rollover' then w.usage_id end, case when p_kind <> 'rollover' then w.operation_id end, p_effective, w.now);
   return w;
 end $$;
 
@@ -229,7 +233,7 @@ begin
     w := ledger_close(w);
     return row('insufficient', null, null, null, w.balance, w.debt, w.balance - w.held)::operation_answer;
   end if;
-  w := ledger_close(ledger_burn(w, p_amount, 'adjustment'));
+  w := ledger_close(ledger_burn(w, p_amount, 'adjustment', v_now));
   insert into operation_key (account_id, verb, key_hash, fingerprint, id, actor, reason, created_at, amount, balance_after, debt_after)
   overriding system value
   values (p_account, 'adjust', p_key, p_fingerprint, v_operation, p_actor, p_reason, v_now, -p_amount, w.balance, w.debt);
@@ -285,7 +289,7 @@ begin
     values (p_account, u.unit_id, 'reversal', p_usage::text, v_owed - v_amount, 0, 0, v_now, 0, 0, 'usd')
     returning * into g;
     v_grant := g.id;
-    w := ledger_receive(w, g, 'reversal');
+    w := ledger_receive(w, g, 'reversal', v_now);
   end if;
   w := ledger_close(w);
   insert into operation_key (account_id, verb, key_hash, fingerprint, id, target, actor, reason, created_at, grant_id, amount, balance_after, debt_after)
@@ -392,7 +396,8 @@ begin
   a.remaining := p_remaining;
   if p_unit is not null then
     w.held := w.held + p_hold;
-    update wallet set balance = w.balance, held = w.held, debt = w.debt, seq = w.seq where account_id = p_account and unit_id = p_unit;
+    update wallet set balance = w.balance, held = w.held, debt = w.debt, seq = w.seq, due_at = w.due_at
+    where account_id = p_account and unit_id = p_unit;
     a.remaining := a.remaining || (w.balance - w.held);
   else
     a.remaining := a.remaining || null::bigint;
@@ -431,7 +436,7 @@ declare
   v_covered bigint := least(p_price, greatest(w.balance - w.held, 0));
 begin
   if v_covered > 0 then
-    w := ledger_burn(w, v_covered, 'usage');
+    w := ledger_burn(w, v_covered, 'usage', w.now);
   end if;
   if p_price > v_covered then
     w := ledger_owe(w, 'debt', p_price - v_covered);
@@ -751,7 +756,7 @@ begin
   end loop;
   foreach f in array array[
     'ledger_open_account(bigint)',
-    'ledger_grant(bigint, text, uuid, uuid, text, text, smallint, text, text, bigint, smallint, timestamptz, bigint, bigint, text)',
+    'ledger_grant(bigint, text, uuid, uuid, text, text, smallint, text, text, bigint, smallint, timestamptz, bigint, bigint, text, timestamptz, bigint, smallint)',
     'ledger_take_back(bigint, uuid, uuid, text, text, smallint, bigint)',
     'ledger_reverse(bigint, uuid, uuid, text, text, uuid)',
     'usage_authorize(bigint, uuid, uuid, text, usage_call, smallint, bigint, bigint, bigint, bigint[], usage_limit[], interval, interval, bigint)',

@@ -70,12 +70,13 @@ begin
 
   -- The wallets to charge and what is left in their grants. Where one is missing or something is due, they are opened as for one event.
   for pass in 1..2 loop
-    select array_agg(x.w) filter (where (x.w).account_id is not null), bool_or((x.w).account_id is null) into v_wallets, v_missing
+    select array_agg(x.w) filter (where (x.w).account_id is not null), bool_or((x.w).account_id is null), bool_or((x.w).due_at <= p_now)
+    into v_wallets, v_missing, v_due
     from (
       select distinct account, unit from unnest(p_account, p_unit, p_price, v_id) e (account, unit, price, id)
       where id is not null and unit is not null and price > 0) e
     left join lateral (select w from wallet w where w.account_id = e.account and w.unit_id = e.unit limit 1) x on true;
-    select array_agg(g), bool_or(g.expires_at <= p_now) into v_grants, v_due
+    select array_agg(g) into v_grants
     from unnest(v_wallets) w
     join credit_grant g on g.account_id = w.account_id and g.unit_id = w.unit_id and not g.closed and g.remaining > 0;
     exit when pass = 2 or (v_missing or v_due) is not true;

@@ -50,13 +50,16 @@ create table wallet (
   held bigint not null default 0,
   debt bigint not null default 0,
   seq bigint not null default 0,
+  due_at timestamptz,   -- nothing expires, rolls over or is granted by itself before this; null means nothing ever does
   primary key (account_id, unit_id),
   constraint wallet_never_overdrawn check (0 <= held and held <= balance),
   constraint wallet_debt_not_negative check (debt >= 0),
   constraint wallet_no_debt_beside_free_credit check (debt = 0 or balance = held)
 ) with (fillfactor = 50);
+create index wallet_due on wallet (due_at);   -- for the job that touches idle accounts; due_at changes seldom, so that other updates stay HOT
 
--- A grant: a lot of credits that arrived together. granted − remaining − frozen − clawed has been burnt or has expired.
+-- A grant: a lot of credits that arrived together. granted − remaining − frozen − clawed has been burnt, has expired or rolled over.
+-- A rollover's root is the grant that was paid for; only a root is refunded.
 create table credit_grant (
   account_id bigint not null,
   unit_id smallint not null,
@@ -67,23 +70,65 @@ create table credit_grant (
   granted bigint not null check (granted > 0),
   remaining bigint not null,
   frozen bigint not null default 0,
-  clawed bigint not null default 0,
+  clawed bigint not null default 0,   -- what refunds took from this grant
+  refunded bigint not null default 0,   -- what refunds took for it: here, from its rollovers, as debt
   priority smallint not null,
   starts_at timestamptz not null,
   expires_at timestamptz not null default 'infinity',
   cash_nanos bigint not null check (cash_nanos >= 0),
   fee_nanos bigint not null check (fee_nanos >= 0),
   currency char(3) not null,
+  rollover_expires_at timestamptz,   -- what is left at expires_at rolls over into a grant until then; null: it expires
+  rollover_cap bigint check (rollover_cap >= 0),   -- the wallet's rollovers together come to no more than this; null: no cap
+  rollover_priority smallint,
   closed boolean not null default false,
   primary key (account_id, id),
   foreign key (account_id, unit_id) references wallet,
   constraint grant_source_once unique (account_id, source, source_key),
   constraint grant_never_overdrawn check (0 <= remaining and 0 <= frozen and 0 <= clawed and remaining + frozen + clawed <= granted),
   constraint grant_starts_before_it_expires check (starts_at < expires_at),
+  constraint grant_rolls_over_forwards check (expires_at < rollover_expires_at),
+  constraint grant_rollover_terms check (
+    (rollover_priority is null) = (rollover_expires_at is null) and (rollover_cap is null or rollover_expires_at is not null)),
+  constraint grant_refunded_within_granted check (refunded between 0 and granted),
+  constraint grant_root_is_what_is_refunded check (case when root_id is null then refunded >= clawed else source = 'rollover' and refunded = 0 end),
   constraint grant_closed_is_empty check (not closed or (remaining = 0 and frozen = 0))
 ) with (fillfactor = 50);
 -- "where not closed", never "where remaining > 0": the flag flips once, so that every other update stays in its page (HOT).
 create index credit_grant_burn_order on credit_grant (account_id, unit_id, priority, expires_at, id) where not closed;
+
+-- What a wallet is granted by itself: amount at the anchor and each so many months after it, counted from the anchor in UTC, so that a
+-- 31st stays a 31st. The verbs grant what is due before anything else. Each grant lives until the next; what is left of it then rolls over
+-- for so many periods (0: it expires). A new schedule takes the place of the old one.
+create table credit_schedule (
+  account_id bigint not null,
+  unit_id smallint not null,
+  source text not null check (source ~ '^[a-z_]{1,20}$'),
+  source_key text not null check (length(source_key) between 1 and 150),
+  amount bigint not null check (amount > 0),
+  priority smallint not null,
+  anchor_at timestamptz not null,
+  months smallint not null check (months between 1 and 120),
+  granted int not null default 0 check (granted >= 0),   -- how many periods have begun
+  ends_at timestamptz,   -- nothing is granted from then on; null: without end
+  rollover_periods smallint not null default 0 check (rollover_periods between 0 and 120),
+  rollover_cap bigint check (rollover_cap >= 0),
+  rollover_priority smallint not null default 0,
+  actor text not null check (length(actor) between 1 and 150),   -- who set it, and why: its grants say the same
+  reason text not null check (length(reason) between 1 and 500),
+  primary key (account_id, unit_id),
+  foreign key (account_id, unit_id) references wallet
+);
+
+-- The nth anniversary of an anchor, in UTC: its own day, or the last of a shorter month. billing/periods.py has the same.
+create function anniversary(p_anchor timestamptz, p_months int) returns timestamptz language sql immutable as $$
+  select (p_anchor at time zone 'UTC' + make_interval(months => p_months)) at time zone 'UTC'
+$$;
+
+-- When a schedule grants next; null where it has ended.
+create function next_grant(s credit_schedule) returns timestamptz language sql immutable as $$
+  select d.at from (select anniversary(s.anchor_at, s.granted * s.months) as at) d where s.ends_at is null or d.at < s.ends_at
+$$;
 
 -- Work that was allowed and is not finished. Whatever ends it moves it into usage_record; a timed-out hold waits here 7 days for its capture.
 create table open_authorization (
@@ -187,7 +232,7 @@ create table ledger_entry (
 -- The rare verbs' keys, with who did it and why.
 create table operation_key (
   account_id bigint not null references account_state,
-  verb text not null check (verb in ('grant', 'adjust', 'reverse')),
+  verb text not null check (verb in ('grant', 'adjust', 'reverse', 'refund', 'freeze', 'unfreeze', 'schedule', 'unschedule')),
   key_hash uuid not null,
   fingerprint uuid not null,
   id bigint generated always as identity,
@@ -276,11 +321,12 @@ create trigger append_only before update or delete on operation_key for each row
 create trigger never_deleted before delete on wallet for each row execute function refuse_change();
 create trigger never_deleted before delete on account_state for each row execute function refuse_change();
 create trigger never_deleted before delete on credit_grant for each row execute function refuse_change();
+create trigger never_deleted before delete on credit_schedule for each row execute function refuse_change();
 do $$
 declare
   v_table text;
 begin
-  foreach v_table in array array['usage_record', 'usage_rating', 'ledger_entry', 'operation_key', 'wallet', 'account_state', 'credit_grant', 'open_authorization'] loop
+  foreach v_table in array array['usage_record', 'usage_rating', 'ledger_entry', 'operation_key', 'wallet', 'account_state', 'credit_grant', 'credit_schedule', 'open_authorization'] loop
     execute format('create trigger never_truncated before truncate on %I for each statement execute function refuse_change()', v_table);
   end loop;
 end $$;
@@ -314,7 +360,31 @@ begin
   raise exception 'the terms of grant % never change', old.id using errcode = 'restrict_violation';
 end $$;
 create trigger terms_never_change before update on credit_grant for each row
-  when ((new.account_id, new.unit_id, new.id, new.source, new.source_key, new.root_id, new.granted, new.priority, new.starts_at, new.expires_at, new.cash_nanos, new.fee_nanos, new.currency)
+  when ((new.account_id, new.unit_id, new.id, new.source, new.source_key, new.root_id, new.granted, new.priority, new.starts_at, new.expires_at, new.cash_nanos, new.fee_nanos, new.currency,
+         new.rollover_expires_at, new.rollover_cap, new.rollover_priority)
         is distinct from
-        (old.account_id, old.unit_id, old.id, old.source, old.source_key, old.root_id, old.granted, old.priority, old.starts_at, old.expires_at, old.cash_nanos, old.fee_nanos, old.currency))
+        (old.account_id, old.unit_id, old.id, old.source, old.source_key, old.root_id, old.granted, old.priority, old.starts_at, old.expires_at, old.cash_nanos, old.fee_nanos, old.currency,
+         old.rollover_expires_at, old.rollover_cap, old.rollover_priority))
   execute function credit_grant_guard();
+
+-- What refunds have taken back is never given again.
+create function refund_guard() returns trigger language plpgsql as $$
+begin
+  raise exception 'what was refunded of grant % never comes back', old.id using errcode = 'restrict_violation';
+end $$;
+create trigger refunds_stay before update on credit_grant for each row
+  when (new.clawed < old.clawed or new.refunded < old.refunded) execute function refund_guard();
+
+-- A schedule goes on one period at a time and may be given an end; other terms are another schedule.
+create function credit_schedule_guard() returns trigger language plpgsql as $$
+begin
+  raise exception 'the terms of the schedule of account % never change', old.account_id using errcode = 'restrict_violation';
+end $$;
+create trigger terms_never_change before update on credit_schedule for each row
+  when ((new.account_id, new.unit_id) is distinct from (old.account_id, old.unit_id) or (
+        (new.source, new.source_key) = (old.source, old.source_key) and (
+          new.granted not in (old.granted, old.granted + 1)
+          or (new.amount, new.priority, new.anchor_at, new.months, new.rollover_periods, new.rollover_cap, new.rollover_priority, new.actor, new.reason)
+             is distinct from
+             (old.amount, old.priority, old.anchor_at, old.months, old.rollover_periods, old.rollover_cap, old.rollover_priority, old.actor, old.reason))))
+  execute function credit_schedule_guard();

@@ -1,17 +1,17 @@
 -- Row-level security on what customers' pages read of the ledger (see accounts/sql/tenancy.sql). "authenticated" gets the parents only:
--- no partition, no verb, and no column that says what a call cost us or what the payment provider took.
+-- no partition, no verb, and no column that says what a call cost us, what the payment provider took, or who of staff did what and why.
 do $$
 declare
   v_table text;
   v_columns text;
 begin
-  foreach v_table in array array['wallet', 'credit_grant', 'open_authorization', 'usage_record', 'usage_rating', 'ledger_entry', 'billing_subscription'] loop
+  foreach v_table in array array['wallet', 'credit_grant', 'credit_schedule', 'open_authorization', 'usage_record', 'usage_rating', 'ledger_entry', 'billing_subscription'] loop
     execute format('alter table %I enable row level security', v_table);
     execute format('create policy others on %I using (current_user <> ''authenticated'')', v_table);
     execute format('create policy tenant on %I for select to authenticated using (account_id in (select visible_account_ids()))', v_table);
     select string_agg(quote_ident(attname), ', ') into v_columns
     from pg_attribute
-    where attrelid = v_table::regclass and attnum > 0 and not attisdropped and attname not in ('cost_nanos', 'fee_nanos');
+    where attrelid = v_table::regclass and attnum > 0 and not attisdropped and attname not in ('cost_nanos', 'fee_nanos', 'actor', 'reason');
     execute format('grant select (%s) on %I to authenticated', v_columns, v_table);
   end loop;
 end $$;

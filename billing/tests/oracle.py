@@ -1,18 +1,21 @@
 """What the ledger should do, in plain Python: an account as a dict of lots and a list of work, written from the design, not from the SQL.
 
 It has no entries, no locks and no numbers of rows. Time does not wait for a verb here: :meth:`Account.due` may be called at any moment, and
-must change nothing that a verb called later would not have found anyway. Each verb returns what its answer must say, or raises
-:class:`Refusal`. Amounts are nanos of the wallet's unit.
+must change nothing that a verb called later would not have found anyway: what is due happens at its due time, oldest first. Each verb
+returns what its answer must say, or raises :class:`Refusal`. Amounts are nanos of the wallet's unit.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 from uuid import UUID
+
+from billing import periods
 
 NEVER = datetime.max.replace(tzinfo=UTC)
 MOST = 2**63 - 1
@@ -33,18 +36,52 @@ class Refusal(Exception):
         self.says = says
 
 
+#: Until when what is left rolls over, the cap, and the priority then.
+Rollover = tuple[datetime, int | None, int]
+
+
 @dataclass(eq=False)
 class Lot:
     """Credits that arrived together. ``age`` orders what priority and expiry do not. ``id`` is the ledger's, once it has told."""
 
+    source: str
+    source_key: str
     granted: int
     left: int
     priority: int
+    begun: datetime
     ends_at: datetime
     age: int
     cash: int
     fee: int
+    rolls: Rollover | None = None
+    root: Lot | None = None
+    frozen: int = 0
+    clawed: int = 0
+    refunded: int = 0
     id: int | None = None
+
+
+@dataclass(eq=False)
+class Schedule:
+    """What is granted by itself. ``rolls``: for how many periods what is left rolls over, the cap, and the priority then."""
+
+    source: str
+    source_key: str
+    amount: int
+    priority: int
+    anchor: datetime
+    months: int
+    ends_at: datetime
+    rolls: tuple[int, int | None, int] | None
+    granted: int = 0
+
+    def start(self, periods_on: int = 0) -> datetime:
+        return periods.anniversary(self.anchor, months=(self.granted + periods_on) * self.months)
+
+    @property
+    def next(self) -> datetime:
+        return self.start() if self.start() < self.ends_at else NEVER
 
 
 @dataclass(eq=False)
@@ -73,13 +110,16 @@ class Work:
 
 @dataclass
 class Wallet:
-    """One unit's credits. ``moved`` and ``owed`` sum up, by kind, what should have been entered."""
+    """One unit's credits. ``moved`` and ``owed`` sum up, by kind and effective time, what should have been entered; in is not out."""
 
+    ages: Iterator[int]
     lots: dict[int, Lot] = field(default_factory=dict)
     work: list[Work] = field(default_factory=list)
+    schedule: Schedule | None = None
     debt: int = 0
-    moved: Counter[str] = field(default_factory=Counter)
-    owed: Counter[str] = field(default_factory=Counter)
+    moved: Counter[tuple[str, datetime, bool]] = field(default_factory=Counter)
+    owed: Counter[tuple[str, datetime]] = field(default_factory=Counter)
+    at: datetime = NEVER
 
     @property
     def held(self) -> int:
@@ -99,11 +139,28 @@ class Wallet:
 
     def move(self, lot: Lot, kind: str, amount: int) -> None:
         lot.left += amount
-        self.moved[kind] += amount
+        at = lot.ends_at if kind == "expiry" or (kind == "rollover" and amount < 0) else self.at
+        self.moved[kind, at, amount > 0] += amount
 
     def owe(self, kind: str, amount: int) -> None:
         self.debt += amount
-        self.owed[kind] += amount
+        self.owed[kind, self.at] += amount
+
+    def receive(
+        self, kind: str, amount: int, source: str, source_key: str, priority: int, ends_at: datetime, cash: int = 0, fee: int = 0,
+        rolls: Rollover | None = None, begun: datetime | None = None, root: Lot | None = None,
+    ) -> Lot:  # fmt: skip
+        lot = Lot(source, source_key, amount, 0, priority, begun or self.at, ends_at, next(self.ages), cash, fee, rolls, root)
+        self.lots[lot.age] = lot
+        now, self.at = self.at, lot.begun
+        self.move(lot, kind, amount)
+        self.at = now
+        return lot
+
+    def uncovered(self, lot: Lot) -> int:
+        """How much of a lot open holds do not cover: they stand at the front of the queue."""
+        queue = self.queue()
+        return max(0, lot.left - max(0, self.held - sum(each.left for each in queue[: queue.index(lot)]))) if lot.left else 0
 
     def burn(self, kind: str, amount: int) -> dict[int, int]:
         """Takes ``amount`` from the front of the queue; how much from which lot."""
@@ -116,21 +173,59 @@ class Wallet:
         assert amount == 0, "the oracle burnt more than there is"
         return taken
 
-    def expire(self, now: datetime) -> None:
-        """What is overdue goes, but for what open holds cover: they stand at the front of the queue."""
-        covered = self.held
-        for lot in self.queue():
-            keep = min(lot.left, covered)
-            covered -= keep
-            if lot.ends_at <= now:
-                self.move(lot, "expiry", keep - lot.left)
+    def due(self, now: datetime) -> None:
+        """Moment by moment: what is overdue goes, but for what open holds cover; then the schedule grants."""
+        moments = [lot.ends_at for lot in self.lots.values() if lot.left] + ([self.schedule.next] if self.schedule else [])
+        moment = min(moments, default=NEVER)
+        while moment <= now and moment < NEVER:
+            self.at = moment
+            self.clear()
+            if self.schedule and self.schedule.next == moment:
+                self.grant_scheduled(self.schedule)
+                self.repay()
+                self.clear()
+            moments = [lot.ends_at for lot in self.lots.values() if lot.left] + ([self.schedule.next] if self.schedule else [])
+            moment = min((each for each in moments if each > moment), default=NEVER)
+        self.at = now
 
-    def settle(self, now: datetime) -> None:
-        """What has come free repays debt, and only then may expire."""
+    def clear(self) -> None:
+        """What is overdue at this moment expires, then rolls over, until nothing more does: what rolls over may change what is covered."""
+        overdue = [lot for lot in self.queue() if lot.ends_at <= self.at and self.uncovered(lot)]
+        while overdue:
+            for lot in [lot for lot in overdue if not lot.rolls]:
+                self.move(lot, "expiry", -self.uncovered(lot))
+            for lot, amount in [(lot, self.uncovered(lot)) for lot in overdue if lot.rolls]:
+                self.roll(lot, amount)
+            overdue = [lot for lot in self.queue() if lot.ends_at <= self.at and self.uncovered(lot)]
+
+    def roll(self, lot: Lot, amount: int) -> None:
+        """Into a lot of its own, with its cash, as far as there is room under the cap; the rest expires."""
+        assert lot.rolls
+        until, cap, priority = lot.rolls
+        there = sum(each.left + each.frozen for each in self.lots.values() if each.source == "rollover")
+        rolled = amount if cap is None else min(amount, max(0, cap - there))
+        if rolled:
+            gone = lot.granted - lot.left
+            cash, fee = (lump * (gone + rolled) // lot.granted - lump * gone // lot.granted for lump in (lot.cash, lot.fee))
+            self.move(lot, "rollover", -rolled)
+            self.receive("rollover", rolled, "rollover", "", priority, until, cash, fee, begun=lot.ends_at, root=lot.root or lot)
+        if rolled < amount:
+            self.move(lot, "expiry", rolled - amount)
+
+    def grant_scheduled(self, schedule: Schedule) -> None:
+        rolls = schedule.rolls and (schedule.start(1 + schedule.rolls[0]), *schedule.rolls[1:])
+        self.receive("grant", schedule.amount, schedule.source, schedule.source_key, schedule.priority, schedule.start(1), rolls=rolls)
+        schedule.granted += 1
+
+    def repay(self) -> None:
         if repaid := min(self.debt, self.free):
             self.burn("debt_repaid", repaid)
             self.owe("debt_repaid", -repaid)
-        self.expire(now)
+
+    def settle(self, now: datetime) -> None:
+        """What has come free repays debt, and only then may expire."""
+        self.repay()
+        self.due(now)
 
     def charge(self, work: Work, price: int) -> None:
         """Burns what is free; the rest is owed."""
@@ -148,18 +243,26 @@ class Account:
     wallets: dict[int, Wallet] = field(default_factory=dict)
     work: dict[UUID, Work] = field(default_factory=dict)
     keys: dict[tuple[str, str], tuple[Hashable, Answer]] = field(default_factory=dict)
-    sources: set[tuple[str, str]] = field(default_factory=set)
-    lots: int = 0
+    ages: Iterator[int] = field(default_factory=lambda: count(1))
 
     def wallet(self, unit: int, now: datetime) -> Wallet:
         """The wallet as it is at ``now``."""
-        wallet = self.wallets.setdefault(unit, Wallet())
-        wallet.expire(now)
+        wallet = self.wallets.setdefault(unit, Wallet(self.ages))
+        wallet.due(now)
         return wallet
 
     def due(self, now: datetime) -> None:
         for wallet in self.wallets.values():
-            wallet.expire(now)
+            wallet.due(now)
+
+    def family(self, source: str, source_key: str, now: datetime) -> tuple[Wallet, list[Lot]]:
+        """The lot that was paid for, then what rolled over from it."""
+        for wallet in self.wallets.values():
+            for root in list(wallet.lots.values()):
+                if (root.source, root.source_key, root.root) == (source, source_key, None):
+                    wallet.due(now)
+                    return wallet, [root, *(lot for lot in wallet.lots.values() if lot.root is root)]
+        raise Refusal("NotFound")
 
     @property
     def open_count(self) -> int:
@@ -169,17 +272,17 @@ class Account:
 
     def grant(
         self, *, now: datetime, key: str, unit: int, source: str, source_key: str, amount: int, priority: int, ends_at: datetime | None,
-        cash: int, fee: int, verb: str = "grant", kind: str = "grant",
+        cash: int, fee: int, rolls: Rollover | None = None, verb: str = "grant", kind: str = "grant",
     ) -> Answer:  # fmt: skip
-        command = (unit, source, source_key, amount, priority, ends_at, cash, fee)
+        command = (unit, source, source_key, amount, priority, ends_at, cash, fee, rolls)
         if first := self._first(verb, key, command):
             return first
-        if (source, source_key) in self.sources:
+        if any((lot.source, lot.source_key) == (source, source_key) for each in self.wallets.values() for lot in each.lots.values()):
             raise Refusal("SourceReused")
         wallet = self.wallet(unit, now)
         if wallet.balance + amount > MOST:
             raise Refusal("AmountOverflow")
-        lot = self._receive(wallet, kind, amount, source, source_key, priority, ends_at or NEVER, cash, fee)
+        lot = wallet.receive(kind, amount, source, source_key, priority, ends_at or NEVER, cash, fee, rolls)
         wallet.settle(now)
         return self._done(verb, key, command, self._money(wallet) | {"amount_nanos": amount, "available_nanos": wallet.free, "lot": lot})
 
@@ -215,10 +318,86 @@ class Account:
         wallet.owe("reversal", -forgiven)
         answer: Answer = {"amount_nanos": work.price}
         if repaid := work.owed - forgiven:
-            answer["lot"] = self._receive(wallet, "reversal", repaid, "reversal", str(id), 0, NEVER, 0, 0)
+            answer["lot"] = wallet.receive("reversal", repaid, "reversal", str(id), 0, NEVER)
         work.reversed = True
         wallet.settle(now)
         return self._done("reverse", key, id, answer | self._money(wallet) | {"available_nanos": wallet.free})
+
+    def refund(self, *, now: datetime, key: str, source: str, source_key: str, refunded: int, paid: int) -> Answer:
+        """Frozen credits first, then what no hold covers, of the lot and then of its rollovers; the rest is owed."""
+        command = (source, source_key, refunded, paid)
+        if first := self._first("refund", key, command):
+            return first
+        wallet, family = self.family(source, source_key, now)
+        amount = left = max(0, family[0].granted * refunded // paid - family[0].refunded)
+        family[0].refunded += amount
+        for lot in family:
+            if part := min(left, lot.frozen):
+                lot.frozen -= part
+                lot.clawed += part
+                wallet.move(lot, "unfreeze", part)
+                wallet.move(lot, "refund", -part)
+                left -= part
+        for lot in family:
+            if part := min(left, wallet.uncovered(lot)):
+                lot.clawed += part
+                wallet.move(lot, "refund", -part)
+                left -= part
+        if left:
+            wallet.owe("debt", left)
+        wallet.settle(now)
+        return self._done("refund", key, command, self._money(wallet) | {"amount_nanos": -amount, "available_nanos": wallet.free})
+
+    def freeze(self, *, now: datetime, key: str, source: str, source_key: str) -> Answer:
+        command = (source, source_key)
+        if first := self._first("freeze", key, command):
+            return first
+        wallet, family = self.family(source, source_key, now)
+        frozen = 0
+        for lot in family:
+            if part := wallet.uncovered(lot):
+                wallet.move(lot, "freeze", -part)
+                lot.frozen += part
+                frozen += part
+        wallet.settle(now)
+        return self._done("freeze", key, command, self._money(wallet) | {"amount_nanos": -frozen, "available_nanos": wallet.free})
+
+    def unfreeze(self, *, now: datetime, key: str, source: str, source_key: str) -> Answer:
+        command = (source, source_key)
+        if first := self._first("unfreeze", key, command):
+            return first
+        wallet, family = self.family(source, source_key, now)
+        back = sum(lot.frozen for lot in family)
+        for lot in family:
+            if lot.frozen:
+                wallet.move(lot, "unfreeze", lot.frozen)
+                lot.frozen = 0
+        wallet.settle(now)
+        return self._done("unfreeze", key, command, self._money(wallet) | {"amount_nanos": back, "available_nanos": wallet.free})
+
+    def schedule(
+        self, *, now: datetime, key: str, unit: int, source: str, source_key: str, amount: int, priority: int, anchor: datetime,
+        months: int, ends_at: datetime | None, rolls: tuple[int, int | None, int] | None,
+    ) -> Answer:  # fmt: skip
+        command = (unit, source, source_key, amount, priority, anchor, months, ends_at, rolls)
+        if first := self._first("schedule", key, command):
+            return first
+        wallet = self.wallet(unit, now)
+        wallet.schedule = Schedule(source, source_key, amount, priority, anchor, months, ends_at or NEVER, rolls)
+        wallet.settle(now)
+        return self._done("schedule", key, command, self._money(wallet) | {"amount_nanos": amount, "available_nanos": wallet.free})
+
+    def end_schedule(self, *, now: datetime, key: str, unit: int, ends_at: datetime | None) -> Answer:
+        command = (unit, ends_at)
+        if first := self._first("end_schedule", key, command):
+            return first
+        schedule = self.wallets[unit].schedule if unit in self.wallets else None
+        if schedule is None or schedule.ends_at <= now:
+            raise Refusal("NotFound")
+        wallet = self.wallet(unit, now)
+        schedule.ends_at = ends_at or NEVER
+        wallet.settle(now)
+        return self._done("end_schedule", key, command, self._money(wallet) | {"amount_nanos": 0, "available_nanos": wallet.free})
 
     # Work ------------------------------------------------------------------------------------------------------------------------
 
@@ -334,16 +513,6 @@ class Account:
     def _done(self, verb: str, key: str, command: Hashable, answer: Answer) -> Answer:
         self.keys[verb, key] = command, answer
         return answer | {"replayed": False}
-
-    def _receive(
-        self, wallet: Wallet, kind: str, amount: int, source: str, source_key: str, priority: int, ends_at: datetime, cash: int, fee: int
-    ) -> Lot:
-        self.sources.add((source, source_key))
-        self.lots += 1
-        lot = Lot(granted=amount, left=0, priority=priority, ends_at=ends_at, age=self.lots, cash=cash, fee=fee)
-        wallet.lots[lot.age] = lot
-        wallet.move(lot, kind, amount)
-        return lot
 
     def _authorization(self, id: UUID) -> Work:
         work = self.work.get(id)

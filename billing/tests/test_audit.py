@@ -36,12 +36,24 @@ def account() -> Account:
     )
     ledger.reverse(account_id=account.pk, usage_id=done.id, key="r", actor="ann", reason="typo")
     assert held.hold_nanos == 10
+    ends_at = datetime.now(UTC) + timedelta(days=1)
+    rollover = ledger.Rollover(expires_at=ends_at + timedelta(days=400), cap_nanos=None, priority=50)
+    give(account, 9, source="pack", expires_at=ends_at, rollover=rollover, priority=60)
+    with ledger.clock(at=ends_at):
+        ledger.schedule(
+            account_id=account.pk, unit_id=usd, amount_nanos=3, source="monthly", source_key="1", anchor_at=ends_at, months=1, priority=40,
+            key="s", actor="ann", reason="plan",
+        )  # fmt: skip
+        paid: dict[str, Any] = {"account_id": account.pk, "source": "pack", "source_key": "pi_1", "actor": "ann", "reason": "dispute"}
+        give(account, 40, source="pack", source_key="pi_1", priority=70)
+        ledger.freeze(key="f", **paid)
+        ledger.refund(key="f", refunded=1, paid=4, **paid)
     return account
 
 
 BREAKS = {
     "balance is the sum of the entries": "update wallet set balance = balance + 1",
-    "balance is what remains in the grants": "update credit_grant set remaining = remaining - 1",
+    "balance is what remains in the grants": "update credit_grant set remaining = remaining - 1 where remaining > 0",
     "debt is the sum of the entries": "update ledger_entry set debt_delta = debt_delta + 1",
     "held is the sum of the open holds": "update wallet set held = held - 1",
     "the cost of open work is counted": "update account_state set open_cost_nanos = open_cost_nanos + 1",
@@ -60,6 +72,11 @@ BREAKS = {
     "nothing stays past its expiry unless holds cover it": """
         update credit_grant set starts_at = now() - interval '3 days', expires_at = now() - interval '2 hours';
         update wallet set held = 0; delete from open_authorization""",
+    "what is frozen or clawed has its entries": "update credit_grant set frozen = frozen - 1 where frozen > 0",
+    "a refund is what was clawed and what is owed for it": "update credit_grant set refunded = refunded + 1 where refunded > 0",
+    "a rollover is what left its grant, with its cash and fee": "update credit_grant set cash_nanos = cash_nanos + 1 where root_id > 0",
+    "every period that a schedule began was granted once": "update credit_schedule set granted = granted + 1",
+    "nothing is due before the wallet says": "update wallet set due_at = null",
     "no work is in two places": "update open_authorization set key_hash = (select key_hash from usage_record limit 1)",
 }
 
@@ -73,7 +90,7 @@ def test_check_finds_what_breaks_it(account: Account, check: str) -> None:
     assert audit.run() == []
     with connection.cursor() as cursor:
         cursor.execute(f"set local role {roles.OWNER}")
-        for table in ("wallet", "credit_grant", "ledger_entry", "usage_record", "operation_key"):
+        for table in ("wallet", "credit_grant", "credit_schedule", "ledger_entry", "usage_record", "operation_key"):
             cursor.execute(f"alter table {table} disable trigger user")
         cursor.execute(BREAKS[check])
         cursor.execute("reset role")

@@ -20,14 +20,19 @@ from tests.factories import give, make_account
 
 pytestmark = pytest.mark.django_db
 APPEND_ONLY = ("usage_record", "usage_rating", "ledger_entry", "operation_key")
-NEVER_TRUNCATED = (*APPEND_ONLY, "wallet", "account_state", "credit_grant", "open_authorization")
+NEVER_TRUNCATED = (*APPEND_ONLY, "wallet", "account_state", "credit_grant", "credit_schedule", "open_authorization")
 
 
 @pytest.fixture
 def account() -> Account:
     account = make_account(credit=1)
     give(account, 100, expires_at=None)
-    ledger.adjust(account_id=account.pk, unit_id=account.product.unit_id, amount_nanos=-1, key="k", actor="ann", reason="typo")
+    unit = account.product.unit_id
+    ledger.adjust(account_id=account.pk, unit_id=unit, amount_nanos=-1, key="k", actor="ann", reason="typo")
+    ledger.schedule(
+        account_id=account.pk, unit_id=unit, amount_nanos=5, source="monthly", source_key="1", anchor_at=account.created_at, months=1,
+        priority=0, key="k", actor="ann", reason="plan",
+    )  # fmt: skip
     return account
 
 
@@ -71,7 +76,7 @@ class TestOwner:
         for table in sorted(tables):
             assert "append-only" in refused(f"truncate {table} cascade"), table
 
-    @pytest.mark.parametrize("table", ["wallet", "account_state", "credit_grant"])
+    @pytest.mark.parametrize("table", ["wallet", "account_state", "credit_grant", "credit_schedule"])
     def test_wallets_and_grants_are_never_deleted(self, table: str) -> None:
         assert "append-only" in refused(f"delete from {table}")
 
@@ -99,6 +104,7 @@ class TestOwner:
             "priority = 1",
             "expires_at = now() + interval '9 years'",
             "source_key = 'x'",
+            "rollover_expires_at = 'infinity', rollover_priority = 1",
         ],
     )
     def test_terms_of_a_grant_never_change(self, change: str) -> None:
@@ -107,6 +113,57 @@ class TestOwner:
     @pytest.mark.parametrize("change", ["remaining = granted + 1", "remaining = -1", "frozen = -1", "clawed = granted"])
     def test_grant_is_never_overdrawn(self, change: str) -> None:
         assert "grant_never_overdrawn" in refused(f"update credit_grant set {change}")
+
+    @pytest.mark.parametrize("change", ["clawed = clawed - 1", "refunded = refunded - 1"])
+    def test_what_was_refunded_never_comes_back(self, change: str) -> None:
+        assert "never comes back" in refused(f"update credit_grant set {change}")
+
+    def test_refunds_come_to_no_more_than_was_granted(self) -> None:
+        assert "grant_refunded_within_granted" in refused("update credit_grant set refunded = granted + 1")
+
+    def test_refunds_come_to_no_less_than_was_clawed(self) -> None:
+        assert "grant_root_is_what_is_refunded" in refused("update credit_grant set refunded = 1, clawed = 2, remaining = 0")
+
+    @pytest.mark.parametrize(
+        ("root", "source", "expires", "rolls", "cap", "priority", "constraint"),
+        [
+            (None, "monthly", "2027-01-01", "2027-01-01", None, 1, "grant_rolls_over_forwards"),
+            (None, "monthly", "infinity", "2027-01-01", None, 1, "grant_rolls_over_forwards"),
+            (None, "monthly", "2027-01-01", "2027-02-01", None, None, "grant_rollover_terms"),
+            (None, "monthly", "2027-01-01", None, 5, None, "grant_rollover_terms"),
+            (None, "monthly", "2027-01-01", "2027-02-01", -1, 1, "rollover_cap_check"),
+            (1, "monthly", "2027-01-01", None, None, None, "grant_root_is_what_is_refunded"),
+        ],
+    )
+    def test_terms_of_a_rollover_are_whole(
+        self, account: Account, root: int | None, source: str, expires: str, rolls: str | None, cap: int | None, priority: int | None,
+        constraint: str,
+    ) -> None:  # fmt: skip
+        message = refused(
+            "insert into credit_grant (account_id, unit_id, source, source_key, root_id, granted, remaining, priority, starts_at,"
+            " expires_at, cash_nanos, fee_nanos, currency, rollover_expires_at, rollover_cap, rollover_priority)"
+            " values (%s, %s, %s, 'new', %s, 1, 0, 0, '2026-01-01', %s, 0, 0, 'usd', %s, %s, %s)",
+            [account.pk, account.product.unit_id, source, root, expires, rolls, cap, priority],
+        )
+        assert constraint in message
+
+    @pytest.mark.parametrize(
+        "change", ["amount = 6", "anchor_at = now()", "months = 2", "granted = granted + 2", "granted = granted - 1", "rollover_cap = 5"]
+    )
+    def test_terms_of_a_schedule_never_change_and_periods_come_one_by_one(self, change: str) -> None:
+        assert "never change" in refused(f"update credit_schedule set {change}")
+
+    @pytest.mark.parametrize(
+        ("change", "constraint"),
+        [
+            ("amount = 0, source_key = 'x'", "amount_check"),
+            ("months = 0, source_key = 'x'", "months_check"),
+            ("rollover_periods = 121, source_key = 'x'", "rollover_periods_check"),
+            ("actor = '', source_key = 'x'", "actor_check"),
+        ],
+    )
+    def test_schedule_grants_something_and_somebody_set_it(self, change: str, constraint: str) -> None:
+        assert constraint in refused(f"update credit_schedule set {change}")
 
     def test_closed_grant_is_empty(self) -> None:
         assert "grant_closed_is_empty" in refused("update credit_grant set closed = true")

@@ -1,7 +1,8 @@
 """The real ledger beside a plain one (:mod:`billing.tests.oracle`): whatever is done, in whatever order, they answer and hold the same.
 
 After every step: balance = Σ remaining = Σ entries, held = Σ open holds, 0 ≤ held ≤ balance, no debt beside free credit, entries numbered
-without gaps with their running balance, every lot as full as the oracle's, cash and fees where the credits went. After the last: the audit.
+without gaps with their running balance and due times, every lot as full, frozen and clawed as the oracle's, cash and fees where the credits
+went. After the last: the audit.
 
 A new verb of the ledger is three things here: a method of the oracle, ``ledger_<verb>`` with the same arguments, and a rule. ``make test``
 lives the same lives each time; ``pytest billing/tests/test_machine.py --hypothesis-profile=soak`` looks for new ones and shrinks them.
@@ -50,6 +51,8 @@ BACK = st.integers(0, 6)
 LIFETIMES = st.sampled_from([timedelta(minutes=1), timedelta(minutes=15), timedelta(hours=20)])
 SPANS = st.sampled_from([timedelta(minutes=1), timedelta(minutes=20), timedelta(hours=3), timedelta(days=1), timedelta(days=4)])
 OVERAGES = st.sampled_from(["charge", "charge", "cap", "reject"])
+CAPS = st.none() | st.integers(0, 80)
+ROLLOVERS = st.none() | st.tuples(SPANS, CAPS, PRIORITIES)
 
 #: A verb, the account that it is for (0 or 1), and its arguments.
 Command = tuple[str, int, dict[str, Any]]
@@ -99,21 +102,93 @@ class LedgerMachine(RuleBasedStateMachine):
         ends_in=SPANS | st.none(),
         cash=st.integers(0, 99),
         fee=st.integers(0, 9),
+        rolls=ROLLOVERS,
     )
-    def grant(self, wallet: tuple[int, int], amount: int, priority: int, ends_in: timedelta | None, cash: int, fee: int) -> None:
+    def grant(
+        self, wallet: tuple[int, int], amount: int, priority: int, ends_in: timedelta | None, cash: int, fee: int,
+        rolls: tuple[timedelta, int | None, int] | None = None,
+    ) -> None:  # fmt: skip
         key = self.new_key()
         self.do(
             "grant", wallet, key=key, source="promo", source_key=key, amount=amount, priority=priority,
-            ends_at=self.now + ends_in if ends_in else None, cash=cash, fee=min(cash, fee),
+            ends_at=self.now + ends_in if ends_in else None, cash=cash, fee=min(cash, fee), rolls=self.rollover(ends_in, rolls),
         )  # fmt: skip
 
-    @rule(wallet=WALLETS, amount=AMOUNTS, invoice=st.integers(1, 9))
-    def grant_what_was_paid(self, wallet: tuple[int, int], amount: int, invoice: int) -> None:
+    @rule(wallet=WALLETS, amount=AMOUNTS, invoice=st.integers(1, 9), ends_in=SPANS | st.none(), rolls=ROLLOVERS)
+    def grant_what_was_paid(
+        self, wallet: tuple[int, int], amount: int, invoice: int, ends_in: timedelta | None, rolls: tuple[timedelta, int | None, int] | None
+    ) -> None:
         """Two events may tell of one invoice: whichever is first makes the grant."""
         self.do(
             "grant", wallet, key=self.new_key(), source="purchased", source_key=f"invoice {invoice}", amount=amount, priority=1,
-            ends_at=None, cash=7 * amount, fee=amount,
+            ends_at=self.now + ends_in if ends_in else None, cash=7 * amount, fee=amount, rolls=self.rollover(ends_in, rolls),
         )  # fmt: skip
+
+    def rollover(self, ends_in: timedelta | None, rolls: tuple[timedelta, int | None, int] | None) -> oracle.Rollover | None:
+        return (self.now + ends_in + rolls[0], *rolls[1:]) if ends_in and rolls else None
+
+    @precondition(lambda self: self.payments())
+    @rule(back=BACK, refunded=st.sampled_from([0, 20, 33, 50, 100]))
+    def refund(self, back: int, refunded: int) -> None:
+        self.about_a_payment("refund", back, refunded=refunded, paid=100)
+
+    @precondition(lambda self: self.payments())
+    @rule(back=BACK, won=st.booleans())
+    def dispute(self, back: int, won: bool) -> None:
+        self.about_a_payment("unfreeze" if won else "freeze", back)
+
+    @rule(number=st.integers(0, 1), verb=st.sampled_from(["refund", "freeze", "unfreeze"]))
+    def tell_of_a_payment_that_never_was(self, number: int, verb: str) -> None:
+        more = {"refunded": 1, "paid": 1} if verb == "refund" else {}
+        self.give(verb, number, {"key": self.new_key(), "source": "rollover", "source_key": "invoice 1"} | more)
+
+    def payments(self) -> list[tuple[int, str]]:
+        return [(number, said["source_key"]) for verb, number, said in self.commands if verb == "grant" and said["source"] == "purchased"]
+
+    def about_a_payment(self, verb: str, back: int, **more: int) -> None:
+        number, source_key = _recent(self.payments(), back)
+        arguments = {"key": self.new_key(), "source": "purchased", "source_key": source_key} | more
+        self.commands.append((verb, number, arguments))
+        self.give(verb, number, arguments)
+
+    # By itself -------------------------------------------------------------------------------------------------------------------
+
+    @rule(
+        wallet=WALLETS,
+        amount=AMOUNTS,
+        priority=PRIORITIES,
+        days=st.integers(-40, 20),
+        months=st.sampled_from([1, 1, 2]),
+        ends_in=st.none() | st.integers(0, 90),
+        rolls=st.none() | st.tuples(st.integers(1, 2), CAPS, PRIORITIES),
+    )
+    def schedule(
+        self, wallet: tuple[int, int], amount: int, priority: int, days: int, months: int, ends_in: int | None,
+        rolls: tuple[int, int | None, int] | None,
+    ) -> None:  # fmt: skip
+        key = self.new_key()
+        self.do(
+            "schedule", wallet, key=key, source="monthly", source_key=key, amount=amount, priority=priority,
+            anchor=self.now + timedelta(days=days), months=months, rolls=rolls,
+            ends_at=None if ends_in is None else self.now + timedelta(days=ends_in),
+        )  # fmt: skip
+
+    @rule(wallet=WALLETS, ends_in=st.none() | st.integers(0, 60))
+    def end_schedule(self, wallet: tuple[int, int], ends_in: int | None) -> None:
+        self.do("end_schedule", wallet, key=self.new_key(), ends_at=None if ends_in is None else self.now + timedelta(days=ends_in))
+
+    @rule(days=st.sampled_from([10, 31, 75]))
+    def wait_for_weeks(self, days: int) -> None:
+        self.wait(timedelta(days=days), sweep=False)
+
+    @rule(limit=st.integers(1, 2))
+    def catch_up(self, limit: int) -> None:
+        """The job that touches idle accounts changes nothing that they would not have found."""
+        after: int | None = 0
+        while after is not None:
+            after = ledger.catch_up(after=after, limit=limit)
+        for number in range(2):
+            self.compare(number)
 
     @rule(wallet=WALLETS)
     def grant_more_than_fits(self, wallet: tuple[int, int]) -> None:
@@ -122,7 +197,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.oracles[number].wallet(unit, self.now).balance:
             key, most = self.new_key(), oracle.MOST
             terms = {"source": "promo", "source_key": key, "amount": most, "priority": 0, "ends_at": None, "cash": most, "fee": 0}
-            self.give("grant", number, {"key": key, "unit": unit} | terms)
+            self.give("grant", number, {"key": key, "unit": unit, "rolls": None} | terms)
 
     @rule(wallet=WALLETS, amount=st.integers(-40, 20).filter(bool), priority=PRIORITIES)
     def adjust(self, wallet: tuple[int, int], amount: int, priority: int) -> None:
@@ -253,6 +328,12 @@ class LedgerMachine(RuleBasedStateMachine):
             arguments = arguments | {"price": (arguments["price"] or 0) + more}
         elif verb == "reverse":
             arguments = arguments | {"id": _recent(self.work, more)[1].id}
+        elif verb == "refund":
+            arguments = arguments | {"refunded": (arguments["refunded"] + more) % 100}
+        elif verb in ("freeze", "unfreeze"):
+            arguments = arguments | {"source_key": f"invoice {10 + more}"}
+        elif verb == "end_schedule":
+            arguments = arguments | {"ends_at": self.now + timedelta(days=100 + more)}
         else:
             arguments = arguments | {"amount": arguments["amount"] + more or 1}
         self.give(verb, number, arguments)
@@ -339,13 +420,35 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def ledger_grant(
         self, account: int, *, key: str, unit: int, source: str, source_key: str, amount: int, priority: int, ends_at: datetime | None,
-        cash: int, fee: int,
+        cash: int, fee: int, rolls: oracle.Rollover | None,
     ) -> ledger.Operation:  # fmt: skip
         with transaction.atomic():  # an amount that does not fit breaks the transaction
             return ledger.grant(
                 account_id=account, unit_id=unit, amount_nanos=amount, source=source, source_key=source_key, key=key, actor="ann",
                 reason="test", priority=priority, expires_at=ends_at, cash_nanos=cash, fee_nanos=fee,
+                rollover=ledger.Rollover(*rolls) if rolls else None,
             )  # fmt: skip
+
+    def ledger_refund(self, account: int, **terms: Any) -> ledger.Operation:
+        return ledger.refund(account_id=account, actor="ann", reason="test", **terms)
+
+    def ledger_freeze(self, account: int, **terms: Any) -> ledger.Operation:
+        return ledger.freeze(account_id=account, actor="ann", reason="test", **terms)
+
+    def ledger_unfreeze(self, account: int, **terms: Any) -> ledger.Operation:
+        return ledger.unfreeze(account_id=account, actor="ann", reason="test", **terms)
+
+    def ledger_schedule(
+        self, account: int, *, unit: int, amount: int, anchor: datetime, rolls: tuple[int, int | None, int] | None, **terms: Any
+    ) -> ledger.Operation:
+        periods, cap, priority = rolls or (0, None, 0)
+        return ledger.schedule(
+            account_id=account, unit_id=unit, amount_nanos=amount, anchor_at=anchor, rollover_periods=periods, rollover_cap_nanos=cap,
+            rollover_priority=priority, actor="ann", reason="test", **terms,
+        )  # fmt: skip
+
+    def ledger_end_schedule(self, account: int, *, unit: int, **terms: Any) -> ledger.Operation:
+        return ledger.end_schedule(account_id=account, unit_id=unit, actor="ann", reason="test", **terms)
 
     def ledger_adjust(self, account: int, *, key: str, unit: int, amount: int, priority: int) -> ledger.Operation:
         return ledger.adjust(
@@ -407,20 +510,24 @@ class LedgerMachine(RuleBasedStateMachine):
         assert open_count == expected.open_count
         late = False
         for unit, balance, held, debt, seq, open_holds, lots in wallets or ():
-            want, left = expected.wallets[unit], dict(lots or ())
+            want, left = expected.wallets[unit], {id: of_it for id, *of_it in lots or ()}
+            # What began by itself has its id from the ledger when that has got there, in the order in which it began.
+            known = {lot.id for lot in want.lots.values()}
+            for id, lot in zip(sorted(left.keys() - known), [lot for lot in want.lots.values() if lot.id is None], strict=False):
+                lot.id = id
             books = self.books.setdefault((number, unit), Books())
-            changed = books.read(account.pk, unit, seq, held, self.now, want)
+            changed = books.read(account.pk, unit, seq, held, self.now)
             assert (balance, debt) == (books.balance, books.debt)
-            assert balance == sum(left.values())
+            assert balance == sum(remaining for remaining, *_ in left.values())
             assert held == open_holds
             assert 0 <= held <= balance
             assert debt == 0 or balance == held
             for lot in want.lots.values():
-                assert lot.id is not None
-                gone = lot.granted - left[lot.id]
-                assert (books.cash[lot.id], books.fee[lot.id]) == (lot.cash * gone // lot.granted, lot.fee * gone // lot.granted)
-            assert (held, debt) == (want.held, want.debt)
-            if left != {lot.id: lot.left for lot in want.lots.values()}:
+                if lot.id is not None:
+                    gone = lot.granted - left[lot.id][0]
+                    assert (books.cash[lot.id], books.fee[lot.id]) == (lot.cash * gone // lot.granted, lot.fee * gone // lot.granted)
+            assert held == want.held
+            if left != {lot.id: [lot.left, lot.frozen, lot.clawed, lot.refunded] for lot in want.lots.values()} or debt != want.debt:
                 late = True
                 assert not changed, f"whoever wrote the wallet left {left}, expected {want.lots}"
             else:
@@ -429,7 +536,9 @@ class LedgerMachine(RuleBasedStateMachine):
             for seen in balances.of_account(account, now=self.now):
                 want = expected.wallets[seen.unit_id]
                 assert (seen.balance, seen.held, seen.debt) == (want.balance, want.held, want.debt)
-                assert [(lot.id, lot.remaining) for lot in seen.lots] == [(lot.id, lot.left) for lot in want.queue()]
+                assert [
+                    (lot.id, lot.source, lot.granted, lot.remaining, lot.starts_at, lot.ends_at or oracle.NEVER) for lot in seen.lots
+                ] == [(lot.id, lot.source, lot.granted, lot.left, lot.begun, lot.ends_at) for lot in want.queue()]
 
 
 #: An account in one read: what is open, and for each wallet its row, what open work holds in it and what is left of each lot.
@@ -437,7 +546,8 @@ STATE = """
 select (select open_count from account_state where account_id = %(account)s),
   (select json_agg(json_build_array(w.unit_id, w.balance, w.held, w.debt, w.seq,
     (select coalesce(sum(a.held), 0) from open_authorization a where a.account_id = w.account_id and a.unit_id = w.unit_id),
-    (select json_agg(json_build_array(g.id, g.remaining)) from credit_grant g where g.account_id = w.account_id and g.unit_id = w.unit_id)))
+    (select json_agg(json_build_array(g.id, g.remaining, g.frozen, g.clawed, g.refunded)) from credit_grant g
+     where g.account_id = w.account_id and g.unit_id = w.unit_id)))
    from wallet w where w.account_id = %(account)s)
 """
 
@@ -450,29 +560,27 @@ class Books:
     held: int = 0
     balance: int = 0
     debt: int = 0
-    moved: Counter[str] = field(default_factory=Counter)
-    owed: Counter[str] = field(default_factory=Counter)
+    moved: Counter[tuple[str, datetime, bool]] = field(default_factory=Counter)
+    owed: Counter[tuple[str, datetime]] = field(default_factory=Counter)
     cash: Counter[int] = field(default_factory=Counter)
     fee: Counter[int] = field(default_factory=Counter)
 
-    def read(self, account: int, unit: int, seq: int, held: int, now: datetime, want: oracle.Wallet) -> bool:
+    def read(self, account: int, unit: int, seq: int, held: int, now: datetime) -> bool:
         """Reads the entries that are new, up to ``seq``. Whether the wallet has changed since the last time."""
         changed = (seq, held) != (self.seq, self.held)
         self.held = held
-        ends_at = {lot.id: lot.ends_at for lot in want.lots.values()}
         new = LedgerEntry.objects.filter(account_id=account, unit_id=unit, seq__gt=self.seq).order_by("seq")
         for entry in new if seq > self.seq else ():
             self.seq += 1
             self.balance += entry.amount
             self.debt += entry.debt_delta
-            self.moved[entry.kind] += entry.amount
-            self.owed[entry.kind] += entry.debt_delta
+            self.moved[entry.kind, entry.effective_at, entry.amount > 0] += entry.amount
+            self.owed[entry.kind, entry.effective_at] += entry.debt_delta
             if entry.grant_id is not None:
                 self.cash[entry.grant_id] += entry.cash_nanos
                 self.fee[entry.grant_id] += entry.fee_nanos
             assert (entry.seq, entry.balance_after, entry.debt_after) == (self.seq, self.balance, self.debt)
             assert entry.recorded_at == now
-            assert entry.effective_at == (ends_at[entry.grant_id] if entry.kind == "expiry" else now)
         assert self.seq == seq
         return changed
 

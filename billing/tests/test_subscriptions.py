@@ -40,7 +40,7 @@ def test_included_credit_of_a_free_plan_is_granted_for_the_period_and_expires_wi
     assert subscription.plan_version == paid
     grant = Grant.objects.get(account=account)
     assert (grant.source, grant.granted, grant.expires_at, grant.priority) == ("monthly", 5 * NANOS, subscription.current_period_end, 10)
-    assert subscriptions.grant_included_credit(subscription=subscription).replayed
+    assert subscriptions.schedule_included_credit(subscription=subscription).replayed
 
 
 def test_paid_plan_grants_nothing_before_it_is_paid() -> None:

@@ -1,0 +1,207 @@
+-- What happens to a wallet by itself: grants expire or roll over, schedules grant. The verbs apply it, under the lock and before anything
+-- else; wallet.due_at says when there is something, so that the hot path looks no further while there is not.
+--
+-- Everything happens at its due time, oldest first: expire → roll over → grant. A verb that comes late finds what it would have found.
+
+-- Applies what is due by w.now. What holds cover is kept, past its expiry too; whatever frees it comes back here.
+create function ledger_due(w open_wallet) returns open_wallet language plpgsql as $$
+declare
+  s credit_schedule;
+  v_grant_at timestamptz;
+  v_at timestamptz := '-infinity';
+begin
+  select * into s from credit_schedule where account_id = w.account_id and unit_id = w.unit_id;
+  v_grant_at := next_grant(s);
+  loop
+    select least(min(c.expires_at), v_grant_at) into v_at from credit_grant c
+    where c.account_id = w.account_id and c.unit_id = w.unit_id and not c.closed and c.remaining > 0 and c.expires_at > v_at;
+    exit when v_at is null or v_at > w.now;
+    w := ledger_expire(w, v_at);
+    if v_grant_at = v_at then
+      w := ledger_expire(ledger_grant_due(w, s, v_at), v_at);
+      s.granted := s.granted + 1;
+      v_grant_at := next_grant(s);
+    end if;
+  end loop;
+  select ledger_sooner(min(c.expires_at), v_grant_at) into w.due_at from credit_grant c
+  where c.account_id = w.account_id and c.unit_id = w.unit_id and not c.closed and c.remaining > 0;
+  return w;
+end $$;
+
+-- Ends what is over by p_at and not covered by holds: first what expires, then what rolls over. Holds cover the grants virtually, in burn
+-- order, so they cover the front of the queue; what rolls over may move there, and free what stood behind it.
+create function ledger_expire(w open_wallet, p_at timestamptz) returns open_wallet language plpgsql as $$
+declare
+  g credit_grant;
+  v_before bigint;
+  v_free bigint;
+  v_seq bigint;
+  v_rolls boolean;
+begin
+  loop
+    v_seq := w.seq;
+    foreach v_rolls in array array[false, true] loop
+      v_before := 0;
+      for g in
+        select * from credit_grant c
+        where c.account_id = w.account_id and c.unit_id = w.unit_id and not c.closed and c.remaining > 0
+        order by c.priority, c.expires_at, c.id
+      loop
+        v_free := g.remaining - greatest(0, least(g.remaining, w.held - v_before));
+        v_before := v_before + g.remaining;
+        if g.expires_at <= p_at and v_free > 0 and (g.rollover_expires_at is not null) = v_rolls then
+          w := case when v_rolls then ledger_roll(w, g, v_free) else ledger_move(w, g, 'expiry', -v_free, 0, g.expires_at) end;
+        end if;
+      end loop;
+    end loop;
+    exit when w.seq = v_seq;
+  end loop;
+  return w;
+end $$;
+
+-- Rolls p_amount of a grant over into a grant of its own, with its cash and fee, as far as the cap leaves room; the rest expires.
+create function ledger_roll(w open_wallet, g credit_grant, p_amount bigint) returns open_wallet language plpgsql as $$
+declare
+  c credit_grant;
+  v_cash bigint := w.cash_nanos;
+  v_fee bigint := w.fee_nanos;
+  v_room numeric := (
+    select coalesce(g.rollover_cap - sum(r.remaining::numeric + r.frozen), g.rollover_cap, p_amount) from credit_grant r
+    where r.account_id = w.account_id and r.unit_id = w.unit_id and r.source = 'rollover' and not r.closed);
+  v_rolled bigint := least(p_amount, greatest(0, v_room));
+begin
+  if v_rolled > 0 then
+    w := ledger_move(w, g, 'rollover', -v_rolled, 0, g.expires_at);
+    insert into credit_grant (
+      account_id, unit_id, source, source_key, root_id, granted, remaining, priority, starts_at, expires_at, cash_nanos, fee_nanos, currency)
+    values (
+      w.account_id, w.unit_id, 'rollover', format('%s:%s', g.id, w.seq), coalesce(g.root_id, g.id), v_rolled, 0, g.rollover_priority,
+      g.expires_at, g.rollover_expires_at, w.cash_nanos - v_cash, w.fee_nanos - v_fee, g.currency)
+    returning * into c;
+    w := ledger_receive(w, c, 'rollover', g.expires_at);
+    g.remaining := g.remaining - v_rolled;
+  end if;
+  if v_rolled < p_amount then
+    w := ledger_move(w, g, 'expiry', v_rolled - p_amount, 0, g.expires_at);
+  end if;
+  return w;
+end $$;
+
+-- The schedule's grant of the period that begins at p_at. It repays debt before anything of it is free.
+create function ledger_grant_due(w open_wallet, s credit_schedule, p_at timestamptz) returns open_wallet language plpgsql as $$
+declare
+  g credit_grant;
+  v_usage uuid := w.usage_id;
+  v_operation bigint := w.operation_id;
+  v_periods int := case when s.rollover_periods > 0 then s.rollover_periods end;
+  v_key text := format('%s:%s', s.source_key, to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'));
+  v_hash uuid := md5(format('%s:%s', s.source, v_key))::uuid;
+begin
+  w.usage_id := null;
+  w.operation_id := nextval(pg_get_serial_sequence('operation_key', 'id'));
+  insert into credit_grant (
+    account_id, unit_id, source, source_key, granted, remaining, priority, starts_at, expires_at, cash_nanos, fee_nanos, currency,
+    rollover_expires_at, rollover_cap, rollover_priority)
+  values (
+    w.account_id, w.unit_id, s.source, v_key, s.amount, 0, s.priority, p_at, anniversary(s.anchor_at, (s.granted + 1) * s.months), 0, 0, 'usd',
+    anniversary(s.anchor_at, (s.granted + 1 + v_periods) * s.months), case when v_periods > 0 then s.rollover_cap end,
+    case when v_periods > 0 then s.rollover_priority end)
+  returning * into g;
+  w := ledger_repay(ledger_receive(w, g, 'grant', p_at), p_at);
+  insert into operation_key (account_id, verb, key_hash, fingerprint, id, actor, reason, created_at, grant_id, amount, balance_after, debt_after)
+  overriding system value
+  values (
+    w.account_id, 'grant', v_hash, v_hash, w.operation_id, s.actor, s.reason, w.now, g.id, s.amount, w.balance, w.debt);
+  update credit_schedule set granted = granted + 1 where account_id = w.account_id and unit_id = w.unit_id;
+  w.usage_id := v_usage;
+  w.operation_id := v_operation;
+  return w;
+end $$;
+
+-- Gives a wallet its schedule, in the place of the one that it has; what that had to grant by now it has granted. What the new one has to
+-- grant by now it grants. One schedule per (account, source, source_key), for ever.
+create function ledger_schedule(
+  p_account bigint, p_key uuid, p_fingerprint uuid, p_actor text, p_reason text, p_unit smallint, p_source text, p_source_key text,
+  p_amount bigint, p_priority smallint, p_anchor timestamptz, p_months smallint, p_ends timestamptz, p_rollover_periods smallint,
+  p_rollover_cap bigint, p_rollover_priority smallint)
+returns operation_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  a operation_answer := ledger_replay(p_account, 'schedule', p_key, p_fingerprint);
+  w open_wallet;
+  v_operation bigint := nextval(pg_get_serial_sequence('operation_key', 'id'));
+begin
+  if a.outcome is not null then
+    return a;
+  end if;
+  if exists (select from credit_schedule where account_id = p_account and source = p_source and source_key = p_source_key)
+    or exists (select from credit_grant where account_id = p_account and source = p_source and starts_with(source_key, p_source_key || ':')) then
+    return row('source_reused', null, null, null, null, null, null)::operation_answer;
+  end if;
+  w := ledger_open(p_account, p_unit, v_now, null, null);
+  insert into credit_schedule values (
+    p_account, p_unit, p_source, p_source_key, p_amount, p_priority, p_anchor, p_months, 0, p_ends, p_rollover_periods, p_rollover_cap,
+    p_rollover_priority, p_actor, p_reason)
+  on conflict (account_id, unit_id) do update set
+    source = excluded.source, source_key = excluded.source_key, amount = excluded.amount, priority = excluded.priority,
+    anchor_at = excluded.anchor_at, months = excluded.months, granted = 0, ends_at = excluded.ends_at,
+    rollover_periods = excluded.rollover_periods, rollover_cap = excluded.rollover_cap, rollover_priority = excluded.rollover_priority,
+    actor = excluded.actor, reason = excluded.reason;
+  w.due_at := ledger_sooner(w.due_at, p_anchor);
+  w := ledger_close(w);
+  insert into operation_key (account_id, verb, key_hash, fingerprint, id, actor, reason, created_at, amount, balance_after, debt_after)
+  overriding system value
+  values (p_account, 'schedule', p_key, p_fingerprint, v_operation, p_actor, p_reason, v_now, p_amount, w.balance, w.debt);
+  return row('done', v_operation, null, p_amount, w.balance, w.debt, w.balance - w.held)::operation_answer;
+end $$;
+
+-- Gives a wallet's schedule an end: nothing is granted at p_ends or later (null: without end). One that has ended stays so.
+create function ledger_unschedule(
+  p_account bigint, p_key uuid, p_fingerprint uuid, p_actor text, p_reason text, p_unit smallint, p_ends timestamptz)
+returns operation_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  a operation_answer := ledger_replay(p_account, 'unschedule', p_key, p_fingerprint);
+  w open_wallet;
+  s credit_schedule;
+  v_operation bigint := nextval(pg_get_serial_sequence('operation_key', 'id'));
+begin
+  if a.outcome is not null then
+    return a;
+  end if;
+  if not exists (select from credit_schedule where account_id = p_account and unit_id = p_unit and (ends_at is null or ends_at > v_now)) then
+    return row('not_found', null, null, null, null, null, null)::operation_answer;
+  end if;
+  w := ledger_open(p_account, p_unit, v_now, null, null);
+  update credit_schedule set ends_at = p_ends where account_id = p_account and unit_id = p_unit returning * into s;
+  w.due_at := ledger_sooner(w.due_at, next_grant(s));
+  w := ledger_close(w);
+  insert into operation_key (account_id, verb, key_hash, fingerprint, id, actor, reason, created_at, amount, balance_after, debt_after)
+  overriding system value
+  values (p_account, 'unschedule', p_key, p_fingerprint, v_operation, p_actor, p_reason, v_now, 0, w.balance, w.debt);
+  return row('done', v_operation, null, 0, w.balance, w.debt, w.balance - w.held)::operation_answer;
+end $$;
+
+-- Applies what is due for up to p_limit accounts after p_after, in the order of their ids: for accounts that nobody touches. The last of
+-- them, null where there is none.
+create function ledger_catch_up(p_after bigint, p_limit int) returns bigint language plpgsql as $$
+declare
+  v_account bigint;
+  v_last bigint;
+  v_now timestamptz := app_now();
+begin
+  for v_account in
+    select distinct account_id from wallet where due_at <= v_now and account_id > p_after order by account_id limit p_limit
+  loop
+    v_now := ledger_lock(v_account);
+    perform ledger_close(ledger_open(account_id, unit_id, v_now, null, null)) from wallet where account_id = v_account and due_at <= v_now;
+    v_last := v_account;
+  end loop;
+  return v_last;
+end $$;
+
+revoke all on function
+  ledger_due, ledger_expire, ledger_roll, ledger_grant_due, ledger_schedule, ledger_unschedule, ledger_catch_up from public;
+alter function ledger_schedule security definer set search_path = public, pg_temp;
+alter function ledger_unschedule security definer set search_path = public, pg_temp;
+alter function ledger_catch_up security definer set search_path = public, pg_temp;
