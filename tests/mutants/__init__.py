@@ -35,6 +35,8 @@ class Mutant:
 
 VERBS = "billing/tests/test_ledger.py"
 SETS = "billing/tests/test_settle.py"
+REFUNDS = "billing/tests/test_refunds.py"
+CALENDAR = "billing/tests/test_calendar.py"
 LIVES = "billing/tests/test_machine.py"
 RATING = "pricing/tests/test_rating.py"
 HOT_PATH = "metering/tests/test_api.py"
@@ -170,24 +172,24 @@ MUTANTS: tuple[Mutant, ...] = (
         "order by c.priority, c.id\n  loop\n    exit", (VERBS,),
     ),
     Mutant(
-        "holds cover the back of the queue", "billing/sql/ledger.sql",
-        "order by c.priority, c.expires_at, c.id\n  loop\n    v_free",
-        "order by c.priority desc, c.expires_at desc, c.id desc\n  loop\n    v_free", (LIVES,),
+        "holds cover the back of the queue", "billing/sql/calendar.sql",
+        "order by c.priority, c.expires_at, c.id\n      loop\n        v_free",
+        "order by c.priority desc, c.expires_at desc, c.id desc\n      loop\n        v_free", (LIVES,),
     ),
     Mutant(
-        "expiry takes what holds cover", "billing/sql/ledger.sql",
+        "expiry takes what holds cover", "billing/sql/calendar.sql",
         "v_free := g.remaining - greatest(0, least(g.remaining, w.held - v_before));",
         "v_free := g.remaining;", (VERBS,),
     ),
     Mutant(
         "what a hold leaves of an expired grant stays", "billing/sql/ledger.sql",
-        "  w := ledger_expire(w);\n  update wallet",
-        "  update wallet", (VERBS,),
+        "    w := ledger_due(w);\n  end if;\n  update wallet",
+        "    null;\n  end if;\n  update wallet", (VERBS,),
     ),
     Mutant(
         "expired credits are spent first", "billing/sql/ledger.sql",
-        "  w := ledger_expire(w);\n  w.cash_nanos := 0;",
-        "  w.cash_nanos := 0;", (VERBS,),
+        "    w := ledger_due(w);\n    w.cash_nanos := 0;",
+        "    w.cash_nanos := 0;", (VERBS,),
     ),
     Mutant(
         "debt is not repaid", "billing/sql/ledger.sql",
@@ -228,6 +230,49 @@ MUTANTS: tuple[Mutant, ...] = (
         "hold that timed out is over at once", "billing/sql/ledger.sql",
         "if a.state = 'open' then\n      if a.held > 0 then",
         "if false then\n      if a.held > 0 then", (VERBS,),
+    ),
+    # Refunds and the calendar.
+    Mutant(
+        "refund forgets what it took before", "billing/sql/refunds.sql",
+        "share(r.granted, p_refunded, p_paid) - r.refunded",
+        "share(r.granted, p_refunded, p_paid)", (REFUNDS,),
+    ),
+    Mutant(
+        "refund takes what holds cover", "billing/sql/refunds.sql",
+        "v_part := least(v_left, ledger_uncovered(w, g));",
+        "v_part := least(v_left, g.remaining);", (REFUNDS,),
+    ),
+    Mutant(
+        "refund leaves what rolled over", "billing/sql/refunds.sql",
+        "and (g.id = r.id or g.root_id = r.id)",
+        "and g.id = r.id", (REFUNDS,),
+    ),
+    Mutant(
+        "rollover has no cap", "billing/sql/calendar.sql",
+        "v_rolled bigint := least(p_amount, greatest(0, v_room));",
+        "v_rolled bigint := p_amount;", (CALENDAR,),
+    ),
+    Mutant(
+        "rollover comes before expiry", "billing/sql/calendar.sql",
+        "foreach v_rolls in array array[false, true] loop",
+        "foreach v_rolls in array array[true, false] loop", (CALENDAR,),
+    ),
+    Mutant(
+        "late grant begins now", "billing/sql/calendar.sql",
+        "w := ledger_expire(ledger_grant_due(w, s, v_at), v_at);",
+        "w := ledger_expire(ledger_grant_due(w, s, w.now), v_at);", (CALENDAR,),
+    ),
+    Mutant(
+        "months are counted from the last one", "billing/sql/tables.sql",
+        "(p_anchor at time zone 'UTC' + make_interval(months => p_months)) at time zone 'UTC'",
+        "case when p_months > 1 then anniversary(p_anchor, p_months - 1) + interval '1 month'"
+        " else p_anchor + make_interval(months => p_months) end",
+        (CALENDAR,),
+    ),
+    Mutant(
+        "what comes back overdue stays", "billing/sql/ledger.sql",
+        "w.due_at := ledger_sooner(w.due_at, g.expires_at);\n  end if;",
+        "null;\n  end if;", (REFUNDS,),
     ),
     # A set of events.
     Mutant(
