@@ -510,6 +510,10 @@ begin
   if not found then
     return usage_settled(p_account, p_id, 'captured', p_quantities);
   end if;
+  if a.state <> 'awaiting_price' and usage_end(a) <= v_now - interval '7 days' then   -- too late, whether it was swept or not
+    perform usage_sweep_account(p_account, v_now);
+    return usage_settled(p_account, p_id, 'captured', p_quantities);
+  end if;
   if a.state = 'awaiting_price' and a.captured <> p_quantities then
     return usage_pending(a, 'already_resolved');
   end if;
@@ -629,15 +633,22 @@ declare
   v_now timestamptz := ledger_lock(p_account);
   a open_authorization;
 begin
-  update open_authorization set expires_at = greatest(expires_at, least(hard_expires_at, v_now + p_lifetime))
+  update open_authorization
+  set extended_to = nullif(greatest(expires_at, extended_to, least(hard_expires_at, v_now + p_lifetime)), expires_at)
   where account_id = p_account and id = p_id and state = 'open'
   returning * into a;
   if not found then
     select * into a from open_authorization where account_id = p_account and id = p_id;
     return case when found then usage_pending(a, 'already_resolved') else usage_settled(p_account, p_id, null, null) end;
   end if;
+  a.expires_at := usage_end(a);
   return usage_pending(a, 'done');
 end $$;
+
+-- When a hold ends.
+create function usage_end(a open_authorization) returns timestamptz language sql immutable as $$
+  select coalesce(a.extended_to, a.expires_at)
+$$;
 
 -- Records work that was done without an authorization. p_price null: it has no price yet (outcome unpriced). p_closes_at: when the period of
 -- the event was closed for good, null where it is open; what is recorded later counts now. A set of events: settle.sql, with this meaning.
@@ -703,7 +714,8 @@ begin
   for v_account in
     select distinct account_id from (
       select account_id from open_authorization
-      where (state = 'open' and expires_at <= app_now()) or (state = 'timed_out' and expires_at <= app_now() - interval '7 days')
+      where expires_at <= app_now() and (extended_to is null or extended_to <= app_now())
+        and (state = 'open' or (state = 'timed_out' and coalesce(extended_to, expires_at) <= app_now() - interval '7 days'))
       order by expires_at limit p_limit) due
     order by account_id
   loop
@@ -722,10 +734,11 @@ begin
   for a in
     select * from open_authorization
     where account_id = p_account
-      and ((state = 'open' and expires_at <= p_now) or (state = 'timed_out' and expires_at <= p_now - interval '7 days'))
+      and ((state = 'open' and coalesce(extended_to, expires_at) <= p_now)
+           or (state = 'timed_out' and coalesce(extended_to, expires_at) <= p_now - interval '7 days'))
     order by id limit 1000
   loop
-    if a.state = 'open' then
+    if a.state = 'open' and usage_end(a) > p_now - interval '7 days' then
       if a.held > 0 then
         w := ledger_open(p_account, a.unit_id, p_now, a.id, null);
         w.held := w.held - a.held;

@@ -29,6 +29,7 @@ begin
     join unnest(p_wallets) w on w.account_id = e.account and w.unit_id = e.unit
     join lot g on g.account_id = e.account and g.unit_id = e.unit
     where g.upto - g.remaining < least(e.upto, w.balance - w.held) and g.upto > e.upto - e.price
+      and e.upto - e.price < w.balance - w.held
     union all
     select e.id, e.n, w.account_id, w.unit_id, w.balance, w.debt, w.seq, null, null, null, null, null, 0,
       e.upto - greatest(e.upto - e.price, w.balance - w.held), null

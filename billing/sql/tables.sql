@@ -156,12 +156,14 @@ create table open_authorization (
   created_at timestamptz not null,
   expires_at timestamptz not null,
   hard_expires_at timestamptz not null,
+  extended_to timestamptz,   -- the end that counts, once the hold was extended; expires_at stays what the key was answered with
   assumed_output_tokens bigint,   -- what metering put in for the answer; null means the client app said it
   captured bigint[],
   captured_at timestamptz,
   primary key (account_id, id),
   constraint open_authorization_key_once unique (account_id, key_hash),
-  constraint open_authorization_lifetime check (created_at < expires_at and expires_at <= hard_expires_at),
+  constraint open_authorization_lifetime check (
+    created_at < expires_at and expires_at <= hard_expires_at and extended_to > expires_at and extended_to <= hard_expires_at),
   constraint open_authorization_awaiting check ((state = 'awaiting_price') = (captured is not null and captured_at is not null))
 ) with (fillfactor = 70);
 create index open_authorization_due on open_authorization (expires_at);

@@ -22,7 +22,7 @@ MOST = 2**63 - 1
 #: How long a hold that timed out still takes its capture.
 LATE = timedelta(days=7)
 #: What a repeated key is told as it is by now: what is free, and how the work that it began stands.
-MOVES_ON = ("available_nanos", "state", "expires_at")
+MOVES_ON = ("available_nanos", "state")
 
 Answer = dict[str, Any]
 

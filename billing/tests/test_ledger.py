@@ -458,6 +458,24 @@ class TestSweep:
                 capture(account, opened.id, 50)
         assert wallet(account) == (100, 0, 0)
 
+    def test_eight_days_late_a_capture_is_too_late_whether_the_hold_was_swept_or_not(self, account: Account) -> None:
+        give(account, 100)
+        opened = hold(account, 60)
+        with ledger.clock(at=datetime.now(UTC) + timedelta(days=8)), pytest.raises(ledger.AlreadyResolved, match="timed out"):
+            capture(account, opened.id, 50)
+        with ledger.clock(at=datetime.now(UTC) + timedelta(days=8)):
+            ledger.sweep(limit=100)
+        assert wallet(account) == (100, 0, 0)
+        assert audit.run() == []
+
+    def test_a_repeated_key_hears_the_first_end_also_after_the_hold_was_extended(self, account: Account) -> None:
+        give(account, 100)
+        opened = hold(account, 60, key="k")
+        ledger.extend(account_id=account.pk, authorization_id=opened.id, lifetime=timedelta(hours=3))
+        assert hold(account, 60, key="k").expires_at == opened.expires_at
+        capture(account, opened.id, 50)
+        assert hold(account, 60, key="k").expires_at == opened.expires_at
+
     def test_extended_hold_outlives_the_sweep_but_not_its_hard_end(self, account: Account) -> None:
         give(account, 100)
         opened = hold(account, 60)
@@ -475,6 +493,21 @@ class TestKeys:
 
 
 class TestRecordMany:
+    @pytest.mark.parametrize("prices", [(7, 9), (5, 9), (4, 9), (5, 0), (0, 6)])
+    def test_a_set_that_goes_past_what_is_free_leaves_the_holds_alone(self, account: Account, prices: tuple[int, int]) -> None:
+        give(account, 100)
+        hold(account, 95)
+        events = [
+            ledger.Event(
+                account_id=account.pk, key=ledger.key_hash("usage", str(number)), fingerprint=ledger.key_hash(str(price)), call=call(),
+                unit_id=account.product.unit_id, event_at=datetime.now(UTC), charge=charge(price),
+            )
+            for number, price in enumerate(prices)
+        ]  # fmt: skip
+        ledger.record_many(events)
+        assert wallet(account) == (100 - min(sum(prices), 5), 95, max(sum(prices) - 5, 0))
+        assert audit.run() == []
+
     def test_a_set_answers_in_its_order_and_again_changes_nothing(self, account: Account) -> None:
         other = make_account(account.product, credit=1)
         give(account, 100)

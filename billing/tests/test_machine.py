@@ -291,11 +291,8 @@ class LedgerMachine(RuleBasedStateMachine):
         set_: list[Command] = [
             ("record", number, {"key": self.new_key(), "unit": self.units[unit], "price": price}) for (number, unit), price in events
         ]
-        # Not beside open holds yet: usage_burn_down lays events beginning past the free credits against the grant that straddles their end.
-        if any(self.oracles[number].wallet(arguments["unit"], self.now).held for _, number, arguments in set_):
-            return
         before = [command for command in self.commands if command[0] == "record"]
-        if again and not any(wallet.held for account in self.oracles for wallet in account.wallets.values()):
+        if again:
             set_ += [set_[0], *before[-1 - back : -back or None]]
         self.commands += set_[: len(events)]
         wanted = [self.ask_oracle(*command) for command in set_]

@@ -228,7 +228,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "hold that timed out is over at once", "billing/sql/ledger.sql",
-        "if a.state = 'open' then\n      if a.held > 0 then",
+        "if a.state = 'open' and usage_end(a) > p_now - interval '7 days' then\n      if a.held > 0 then",
         "if false then\n      if a.held > 0 then", (VERBS,),
     ),
     # Refunds and the calendar.
