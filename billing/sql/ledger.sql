@@ -32,7 +32,6 @@ create function ledger_move(w open_wallet, g credit_grant, p_kind entry_kind, p_
 returns open_wallet language plpgsql as $$
 declare
   v_gone bigint := g.granted - g.remaining;
-  v_frozen bigint := case when p_kind in ('freeze', 'unfreeze') then p_amount else 0 end;
   v_cash bigint := 0;
   v_fee bigint := 0;
 begin
@@ -40,10 +39,17 @@ begin
     v_cash := share(g.cash_nanos, v_gone - p_amount, g.granted) - share(g.cash_nanos, v_gone, g.granted);
     v_fee := share(g.fee_nanos, v_gone - p_amount, g.granted) - share(g.fee_nanos, v_gone, g.granted);
   end if;
-  update credit_grant
-  set remaining = remaining + p_amount, frozen = frozen - v_frozen, clawed = clawed - case p_kind when 'refund' then p_amount else 0 end,
-    closed = (remaining + p_amount = 0 and frozen = v_frozen)
-  where account_id = g.account_id and id = g.id;
+  if p_kind in ('freeze', 'unfreeze') then
+    update credit_grant
+    set remaining = remaining + p_amount, frozen = frozen - p_amount, closed = (remaining + p_amount = 0 and frozen = p_amount)
+    where account_id = g.account_id and id = g.id;
+  else
+    update credit_grant set remaining = remaining + p_amount, closed = (remaining + p_amount = 0 and frozen = 0)
+    where account_id = g.account_id and id = g.id;
+  end if;
+  if p_kind = 'refund' then
+    update credit_grant set clawed = clawed - p_amount where account_id = g.account_id and id = g.id;
+  end if;
   if p_amount > 0 then
     w.due_at := ledger_sooner(w.due_at, g.expires_at);
   end if;

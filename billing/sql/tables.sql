@@ -361,20 +361,18 @@ create function credit_grant_guard() returns trigger language plpgsql as $$
 begin
   raise exception 'the terms of grant % never change', old.id using errcode = 'restrict_violation';
 end $$;
-create trigger terms_never_change before update on credit_grant for each row
-  when ((new.account_id, new.unit_id, new.id, new.source, new.source_key, new.root_id, new.granted, new.priority, new.starts_at, new.expires_at, new.cash_nanos, new.fee_nanos, new.currency,
-         new.rollover_expires_at, new.rollover_cap, new.rollover_priority)
-        is distinct from
-        (old.account_id, old.unit_id, old.id, old.source, old.source_key, old.root_id, old.granted, old.priority, old.starts_at, old.expires_at, old.cash_nanos, old.fee_nanos, old.currency,
-         old.rollover_expires_at, old.rollover_cap, old.rollover_priority))
-  execute function credit_grant_guard();
+-- By the columns that a statement names, not by a condition: a condition is read anew for every statement, and this table's are many.
+create trigger terms_never_change before update of
+  account_id, unit_id, id, source, source_key, root_id, granted, priority, starts_at, expires_at, cash_nanos, fee_nanos, currency,
+  rollover_expires_at, rollover_cap, rollover_priority
+  on credit_grant for each row execute function credit_grant_guard();
 
 -- What refunds have taken back is never given again.
 create function refund_guard() returns trigger language plpgsql as $$
 begin
   raise exception 'what was refunded of grant % never comes back', old.id using errcode = 'restrict_violation';
 end $$;
-create trigger refunds_stay before update on credit_grant for each row
+create trigger refunds_stay before update of clawed, refunded on credit_grant for each row
   when (new.clawed < old.clawed or new.refunded < old.refunded) execute function refund_guard();
 
 -- A schedule goes on one period at a time and may be given an end; other terms are another schedule.
