@@ -30,7 +30,7 @@ demo:  ## Replay a workload through the API and report: make demo TRACE=file.csv
 test:  ## The test suite, on servers of its own
 	$(call install,requirements.txt)
 	$(call install,requirements-dev.txt)
-	@exec $(PY) -m pytest
+	@exec $(PY) -m pytest -n 2
 
 check:  ## Style, types, imports, migrations, deployment settings, documents, dj-stripe's schema
 	$(call install,requirements.txt)

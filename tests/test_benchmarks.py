@@ -185,12 +185,6 @@ class TestRuns:
     def test_batches(self, miniature: World) -> None:
         assert_whole(hot_path.batch_rows(miniature.places[0], miniature.crowds[0], LOAD))
 
-    def test_what_a_client_makes_before_it_begins_is_not_on_the_clock(self, miniature: World) -> None:
-        place, ours = miniature.places[0], miniature.crowds[0]
-        run = ours.load("bare_insert", clients=1, seconds=0, first=place.first, last=place.last, size=100, sets=2_000)
-        assert run.count == 1
-        assert 1000 / run.rate < run.p50 + 100
-
     def test_the_python_face(self, miniature: World, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hot_path, "CLIENTS", (1, 3))
         assert_whole(hot_path.python_rows(miniature.places[0], miniature.crowds[0], LOAD))
