@@ -33,6 +33,7 @@ from rest_framework.request import Request
 
 from accounts import api_keys, edge_limit
 from accounts.models import Account
+from pricing import catalog
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_DEPTH = 32
@@ -141,9 +142,10 @@ def account_for(principal: api_keys.Principal, name: str | None) -> Account:
         accounts = Account.objects.filter(
             product_id=principal.product_id, **({"public_id": name} if name.startswith("acct_") else {"external_id": name})
         )
-    account = accounts.filter(closed_at=None).select_related("product").first()
+    account = accounts.filter(closed_at=None).first()
     if account is None or principal.account_id not in (None, account.pk):
         raise no_such_account(name or "")
+    account.product = catalog.product_by_id(product_id=account.product_id)  # kept in the process, with its unit
     return account
 
 

@@ -790,6 +790,9 @@ begin
     'usage_extend(bigint, uuid, interval)',
     'usage_record_one(bigint, uuid, uuid, usage_call, smallint, timestamptz, bigint, bigint, bigint, bigint, text, timestamptz)',
     'usage_sweep(integer)']::regprocedure[] loop
-    execute format('alter function %s security definer set search_path = public, pg_temp', f);
+    -- One plan for all calls, by index: partitioned tables would be planned anew for each call, and a plan that was made while a table
+    -- was empty would read the whole of it later.
+    execute format('alter function %s security definer set search_path = public, pg_temp'
+                   ' set plan_cache_mode = force_generic_plan set enable_seqscan = off', f);
   end loop;
 end $$;

@@ -132,7 +132,7 @@ $$;
 
 -- Work that was allowed and is not finished. Whatever ends it moves it into usage_record; a timed-out hold waits here 7 days for its capture.
 create table open_authorization (
-  account_id bigint not null references account_state,
+  account_id bigint not null,   -- no foreign key: only usage_authorize inserts, which has just locked the account's row, and that row stays
   id uuid not null,
   key_hash uuid not null,
   fingerprint uuid not null,
