@@ -153,9 +153,7 @@ class TestRecords:
                 shop.record(feature=f"feature-{number}", model=make_model())
             with CaptureQueriesContext(connection) as many:
                 assert len(shop.read(path)["items"]) >= 5
-            # The key is looked up again after a second, however long the page is.
-            asked = [[query for query in queries if "accounts_apikey" not in query["sql"]] for queries in (few, many)]
-            assert len(asked[0]) == len(asked[1])
+            assert len(many) <= len(few)  # the first read also looks the key up
 
     @pytest.mark.parametrize("path", [*OF_ACCOUNT, *OF_PRODUCT])
     def test_head_is_get_without_a_body(self, shop: Shop, path: str) -> None:
