@@ -71,8 +71,10 @@ def fresh_database(django_db_setup: None) -> Iterator[str]:
         server.execute("reset role")
         _create(server, name, f"{PREFIX}_template_{_fingerprint()}", owner)
         yield _url(name)
+        # Not "with (force)": that may not end an autovacuum worker, which goes by itself when the database is dropped.
+        server.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s and usename = session_user", [name])
         _as_owner(server)
-        server.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+        server.execute(sql.SQL("drop database {}").format(sql.Identifier(name)))
 
 
 @pytest.fixture
