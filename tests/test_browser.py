@@ -206,7 +206,7 @@ def test_the_keyboard_reaches_the_content_first(server: str, ada: Customer, cont
     expect(skip).to_be_focused()
     assert skip.bounding_box()["y"] >= 0  # type: ignore[index]
     page.keyboard.press("Enter")
-    assert page.url.endswith("#main")
+    expect(page).to_have_url(f"{server}/a/{ada.account.public_id}/#main")
 
 
 def test_empty_pages_say_what_to_do(server: str, ada: Customer, context: BrowserContext) -> None:
