@@ -175,6 +175,7 @@ class KillSwitch(models.Model):
             ),
         ]
         ordering = ["-id"]
+        verbose_name_plural = "kill switches"
 
     def __str__(self) -> str:
         return f"{self.product.name if self.product else 'everything'}{': ' + self.feature if self.feature else ''}"

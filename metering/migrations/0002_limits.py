@@ -48,6 +48,7 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
+                "verbose_name_plural": "kill switches",
                 "ordering": ["-id"],
                 "constraints": [
                     models.CheckConstraint(condition=models.Q(("ends_at__gt", models.F("created_at"))), name="kill_switch_ends"),
