@@ -174,7 +174,7 @@ def twins() -> Twins:
     return [[make_account(product) for _ in range(3)] for _ in range(2)]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(lives=st.tuples(LIVES, LIVES, LIVES), works=EVENTS)
 def test_a_set_is_its_events_one_by_one(twins: Twins, lives: tuple[Any, ...], works: list[Work]) -> None:
     compare(twins, lives, works)

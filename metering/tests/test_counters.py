@@ -493,7 +493,7 @@ STEPS = st.lists(
 @pytest.mark.django_db
 class TestAnyOrder:
     @settings(
-        max_examples=30,
+        max_examples=60,
         deadline=None,
         derandomize=True,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
