@@ -85,7 +85,7 @@ def server(committed: None, _web_server: str) -> str:
 
 @pytest.fixture(scope="session")
 def _web_server(django_db_setup: None) -> Iterator[str]:
-    web = ThreadedWSGIServer(("127.0.0.1", 0), _QuietHandler)
+    web = _Server(("127.0.0.1", 0), _QuietHandler)
     web.set_app(StaticFilesHandler(WSGIHandler()))
     thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -93,6 +93,10 @@ def _web_server(django_db_setup: None) -> Iterator[str]:
     web.shutdown()
     web.server_close()
     thread.join()
+
+
+class _Server(ThreadedWSGIServer):
+    request_queue_size = 128  # as many clients may come at once
 
 
 class _QuietHandler(WSGIRequestHandler):
