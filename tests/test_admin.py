@@ -368,6 +368,7 @@ def test_a_grant_shows_its_effect_and_changes_nothing_before_it_is_confirmed(sup
     assert free(account) == before
 
 
+@pytest.mark.failure(15)
 def test_a_confirmed_grant_is_in_the_ledger_with_who_and_why(superuser: Client, account: Account) -> None:
     before = free(account)
     assert superuser.post(page(account, "grant"), grant_form()).status_code == 302
@@ -376,6 +377,7 @@ def test_a_confirmed_grant_is_in_the_ledger_with_who_and_why(superuser: Client, 
     assert (done.actor, done.reason) == (User.objects.get(pk=superuser.session["_auth_user_id"]).email, "Sorry for the outage")
 
 
+@pytest.mark.failure(15)
 def test_a_grant_form_that_is_sent_twice_grants_once(superuser: Client, account: Account) -> None:
     before, form = free(account), grant_form()
     for _ in range(3):
@@ -392,6 +394,7 @@ def test_a_used_form_grants_no_other_amount(superuser: Client, account: Account)
     assert free(account) == before
 
 
+@pytest.mark.failure(15, 20)
 @pytest.mark.parametrize("amount", GARBAGE)
 def test_a_garbage_amount_is_an_error_beside_its_field_and_changes_nothing(superuser: Client, account: Account, amount: str) -> None:
     entries = LedgerEntry.objects.filter(account=account).count()
@@ -403,6 +406,7 @@ def test_a_garbage_amount_is_an_error_beside_its_field_and_changes_nothing(super
     assert LedgerEntry.objects.filter(account=account).count() == entries
 
 
+@pytest.mark.failure(15)
 @pytest.mark.parametrize(
     "wrong",
     [

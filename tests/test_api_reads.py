@@ -418,6 +418,7 @@ class TestChatBalance:
         assert (response.status_code, response.content) == (200, b'{"balance": 10.00, "currency": "USD"}')
         assert response.headers["Content-Type"] == "application/json"
 
+    @pytest.mark.failure(19)
     def test_the_number_is_rounded_down(self, shop: Shop, ada: User) -> None:
         shop.record(quantities={"input_tokens": 1})
         assert self.signed_in(ada).get("/api/balance").content == b'{"balance": 9.99, "currency": "USD"}'

@@ -79,6 +79,7 @@ class TestPrpm:
         burnt = LedgerEntry.objects.filter(account=account, kind="usage").order_by("seq").values_list("grant_id", flat=True)
         assert [sources[grant] for grant in burnt if grant] == ["monthly", "rollover", *["welcome"] * 5, "purchased"]
 
+    @pytest.mark.failure(40)
     @pytest.mark.parametrize("plan", ["free", "org_member", "individual"])
     def test_20_001_tokens_are_refused_before_the_call_on_every_plan(self, plan: str) -> None:
         account = customer("prpm", credit=100)

@@ -61,6 +61,7 @@ def test_until_is_the_first_day_that_does_not_count(world: World) -> None:
     assert [row.key for row in report(world, "day").rows] == ["2026-03-01", "2026-03-30"]
 
 
+@pytest.mark.failure(24)
 def test_a_repeated_event_counts_once(world: World) -> None:
     account, key = world.account(), uuid4()
     for _ in range(3):
@@ -68,6 +69,7 @@ def test_a_repeated_event_counts_once(world: World) -> None:
     assert report(world).totals.records == 1
 
 
+@pytest.mark.failure(38)
 def test_a_late_event_changes_its_own_day_after_that_was_folded(world: World) -> None:
     account = world.account()
     ledger.record(world.event(account, cost=1, price=2))
@@ -158,6 +160,7 @@ def test_an_impossible_period_is_refused(since: str, until: str, message: str) -
         margin.report(by="day", since=date.fromisoformat(since), until=date.fromisoformat(until))
 
 
+@pytest.mark.failure(42)
 @pytest.mark.parametrize("seed", range(4))
 def test_every_view_of_a_random_history_is_exact(world: World, seed: int) -> None:
     """Late and repeated events, debt, expiry, reversals, folds in between: each view equals a recount in Python, and so does the check."""

@@ -85,6 +85,7 @@ def test_every_check_has_a_ledger_that_breaks_it() -> None:
     assert set(BREAKS) == set(audit.checks())
 
 
+@pytest.mark.failure(22)
 @pytest.mark.parametrize("check", BREAKS)
 def test_check_finds_what_breaks_it(account: Account, check: str) -> None:
     assert audit.run() == []

@@ -207,6 +207,7 @@ class TestRollover:
             record(account, 40)
         return over
 
+    @pytest.mark.failure(18)
     def test_expire_then_roll_over_then_grant_and_again_changes_nothing(self, account: Account) -> None:
         over = self.example(account)
         for late in (timedelta(0), timedelta(hours=1), timedelta(days=9)):
@@ -218,6 +219,7 @@ class TestRollover:
             ("expiry", -20, over), ("rollover", -60, over), ("rollover", 60, over), ("grant", 100, over),
         ]  # fmt: skip
 
+    @pytest.mark.failure(18)
     def test_rollovers_together_come_to_the_cap_and_the_rest_expires_with_its_amount(self, account: Account) -> None:
         with at(BEGIN):
             give(account, 30, source="rollover", priority=20, expires_at=BEGIN + 3 * MONTH, cash_nanos=0)

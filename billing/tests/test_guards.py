@@ -53,11 +53,13 @@ def refused(sql: str, parameters: Sequence[Any] | None = None) -> str:
 
 @pytest.mark.usefixtures("as_owner")
 class TestOwner:
+    @pytest.mark.failure(22)
     @pytest.mark.parametrize("table", ["ledger_entry", "operation_key"])
     @pytest.mark.parametrize("statement", ["update {} set account_id = account_id", "delete from {}"])
     def test_history_is_append_only(self, table: str, statement: str) -> None:
         assert "append-only" in refused(statement.format(table))
 
+    @pytest.mark.failure(22)
     @pytest.mark.parametrize("statement", ["update {} set price_nanos = 0", "delete from {}"])
     def test_usage_records_are_append_only(self, account: Account, statement: str) -> None:
         ledger.record(
@@ -68,6 +70,7 @@ class TestOwner:
         )  # fmt: skip
         assert "append-only" in refused(statement.format("usage_record"))
 
+    @pytest.mark.failure(22)
     def test_no_table_of_the_ledger_can_be_truncated_nor_any_partition_of_one(self) -> None:
         with connection.cursor() as cursor:
             cursor.execute("select relid::regclass::text from unnest(%s::regclass[]) t, pg_partition_tree(t)", [list(NEVER_TRUNCATED)])
@@ -80,6 +83,7 @@ class TestOwner:
     def test_wallets_and_grants_are_never_deleted(self, table: str) -> None:
         assert "append-only" in refused(f"delete from {table}")
 
+    @pytest.mark.failure(22)
     @pytest.mark.parametrize(
         "change", ["balance = balance + 1", "debt = 1, held = balance", "seq = seq + 1", "seq = seq - 1, balance = balance + 1"]
     )
@@ -91,6 +95,7 @@ class TestOwner:
         message = refused("insert into wallet values (%s, %s, 5, 0, 0, 0)", [other.pk, account.product.unit_id])
         assert "starts empty" in message
 
+    @pytest.mark.failure(11)
     @pytest.mark.parametrize("change", ["held = -1", "held = balance + 1"])
     def test_wallet_is_never_overdrawn(self, change: str) -> None:
         assert "wallet_never_overdrawn" in refused(f"update wallet set {change}")
@@ -189,6 +194,7 @@ class TestOwner:
         )
         assert "duplicate key" in message
 
+    @pytest.mark.failure(20)
     @pytest.mark.parametrize("amount", ["'NaN'::numeric", "'Infinity'::numeric", "9223372036854775808"])
     def test_money_is_a_bigint_and_nothing_else(self, amount: str) -> None:
         message = refused(f"update wallet set held = {amount}")
@@ -196,6 +202,7 @@ class TestOwner:
 
 
 class TestAppRole:
+    @pytest.mark.failure(22)
     @pytest.mark.parametrize("table", sorted(roles.LEDGER_TABLES))
     def test_app_may_read_the_ledger_but_not_write_it(self, account: Account, table: str) -> None:
         with connection.cursor() as cursor:
@@ -224,6 +231,7 @@ class TestAppRole:
             )
             assert cursor.fetchone() == (0,)
 
+    @pytest.mark.failure(23)
     def test_account_with_money_cannot_be_deleted(self, account: Account) -> None:
         refused("delete from accounts_account where id = %s", [account.pk])
         assert Wallet.objects.filter(account=account).exists()

@@ -594,6 +594,7 @@ class _Over(Exception):
 CALL = ledger.Call(model_id=1, feature_id=None, api_key_id=None, rate_card_id=1, price_ids=[1], quantities=[1])
 
 
+@pytest.mark.failure(16, 17, 18)
 @pytest.mark.usefixtures("committed")
 def test_the_ledger_and_the_oracle_agree_whatever_is_done_in_whatever_order() -> None:
     accounts, (usd, credit) = (

@@ -69,6 +69,7 @@ class TestRefund:
         operation = Operation.objects.get(account=account, verb="refund")
         assert (operation.actor, operation.reason, operation.grant_id) == ("stripe", "asked for", done.grant_id)
 
+    @pytest.mark.failure(12)
     def test_what_was_spent_is_owed_and_repaid_at_once_from_what_else_is_free(self, account: Account) -> None:
         buy(account, 100, priority=0)
         record(account, 80)
@@ -95,6 +96,7 @@ class TestRefund:
         assert capture(account, opened.id, 70).owed_nanos == 0
         assert wallet(account) == (0, 0, 70)
 
+    @pytest.mark.failure(13)
     def test_two_partial_refunds_come_to_the_same_in_any_order_and_however_often_they_are_told(self, account: Account) -> None:
         ends = []
         for order in permutations([33, 33, 67, 100]):
@@ -106,6 +108,7 @@ class TestRefund:
             ends.append((lot(other), wallet(other)))
         assert set(ends) == {((0, 0, 501, 1_001), (0, 0, 500))}
 
+    @pytest.mark.failure(13)
     def test_a_refund_that_is_told_late_takes_nothing_and_gives_nothing_back(self, account: Account) -> None:
         buy(account, 100)
         refund(account, 60)
@@ -200,6 +203,7 @@ class TestRefund:
 
 
 class TestDispute:
+    @pytest.mark.failure(14)
     def test_opening_freezes_what_is_left_and_winning_returns_exactly_that(self, account: Account) -> None:
         give(account, 10, priority=90)
         buy(account, 100, cash_nanos=1_000)
@@ -227,6 +231,7 @@ class TestDispute:
         assert capture(account, opened.id, 40).owed_nanos == 0
         assert win(account).balance_nanos == 60
 
+    @pytest.mark.failure(14)
     def test_losing_takes_what_is_frozen_first(self, account: Account) -> None:
         buy(account, 100)
         record(account, 30)
@@ -237,6 +242,7 @@ class TestDispute:
         assert kinds(account)[-3:] == [("unfreeze", 70, 0), ("refund", -70, 0), ("debt", 0, 30)]
         assert win(account).amount_nanos == 0
 
+    @pytest.mark.failure(14)
     def test_a_won_dispute_and_a_later_refund_take_all_of_it_once(self, account: Account) -> None:
         buy(account, 100)
         dispute(account)

@@ -85,6 +85,7 @@ class TestAuthorizeAndCapture:
         assert list(layers) == ["request_size", "credits"]
         assert layers["credits"]["remaining"] == "0.550000000"
 
+    @pytest.mark.failure(5)
     def test_retry_with_the_same_key_is_the_same_answer_even_with_an_empty_wallet(self, app: App) -> None:
         first, again = (app.authorize(key="k", estimate={"input_tokens": 200_000, "max_output_tokens": 0}) for _ in range(2))
         assert (again.status_code, body(again)) == (first.status_code, body(first))
@@ -92,17 +93,20 @@ class TestAuthorizeAndCapture:
         assert again.headers["Idempotency-Replayed"] == "true"
         assert balance(app.account) == (NANOS, 900_000_000, 0)
 
+    @pytest.mark.failure(3)
     def test_same_key_with_another_body_is_409_and_changes_nothing(self, app: App) -> None:
         app.authorize(key="k")
         other = app.authorize(key="k", feature="chat")
         assert (other.status_code, body(other)["code"]) == (409, "idempotency_key_reused")
         assert balance(app.account) == (NANOS, 450_000_000, 0)
 
+    @pytest.mark.failure(3)
     def test_same_key_for_another_estimate_is_409(self, app: App) -> None:
         assert app.authorize(key="k").status_code == 200
         other = app.authorize(key="k", estimate={"input_tokens": 100_001, "max_output_tokens": 0})
         assert (other.status_code, body(other)["code"]) == (409, "idempotency_key_reused")
 
+    @pytest.mark.failure(7)
     def test_capture_again_is_the_same_answer(self, app: App) -> None:
         path = f"authorizations/{body(app.authorize())['id']}/capture"
         first, again = (app.post(path, {"quantities": {"input_tokens": 5}}) for _ in range(2))
@@ -147,6 +151,7 @@ class TestAuthorizeAndCapture:
         later = app.post(f"authorizations/{held['id']}/extend", {"seconds": 7_200})
         assert body(later)["expires_at"] > held["expires_at"]
 
+    @pytest.mark.failure(33)
     def test_capture_uses_the_prices_promised_at_the_authorization(self, app: App) -> None:
         held = body(app.authorize())
         opened = OpenAuthorization.objects.get(account=app.account)
@@ -157,6 +162,7 @@ class TestAuthorizeAndCapture:
         assert body(done)["charged"] == "0.450000000"
         assert UsageRecord.objects.get(account=app.account).rate_card_id == opened.rate_card_id
 
+    @pytest.mark.failure(33)
     def test_price_that_changes_before_the_capture_is_not_charged(self, app: App) -> None:
         path = f"authorizations/{body(app.authorize())['id']}/capture"
         provider, _, name = app.model.partition(":")
@@ -167,6 +173,7 @@ class TestAuthorizeAndCapture:
         assert body(app.authorize(estimate={"input_tokens": 10_000, "max_output_tokens": 0}))["hold"] == "0.090000000"
         assert body(app.post(path, {"quantities": {"input_tokens": 100_000}}))["charged"] == "0.450000000"
 
+    @pytest.mark.failure(42)
     @pytest.mark.parametrize(
         ("provider", "report"),
         [
@@ -206,6 +213,7 @@ class TestRefusals:
             "credits",
         ]
 
+    @pytest.mark.failure(6)
     def test_refusal_is_decided_again_after_a_top_up(self, app: App) -> None:
         estimate = {"input_tokens": 1_000_000, "max_output_tokens": 0}
         assert app.authorize(key="k", estimate=estimate).status_code == 402
@@ -276,6 +284,7 @@ UNIX_TIME = str(int(datetime.now(UTC).timestamp()))
 
 
 class TestRecords:
+    @pytest.mark.failure(25, 26)
     def test_every_item_has_its_own_result_and_a_retry_changes_nothing(self, app: App) -> None:
         reused = app.event(id="same", quantities={"input_tokens": 2})
         assert app.post("records", app.event(id="same")).status_code == 200
@@ -332,6 +341,7 @@ class TestRecords:
         assert body(app.post("records", event))["status"] == "duplicate"
         assert UsageRecord.objects.get(account=app.account).quantities == [0, 3]
 
+    @pytest.mark.failure(33)
     def test_event_is_charged_at_the_prices_and_the_rate_card_of_its_own_time(self, app: App) -> None:
         changed = datetime.now(UTC) - timedelta(hours=1)
         for price, valid in ((1_000_000_000, Range(START, changed)), (2_000_000_000, Range(changed, None))):
@@ -345,6 +355,7 @@ class TestRecords:
             event = app.event(model=f"acme:{app.product.slug}", quantities={"images": 1_000}, time=at.isoformat())
             assert body(app.post("records", event))["charged"] == charged
 
+    @pytest.mark.failure(25)
     def test_same_id_and_time_with_other_quantities_is_a_conflict(self, app: App) -> None:
         event = app.event()
         assert body(app.post("records", event))["status"] == "created"
@@ -375,6 +386,7 @@ class TestRecords:
         assert (alone.status_code, body(alone)["code"]) == (422, "amount_too_large")
         assert audit.run() == []
 
+    @pytest.mark.failure(12)
     def test_usage_beyond_the_balance_is_recorded_whole_and_becomes_debt(self, app: App) -> None:
         done = app.post("records", app.event(quantities={"input_tokens": 1_000_000}))
         assert body(done)["charged"] == "4.500000000"
@@ -392,20 +404,35 @@ class TestRecords:
             "2026-13-01T00:00:00Z",
             "9999-12-31T23:59:59Z",
             pytest.param(UNIX_TIME, id="now"),
+            "2026-01-01T00:00:00",
+            "2016-12-31T23:59:60Z",
         ],
     )
+    @pytest.mark.failure(28)
     def test_impossible_times_are_422(self, app: App, time: object) -> None:
         assert app.post("records", app.event(time=time)).status_code == 422
+
+    @pytest.mark.failure(28)
+    @pytest.mark.parametrize(
+        ("ahead", "status"),
+        [(timedelta(minutes=4), 200), (timedelta(minutes=6), 422), (-timedelta(days=365), 200), (-timedelta(days=367), 422)],
+    )
+    def test_an_event_is_from_the_last_year_or_the_next_five_minutes(self, app: App, ahead: timedelta, status: int) -> None:
+        answer = app.post("records", app.event(time=(datetime.now(UTC) + ahead).isoformat()))
+        assert answer.status_code == status
+        assert [error["field"] for error in body(answer).get("errors", [])] == ["time"] * (status == 422)
+        assert UsageRecord.objects.count() == (status == 200)
 
     @pytest.mark.parametrize("events", [[], [{}] * 1_001, "x", None])
     def test_batches_of_none_or_too_many_are_422(self, app: App, events: object) -> None:
         assert app.post("records", {"events": events}).status_code == 422
 
 
-GARBAGE = [10**24, 10**12 + 1, -1, 1.5, "5", "５", True, None, [], {}, "NaN"]
+GARBAGE = [10**24, 10**18, 10**12 + 1, -1, 1.5, 5.0, -0.0, 1e9, "5", "５", True, None, [], {}, "NaN"]
 
 
 class TestGarbage:
+    @pytest.mark.failure(20, 29)
     @pytest.mark.parametrize("value", GARBAGE, ids=repr)
     def test_quantities_are_strict_integers(self, app: App, value: object) -> None:
         refused = app.authorize(estimate={"input_tokens": value})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any
 from uuid import uuid4
@@ -37,6 +37,7 @@ def at_once(count: int, work: Any) -> list[Any]:
         return list(pool.map(run, range(count)))
 
 
+@pytest.mark.failure(1)
 def test_fifty_parallel_authorizations_of_a_tenth_on_a_balance_of_one_pass_exactly_ten_times() -> None:
     account = make_account(credit=1)
     model = make_model(input_price=100_000_000_000 * 2 // 3, output_price=0)
@@ -55,6 +56,7 @@ def test_fifty_parallel_authorizations_of_a_tenth_on_a_balance_of_one_pass_exact
     assert audit.run() == []
 
 
+@pytest.mark.failure(4)
 def test_one_key_from_twenty_clients_at_once_is_one_hold() -> None:
     account = make_account(credit=1)
     ask = usage.Ask(make_model(), {"input_tokens": 1_000})
@@ -65,6 +67,7 @@ def test_one_key_from_twenty_clients_at_once_is_one_hold() -> None:
     assert Wallet.objects.get(account=account).held == answers[0].usage.hold_nanos
 
 
+@pytest.mark.failure(7)
 def test_capture_and_release_at_once_move_the_money_once() -> None:
     account = make_account(credit=1)
     model = make_model()
@@ -84,6 +87,34 @@ def test_capture_and_release_at_once_move_the_money_once() -> None:
     assert (wallet.held, NANOS - wallet.balance) == (0, UsageRecord.objects.get(account=account).price_nanos)
 
 
+@pytest.mark.failure(7)
+def test_two_captures_a_release_and_the_time_out_at_once_move_the_money_once() -> None:
+    account = make_account(credit=1)
+    model = make_model()
+    now = datetime.now(UTC)
+    held = usage.authorize(account=account, ask=usage.Ask(model, {"input_tokens": 1_000}), key="k", now=now).usage
+
+    def work(number: int) -> ledger.Usage | None:
+        if number % 4 == 3:
+            with ledger.clock(at=now + timedelta(minutes=16)):
+                ledger.sweep(limit=100)
+            return None
+        if number % 4 == 2:
+            return usage.release(account=account, authorization_id=held.id)
+        return usage.capture(account=account, authorization_id=held.id, quantities={"input_tokens": 1_000 * (number % 4 + 1)})
+
+    answers = [answer for answer in at_once(16, work) if answer is not None]
+    done = [answer for answer in answers if isinstance(answer, ledger.Usage)]
+    assert sum(not answer.replayed for answer in done) == 1
+    assert all(isinstance(answer, (ledger.Usage, ledger.AlreadyResolved)) for answer in answers)
+    wallet = Wallet.objects.get(account=account)
+    record = UsageRecord.objects.get(account=account)
+    assert {(answer.state, answer.price_nanos) for answer in done} == {(record.outcome, record.price_nanos)}
+    assert (wallet.held, NANOS - wallet.balance) == (0, record.price_nanos)
+    assert audit.run() == []
+
+
+@pytest.mark.failure(21)
 def test_the_same_batches_from_several_clients_count_once() -> None:
     accounts = [make_account(credit=1) for _ in range(3)]
     model = make_model()
@@ -102,6 +133,7 @@ def test_the_same_batches_from_several_clients_count_once() -> None:
     assert audit.run() == []
 
 
+@pytest.mark.failure(19)
 def test_ten_thousand_records_of_one_token_sum_to_exactly_their_price() -> None:
     account = make_account(credit=1)
     model = make_model()

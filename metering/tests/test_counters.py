@@ -46,6 +46,7 @@ def account_state(account: Account) -> tuple[int, int]:
 class TestAtOnce:
     """Real threads, real commits: eight clients at one below the limit."""
 
+    @pytest.mark.failure(39)
     @pytest.mark.parametrize(
         ("layer", "terms", "tier"),
         [
@@ -172,6 +173,7 @@ class TestOpenWork:
 class TestLostClients:
     """Holds that nobody resolves are given back in the very call that would be refused for them."""
 
+    @pytest.mark.failure(10)
     @pytest.mark.parametrize(
         ("layer", "terms", "tier", "tokens"),
         [

@@ -91,6 +91,7 @@ class TestSpans:
         statuses = [result["status"] for result in body(app.post("records", {"events": [envelope, envelope]}))["results"]]
         assert statuses == ["created", "duplicate"]
 
+    @pytest.mark.failure(29)
     @pytest.mark.parametrize(
         ("attributes", "field"),
         [
@@ -175,6 +176,7 @@ class TestLate:
         )
         return account
 
+    @pytest.mark.failure(27)
     @pytest.mark.parametrize(
         ("event_at", "now", "counts_now"),
         [
@@ -197,6 +199,7 @@ class TestLate:
             assert record.counted_at == (now if counts_now else None)
             assert record.price_nanos == 4_500_000
 
+    @pytest.mark.failure(27)
     def test_a_closed_month_does_not_change_and_the_adjustment_points_to_it(self) -> None:
         app = App()
         give(app.account, NANOS)

@@ -39,6 +39,7 @@ COSTS = ["daily_cost_nanos", "monthly_cost_nanos"]
 
 @pytest.mark.django_db
 class TestEveryLayer:
+    @pytest.mark.failure(39)
     @pytest.mark.parametrize(("layer", "key", "window"), COUNTED)
     def test_a_counted_limit_of_three_allows_three_and_refuses_the_fourth(self, layer: str, key: str, window: str) -> None:
         shop = Shop.new((key, window, 3))
@@ -51,6 +52,7 @@ class TestEveryLayer:
             assert refused is not None
             assert (refused.name, refused.limit, refused.used, refused.remaining) == (layer, 3, 3, 0)
 
+    @pytest.mark.failure(39)
     @pytest.mark.parametrize("limit", COSTS)
     def test_a_cost_limit_allows_what_reaches_it_to_the_nano_and_refuses_one_nano_more(self, limit: str) -> None:
         shop = Shop.new(tier={limit: 3 * PER_TOKEN - 1})
@@ -73,6 +75,7 @@ class TestEveryLayer:
         with pytest.raises(usage.Refused, match="has 11 tokens; the plan allows 10"):
             usage.authorize(account=shop.account, ask=ask, key="k", now=datetime.now(UTC))
 
+    @pytest.mark.failure(41)
     @pytest.mark.parametrize(("layer", "key", "window"), [*COUNTED, ("request_size", "request_tokens", "request")])
     def test_a_limit_of_zero_allows_nothing_and_one_of_none_allows_everything(self, layer: str, key: str, window: str) -> None:
         assert Shop.new((key, window, 0)).refused_by() == layer
@@ -80,6 +83,7 @@ class TestEveryLayer:
         assert {free.refused_by(tokens=50_000) for _ in range(20)} == {None}
         assert not [found for found in free.decide().layers if found.name == layer and found.limit is not None]
 
+    @pytest.mark.failure(41)
     @pytest.mark.parametrize("limit", [*COSTS, "requests_per_hour"])
     def test_a_cost_tiers_zero_allows_nothing_and_its_none_everything(self, limit: str) -> None:
         assert Shop.new(tier={limit: 0}).refused_by() == ("requests" if limit == "requests_per_hour" else "cost")
@@ -108,6 +112,7 @@ class TestEveryLayer:
             assert shop.refused_by() == "quota"
             assert shop.refused_by(counts={}) is None  # neither a message nor an export
 
+    @pytest.mark.failure(40)
     def test_one_oversize_request_refuses_only_itself(self) -> None:
         shop = Shop.new(("request_tokens", "request", 20_000), tier={"daily_cost_nanos": 10_000 * PER_TOKEN})
         before = shop.decide()

@@ -163,6 +163,7 @@ def test_only_the_first_broken_rows_are_shown(shop: Shop, tmp_path: Path) -> Non
     assert report.count("trace.csv:") == 10
 
 
+@pytest.mark.failure(36)
 def test_a_call_that_failed_is_released_and_costs_nothing(shop: Shop, tmp_path: Path) -> None:
     trace = tmp_path / "burst.csv"
     trace.write_text(f"{BURST}5,ChatGPT,472,18,490,Conversation log\n9,GPT-4,500,0,500,API log\n12,ChatGPT,0,0,0,API log\n")
@@ -274,6 +275,7 @@ def _reply(request: BaseHTTPRequestHandler, status: int, body: bytes, headers: d
 
 
 class TestTheNetwork:
+    @pytest.mark.failure(2)
     def test_answers_that_get_lost_charge_nothing_twice(self, shop: Shop, trace: Path) -> None:
         """Every fourth request is refused by the proxy, every fourth is carried out and its answer thrown away."""
         upstream, direct, counter, lock = urllib3.PoolManager(maxsize=8), shop.url, iter(range(10**9)), threading.Lock()

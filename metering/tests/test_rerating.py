@@ -55,6 +55,7 @@ def balance(account: Account) -> int:
 
 
 class TestRecords:
+    @pytest.mark.failure(31)
     def test_a_record_is_charged_once_when_its_price_arrives(self) -> None:
         account, model = make_account(credit=1), unheard_of()
         record = used(account, model, now())
@@ -166,6 +167,7 @@ class TestWaitingCaptures:
         assert body(done)["status"] == "awaiting_price"
         return app
 
+    @pytest.mark.failure(32)
     def test_a_waiting_capture_is_captured_at_the_promised_prices_and_the_missing_one(self) -> None:
         app = self.waiting()
         assert rerating.run(now=now()).waiting == 1

@@ -115,6 +115,7 @@ class TestShippedFiles:
 class TestMistakes:
     """Each is named by line or path, with what was expected."""
 
+    @pytest.mark.failure(41)
     @pytest.mark.parametrize(
         ("old", "new", "said"),
         [

@@ -84,6 +84,7 @@ def sql(statement: str, *parameters: Any) -> None:
 
 @pytest.mark.usefixtures("as_owner")
 class TestPriceBook:
+    @pytest.mark.failure(33)
     @pytest.mark.parametrize(
         "change",
         [
@@ -143,6 +144,7 @@ class TestPriceBook:
         row.refresh_from_db()
         assert row.recorded_at > START
 
+    @pytest.mark.failure(34)
     def test_two_prices_never_overlap_unless_one_is_withdrawn(self) -> None:
         row = price()
         with refused("price_never_overlaps"):
@@ -153,6 +155,7 @@ class TestPriceBook:
         PriceRow.objects.filter(id=row.id).update(withdrawn_at=START)
         price()
 
+    @pytest.mark.failure(11)
     @pytest.mark.parametrize(
         ("wrong", "constraint"),
         [
@@ -306,6 +309,13 @@ class TestConstraints:
             with refused("cost_tier_not_negative"):
                 CostTier.objects.create(product=product, slug="t", **wrong)
 
+    @pytest.mark.failure(10)
+    @pytest.mark.parametrize("wrong", [{"hold_max_seconds": 86_401}, {"hold_lifetime_seconds": 0}, {"hold_lifetime_seconds": 86_401}])
+    def test_a_hold_lives_a_day_at_most(self, product: Product, wrong: dict[str, int]) -> None:
+        with refused("product_hold_lifetimes"):
+            Product.objects.filter(id=product.id).update(**wrong)
+
+    @pytest.mark.failure(34)
     def test_two_versions_never_begin_together(self, product: Product, version: PlanVersion, card: RateCard) -> None:
         with refused("plan_version_start_once"):
             PlanVersion.objects.create(plan=version.plan, version=2, valid_from=START, rate_card="c")

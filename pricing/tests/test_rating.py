@@ -84,6 +84,10 @@ class TestWorkedExamples:
         assert rated(ROVER, {"input_tokens": 1}).price_nanos == 4_500
         assert sum(rated(ROVER, {"input_tokens": 1}).price_nanos for _ in range(10_000)) == 45_000_000
 
+    @pytest.mark.failure(19)
+    def test_a_thousand_records_of_137_tokens_at_4_dollars_50_a_million_are_61_65_cents_and_not_nothing(self) -> None:
+        assert sum(rated(ROVER, {"input_tokens": 137}).price_nanos for _ in range(1_000)) == 616_500_000
+
     def test_cached_input_has_its_own_price(self) -> None:
         answer = rated(AT_COST, {"input_tokens": 1_000, "cached_input_tokens": 9_000})
         assert answer.cost_nanos == 1_000 * 3_000 + 9_000 * 300
@@ -150,6 +154,7 @@ class TestModes:
 
 
 class TestContextAndLevels:
+    @pytest.mark.failure(42)
     def test_a_long_context_prices_all_tokens_at_the_row_above_its_threshold(self) -> None:
         assert rated(AT_COST, {"input_tokens": 200_000}, book=LONG).price_row_ids == (1,)
         assert rated(AT_COST, {"input_tokens": 200_001}, book=LONG) == (
@@ -173,12 +178,14 @@ class TestContextAndLevels:
 
 
 class TestNothingIsGuessed:
+    @pytest.mark.failure(31)
     @pytest.mark.parametrize("card", [ROVER, PRPM, INCLUDED, AT_COST, RETAIL])
     def test_an_unknown_model_has_no_cost(self, card: RateCard) -> None:
         with pytest.raises(rating.UnpricedUsage) as refusal:
             rated(card, {"input_tokens": 1}, book=compile_book(model="acme:unknown", prices=[]))
         assert (refusal.value.model, refusal.value.components) == ("acme:unknown", ("input_tokens",))
 
+    @pytest.mark.failure(32)
     def test_every_component_without_a_price_is_named(self) -> None:
         with pytest.raises(rating.UnpricedUsage) as refusal:
             rated(ROVER, {"input_tokens": 1, "reasoning_tokens": 2, "cache_write_1h_tokens": 3, "egress_gb": 0})
@@ -205,6 +212,7 @@ class TestNothingIsGuessed:
 
 
 class TestGarbage:
+    @pytest.mark.failure(29)
     @pytest.mark.parametrize("card", [ROVER, BYO, PRPM])
     @pytest.mark.parametrize("garbage", [-1, 1.5, True, "５", "5", float("nan"), None, [], 10**24])
     def test_a_quantity_is_a_whole_number_from_0_to_10_to_the_12(self, card: RateCard, garbage: Any) -> None:
@@ -223,6 +231,7 @@ class TestGarbage:
         with pytest.raises(rating.QuantityOverflow):
             rated(AT_COST, {"input_tokens": 10**12 + 1}, book=book)
 
+    @pytest.mark.failure(30)
     def test_10_to_the_9_tokens_at_75_dollars_a_million_are_75_000_dollars_exactly(self) -> None:
         book = compile_book(model=SONNET, prices=[Price("output_tokens", 75 * NANOS, 1_000_000, 1)])
         assert rated(AT_COST, {"output_tokens": 10**9}, book=book).cost_nanos == 75_000 * NANOS
@@ -258,6 +267,7 @@ class TestProperties:
     def test_the_order_of_components_does_not_matter(self, quantities: dict[str, int], card: RateCard) -> None:
         assert rated(card, dict(reversed(quantities.items())))[:3] == rated(card, quantities)[:3]
 
+    @pytest.mark.failure(19)
     @given(records=st.lists(quantities_of_book, max_size=20))
     def test_one_record_of_all_costs_at_most_as_much_as_its_parts_and_at_least_that_less_a_nano_each(
         self, records: list[dict[str, int]]
