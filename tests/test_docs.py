@@ -23,10 +23,18 @@ def page_id(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def rows(page: str, first_cell: str) -> list[list[str]]:
+    """The cells of every row of a page in ``docs/`` whose first cell begins as the pattern says."""
+    lines = (DOCS / page).read_text().splitlines()
+    return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines if re.match(rf"\|\s*{first_cell}", line)]
+
+
 def requirement_rows() -> list[list[str]]:
-    """The cells of every row of docs/requirements.md whose first cell begins like a requirement's number."""
-    lines = (DOCS / "requirements.md").read_text().splitlines()
-    return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines if re.match(r"\|\s*R-", line)]
+    return rows("requirements.md", "R-")
+
+
+def failure_rows() -> list[list[str]]:
+    return rows("failures.md", "[0-9]")
 
 
 class TestRequirements:
@@ -63,18 +71,41 @@ class TestRequirements:
         assert [number for number, _, where, proof in requirement_rows() if where == NOT_YET and proof != NOT_YET] == []
 
 
+class TestFailures:
+    def test_every_failure_has_exactly_one_row_and_they_stand_in_order(self) -> None:
+        assert [row[0] for row in failure_rows()] == [str(number) for number in range(1, 43)]
+
+    def test_every_row_says_what_goes_wrong_what_happens_instead_and_what_proves_it(self) -> None:
+        assert [row for row in failure_rows() if len(row) != 4 or not all(row)] == []
+
+    def test_every_row_names_the_tests_that_are_marked_with_its_number_and_no_other(self) -> None:
+        named = {(int(number), name) for number, _, _, proof in failure_rows() for name in proof.split("<br>")}
+        assert named == {(number, f"`{name}`") for name, numbers in marked() for number in numbers}
+
+
+def marked() -> list[tuple[str, list[int]]]:
+    """Every ``path::test`` and ``path::Class::test`` that has a ``pytest.mark.failure``, with its numbers."""
+    found = []
+    for path in sorted({*ROOT.glob("*/tests/test_*.py"), *ROOT.glob("tests/test_*.py")}):
+        for name, test in named_in(page_id(path)).items():
+            for mark in test.decorator_list:
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.failure":
+                    found.append((name, [ast.literal_eval(number) for number in mark.args]))
+    return found
+
+
 @cache
-def named_in(path: str) -> frozenset[str]:
-    """``path::test`` and ``path::Class::test`` of every test in a file, read without importing it; none if there is no such file."""
+def named_in(path: str) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every test in a file by ``path::test`` or ``path::Class::test``, read without importing it; none if there is no such file."""
     if not (ROOT / path).is_file():
-        return frozenset()
-    found = set()
+        return {}
+    found = {}
     for node in ast.parse((ROOT / path).read_text(), path).body:
         members = [(f"{node.name}::", member) for member in node.body] if isinstance(node, ast.ClassDef) else [("", node)]
         for prefix, member in members:
             if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and member.name.startswith("test_"):
-                found.add(f"{path}::{prefix}{member.name}")
-    return frozenset(found)
+                found[f"{path}::{prefix}{member.name}"] = member
+    return found
 
 
 class TestLinks:
@@ -83,7 +114,7 @@ class TestLinks:
         assert [link for link in links(page) if not resolves(page, link)] == []
 
     def test_the_pages_that_people_start_from_are_among_those_checked(self) -> None:
-        wanted = {"README.md", "docs/glossary.md", "docs/operations.md", "docs/requirements.md", "docs/tour.md"}
+        wanted = {"README.md", "docs/failures.md", "docs/glossary.md", "docs/operations.md", "docs/requirements.md", "docs/tour.md"}
         assert wanted - {page_id(page) for page in PAGES} == set()
 
 
