@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check bench mutants clean
+.PHONY: help run demo test check bench soak mutants clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PY := .venv/bin/python
@@ -48,12 +48,17 @@ bench:  ## The measurements of docs/performance.md, about ten minutes: make benc
 	$(call install,requirements-bench.txt)
 	@SECONDS=$(or $(SECONDS),2) SCALE=$(or $(SCALE),6) $(PY) -m benchmarks
 
+soak:  ## Clients at work while all beneath them is killed, then a recount: make soak SECONDS=600 SEED=1
+	$(call install,requirements.txt)
+	$(call install,requirements-dev.txt)
+	@exec $(PY) -m tests.torture --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
 mutants:  ## Plant known bugs in a copy, one at a time; a test must notice each: make mutants ONLY="burn"
 	$(call install,requirements.txt)
 	$(call install,requirements-dev.txt)
 	@exec $(PY) -m tests.mutants $(ONLY)
 
 clean:  ## Stop the embedded servers; delete their data and everything that was made here
-	@test ! -x $(PY) || for name in dev test bench mutants; do $(PY) -m config.embedded remove --name $$name; done
+	@test ! -x $(PY) || for name in dev test bench soak mutants; do $(PY) -m config.embedded remove --name $$name; done
 	rm -rf .venv var staticfiles .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
