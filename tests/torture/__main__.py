@@ -37,6 +37,8 @@ FORK = multiprocessing.get_context("fork")
 #: Fewer acknowledged operations a second than this prove nothing.
 LEAST_A_SECOND = 5
 TICK_SECONDS = 0.05
+#: No more of them are needed to know that something is wrong.
+MOST_CRASHES = 10
 SHOWN = 20
 
 
@@ -116,7 +118,7 @@ def torment(world: World, name: str, servers: embedded.Servers, *, seconds: floa
     nemesis = Nemesis(name, servers, Random(seed), kill)
     end = time.monotonic() + seconds
     try:
-        while time.monotonic() < end:
+        while time.monotonic() < end and crashes < MOST_CRASHES:
             nemesis.strike()
             for number, client in enumerate(clients):
                 if not client.is_alive():
