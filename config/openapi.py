@@ -268,7 +268,7 @@ _KEY_PROBLEMS = {
     403: "`missing_scope`",
     404: "`not_found`: nothing like that, or nothing of this key's",
     429: "`rate_limited`: this key asks too often, try again after `Retry-After` seconds",
-    503: "`dependency_unavailable`: nothing was done, try again after `Retry-After` seconds",
+    503: "`dependency_unavailable`: the database did not answer, send the same again after `Retry-After` seconds",
 }
 
 

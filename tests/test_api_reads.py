@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.db import connection, transaction
+from django.db.models import QuerySet
 from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -19,8 +20,10 @@ from django.test.utils import CaptureQueriesContext
 from accounts import tenancy
 from accounts.models import Account, Membership, User
 from billing import ledger
+from billing.models import Grant, LedgerEntry, Wallet
 from metering import reads as usage_reads
 from metering import usage
+from metering.models import UsageRecord
 from pricing.models import CreditPack, Product
 from tests.factories import NANOS, START, give, make_account, make_key, make_model, make_product
 
@@ -143,6 +146,21 @@ class TestRecords:
         ended = json.loads(shop.get(f"/api/v1/usage/records/{auth}").content)
         assert (ended["outcome"], ended["charged"], ended["authorization"], ended["id"]) == ("captured", "0.450000000", auth, rec)
         assert shop.get(f"/api/v1/usage/records/{rec}").content == shop.get(f"/api/v1/usage/records/{auth}").content
+
+    def test_an_accounts_rows_are_found_by_an_index_in_one_partition(self, shop: Shop) -> None:
+        shop.record()
+        with connection.cursor() as cursor:
+            cursor.execute("set local enable_seqscan = off")  # the planner's choice on tables of a few rows
+        newest: list[QuerySet[Any]] = [
+            UsageRecord.objects.filter(account=shop.account).order_by("-id")[:50],
+            LedgerEntry.objects.filter(account=shop.account).order_by("-seq")[:50],
+            Wallet.objects.filter(account=shop.account),
+            Grant.objects.filter(account=shop.account, closed=False),
+        ]
+        for rows in newest:
+            plan = rows.explain()
+            assert "Seq Scan" not in plan
+            assert "Append" not in plan  # of several partitions
 
     def test_a_longer_page_asks_the_database_no_more_often(self, shop: Shop) -> None:
         for path in ("/api/v1/usage/records", "/api/v1/billing/ledger"):

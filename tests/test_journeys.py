@@ -127,6 +127,18 @@ class TestTeachCharlie:
         assert use(account).price_nanos == 0
         assert Wallet.objects.get(account=account).balance == 700_000_000
 
+    def test_work_on_the_customers_own_keys_costs_nothing_and_is_a_message_all_the_same(self) -> None:
+        account = customer("teach_charlie")
+        account.rate_card = "own_keys"
+        account.save()
+        now, ask = datetime.now(UTC), usage.Ask("anthropic:nobody-priced-it", {"input_tokens": 1_000})
+        held = usage.authorize(account=account, ask=ask, key="k", now=now).usage
+        done = usage.capture(account=account, authorization_id=held.id, quantities={"input_tokens": 1_000})
+        assert (done.cost_nanos, done.price_nanos) == (0, 0)
+        use(account)
+        [messages] = [layer for layer in usage.decide(account=account, ask=None, now=now).layers if layer.meter == "messages/day"]
+        assert (messages.used, messages.limit) == (2, 100)
+
     def test_a_new_account_is_on_the_free_plan_and_active(self) -> None:
         subscription = Subscription.objects.get(account=customer("teach_charlie"))
         assert (subscription.plan_version.plan.slug, subscription.status) == ("free", "active")

@@ -592,6 +592,18 @@ class TestTheFiveBusinesses:
         with shop.at(hour + timedelta(hours=1)):
             assert shop.refused_by() is None
 
+    @pytest.mark.parametrize(
+        ("plan", "an_hour", "a_day", "a_month"),
+        [("free", 10, "0.10", "0.50"), ("individual", 100, "1.00", "5.00"), ("org_member", 100, "0.50", "2.50")],
+    )
+    def test_prpms_tiers_refuse_what_is_above_them(self, plan: str, an_hour: int, a_day: str, a_month: str) -> None:
+        shop = self.customer("prpm", plan)
+        told = {layer.meter: layer.limit for layer in shop.decide().layers if layer.name in ("requests", "cost")}
+        assert told == {"requests/hour": an_hour, "cost/day": dollars(a_day), "cost/period": dollars(a_month)}
+        while (refused := shop.refusal(tokens=10_000)) is None:  # two cents each
+            pass
+        assert (refused.meter, refused.used, refused.limit) == ("cost/day", dollars(a_day), dollars(a_day))
+
     def test_prpm_free_has_ten_cents_a_day_and_fifty_a_month(self) -> None:
         shop = self.customer("prpm")
         midnight = datetime.now(UTC).replace(hour=0, minute=5, second=0, microsecond=0) + timedelta(days=1)
