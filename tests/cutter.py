@@ -37,14 +37,18 @@ class Cutter:
 
     def down(self) -> None:
         self._away = True
-        self._cut(*self._sockets)
+        self._cut(*self._all())
 
     def up(self) -> None:
         self._away = False
 
     def close(self) -> None:
         self._listener.close()
-        self._cut(*self._sockets)
+        self._cut(*self._all())
+
+    def _all(self) -> list[socket.socket]:
+        with self._lock:
+            return list(self._sockets)
 
     def _accept(self) -> None:
         with suppress(OSError):  # closed

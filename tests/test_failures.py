@@ -190,7 +190,7 @@ def wait_for_a_lock(work: Future[Any]) -> None:
     """Until somebody else's statement in this database waits for a lock."""
     for _ in range(500):
         with connection.cursor() as cursor:
-            cursor.execute("select count(*) from pg_locks where not granted and pid <> pg_backend_pid()")
+            cursor.execute("select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'")
             if cursor.fetchone() != (0,):
                 return
         assert not work.done(), work.result()
