@@ -18,13 +18,14 @@ class Cutter:
     """Carries bytes between its clients and one server.
 
     lose_answer_to   the next request that contains these bytes is carried out, and its answer kept in ``lost`` instead of sent back
+    lose_answer      the same for the next answer that contains these bytes
     down, up         the server is away: every wire is cut and every new one at once; until it is back
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.lost = b""
         self._server = (host, port)
-        self._marker = b""
+        self._request = self._answer = b""
         self._away = False
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -33,7 +34,10 @@ class Cutter:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def lose_answer_to(self, marker: bytes) -> None:
-        self._marker, self.lost = marker, b""
+        self._request, self.lost = marker, b""
+
+    def lose_answer(self, marker: bytes) -> None:
+        self._answer, self.lost = marker, b""
 
     def down(self) -> None:
         self._away = True
@@ -67,8 +71,8 @@ class Cutter:
     def _requests(self, client: socket.socket, server: socket.socket, loses: threading.Event) -> None:
         with suppress(OSError):
             while data := client.recv(65_536):
-                if self._marker and self._marker in data:
-                    self._marker = b""
+                if self._request and self._request in data:
+                    self._request = b""
                     loses.set()
                 server.sendall(data)
         self._cut(client, server)
@@ -76,6 +80,9 @@ class Cutter:
     def _answers(self, client: socket.socket, server: socket.socket, loses: threading.Event) -> None:
         with suppress(OSError):
             while data := server.recv(65_536):
+                if self._answer and self._answer in data:
+                    self._answer = b""
+                    loses.set()
                 if loses.is_set():
                     self.lost += data
                     server.settimeout(QUIET_SECONDS)
