@@ -28,6 +28,7 @@ SEED = 20
 OPERATIONS = 500
 
 
+@pytest.mark.failure(2, 7, 21, 24, 37)
 def test_nothing_acknowledged_is_lost_or_doubled_while_everything_is_killed() -> None:
     arguments = ["--seconds", "10", "--seed", str(SEED), "--name", f"soak-{os.getpid()}"]
     run = subprocess.run([sys.executable, "-m", "tests.torture", *arguments], capture_output=True, text=True, timeout=180)

@@ -93,7 +93,7 @@ class TestAuthorizeAndCapture:
         for call in calls:
             with CaptureQueriesContext(connection) as asked:
                 assert call().status_code == 200
-            assert sum('FROM "billing_subscription"' in query["sql"] for query in asked) <= 1
+            assert sum("billing_subscription" in query["sql"] for query in asked) <= 1
 
     def test_answer_names_every_layer_and_what_remains(self, app: App) -> None:
         layers = {layer["layer"]: layer for layer in body(app.authorize())["limits"]}
