@@ -73,8 +73,9 @@ class Sql:
         return self._counted("capture", script, clients=clients, transactions=count // clients, entries=1, opened=-1)
 
     def _begin(self) -> str:
-        text = self.authorize.replace(":key", "gen_random_uuid()")
-        return f"\\set account random({self.place.first}, {self.place.last})\n{text}\n"
+        """The key comes with the call, as a client's does."""
+        text = self.authorize.replace(":key", "md5(:call::text)::uuid")
+        return f"\\set account random({self.place.first}, {self.place.last})\n\\set call random(1, {2**62})\n{text}\n"
 
     def _counted(self, name: str, script: str, *, entries: int, opened: int, **load: Any) -> Run:
         """:raises RuntimeError: the ledger did not do what pgbench asked for."""

@@ -36,6 +36,12 @@ from account_state s
 left join (select account_id, sum(cost_nanos) as total from open_authorization where state <> 'timed_out' group by 1) a using (account_id)
 where s.open_cost_nanos <> coalesce(a.total, 0);
 
+-- name: stops and counters are known to the account's row
+select s.account_id, format('stopped %s, counted %s', s.stopped, s.counted)
+from account_state s
+where (not s.stopped and exists (select from usage_throttle t where t.account_id = s.account_id and t.lifted_at is null))
+   or (not s.counted and exists (select from usage_counter c where c.account_id = s.account_id));
+
 -- name: every counter is the recount of its records
 select c.account_id, format('counter %s from %s: %s, recounted %s', c.meter, c.window_start, c.used, r.used)
 from usage_counter c, lateral (select usage_recount(c.account_id, c.meter, c.window_start, c.window_end) as used) r

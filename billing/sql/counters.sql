@@ -10,7 +10,7 @@ create table usage_counter (
   meter text not null check (meter ~ '^[a-z0-9][a-z0-9_-]{0,63}/(hour|day|period|lifetime)$'),
   window_start timestamptz not null,
   window_end timestamptz not null,
-  used bigint not null check (used >= 0),
+  used not_negative not null,
   primary key (account_id, meter, window_start),
   constraint usage_counter_window check (window_start < window_end)
 ) with (fillfactor = 50);
@@ -115,15 +115,14 @@ declare
   k usage_look;
   v_used bigint;
 begin
-  select t.reason, t.ends_at into k.throttle_reason, k.throttled_until from usage_throttle t
-  where t.account_id = p_account and t.lifted_at is null and (t.ends_at is null or t.ends_at > p_now);
+  select * into s from account_state where account_id = p_account;
+  if s.stopped then
+    select t.reason, t.ends_at into k.throttle_reason, k.throttled_until from usage_throttle t
+    where t.account_id = p_account and t.lifted_at is null and (t.ends_at is null or t.ends_at > p_now);
+  end if;
   k.used := '{}';
   k.resets_at := '{}';
   k.passed := '{}';
-  if cardinality(p_limits) = 0 then
-    return k;
-  end if;
-  select * into s from account_state where account_id = p_account;
   foreach l in array p_limits loop
     c := null;
     if l.layer = 'concurrency' then
@@ -162,6 +161,7 @@ begin
     c := usage_counted(p_account, l, p_now);
     delete from usage_counter where account_id = p_account and meter = l.meter and window_end + (c.window_end - c.window_start) < p_now;
     insert into usage_counter select (c).*;
+    update account_state set counted = true where account_id = p_account and not counted;
   end loop;
   return true;
 end $$;
@@ -188,6 +188,7 @@ begin
   update usage_throttle set lifted_at = least(v_now, ends_at), lifted_by = case when ends_at <= v_now then 'tollgate' else p_actor end
   where account_id = p_account and lifted_at is null;
   insert into usage_throttle (account_id, reason, actor, created_at, ends_at) values (p_account, p_reason, p_actor, v_now, p_ends);
+  update account_state set stopped = true where account_id = p_account;
 end $$;
 
 -- Lifts the stop in force; false where there is none.
@@ -197,7 +198,11 @@ declare
 begin
   update usage_throttle set lifted_at = v_now, lifted_by = p_actor
   where account_id = p_account and lifted_at is null and (ends_at is null or ends_at > v_now);
-  return found;
+  if not found then
+    return false;
+  end if;
+  update account_state set stopped = false where account_id = p_account;
+  return true;
 end $$;
 
 create type object_answer as (outcome text, used bigint);   -- done | replayed | refused | not_found

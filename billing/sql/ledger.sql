@@ -13,13 +13,24 @@ create type open_wallet as (
   cash_nanos bigint, fee_nanos bigint,   -- moved so far by this verb
   due_at timestamptz);
 
-create function ledger_lock(p_account bigint) returns timestamptz language plpgsql as $$
+-- Waits until no other transaction works on the account, and answers with the time. Only the verbs write these tables, and each begins
+-- here, so the lock needs no row: docs/decisions/0017 says what that saves.
+create function ledger_wait(p_account bigint) returns timestamptz language plpgsql as $$
 begin
-  perform from account_state where account_id = p_account for update;
+  perform pg_advisory_xact_lock(p_account);
+  return app_now();
+end $$;
+
+-- The same for an account that must have a ledger.
+create function ledger_lock(p_account bigint) returns timestamptz language plpgsql as $$
+declare
+  v_now timestamptz := ledger_wait(p_account);
+begin
+  perform from account_state where account_id = p_account;
   if not found then
     raise exception 'account % has no ledger', p_account using errcode = 'no_data_found';
   end if;
-  return app_now();
+  return v_now;
 end $$;
 
 -- What of a lump's cash (or fee) belongs to p_part of its p_whole credits, cumulatively: the parts of a whole always sum to it.
@@ -34,19 +45,15 @@ declare
   v_gone bigint := g.granted - g.remaining;
   v_cash bigint := 0;
   v_fee bigint := 0;
+  v_thawed bigint := case when p_kind in ('freeze', 'unfreeze') then p_amount else 0 end;
 begin
   if g.cash_nanos > 0 then
     v_cash := share(g.cash_nanos, v_gone - p_amount, g.granted) - share(g.cash_nanos, v_gone, g.granted);
     v_fee := share(g.fee_nanos, v_gone - p_amount, g.granted) - share(g.fee_nanos, v_gone, g.granted);
   end if;
-  if p_kind in ('freeze', 'unfreeze') then
-    update credit_grant
-    set remaining = remaining + p_amount, frozen = frozen - p_amount, closed = (remaining + p_amount = 0 and frozen = p_amount)
-    where account_id = g.account_id and id = g.id;
-  else
-    update credit_grant set remaining = remaining + p_amount, closed = (remaining + p_amount = 0 and frozen = 0)
-    where account_id = g.account_id and id = g.id;
-  end if;
+  update credit_grant
+  set remaining = remaining + p_amount, frozen = frozen - v_thawed, closed = (remaining + p_amount = 0 and frozen = v_thawed)
+  where account_id = g.account_id and id = g.id;
   if p_kind = 'refund' then
     update credit_grant set clawed = clawed - p_amount where account_id = g.account_id and id = g.id;
   end if;
@@ -347,92 +354,102 @@ create function usage_authorize(
   p_assumed_output bigint)
 returns usage_answer language plpgsql as $$
 declare
-  v_now timestamptz := ledger_lock(p_account);
+  v_now timestamptz := ledger_wait(p_account);
+  f record;
   a open_authorization;
   u usage_record;
   w open_wallet;
   k usage_look;
   said usage_answer;
 begin
-  select * into a from open_authorization where account_id = p_account and key_hash = p_key;
-  if found then
+  -- Everything that is asked about the usual call, at once.
+  select s.stopped, s.counted, v.balance, v.held, v.debt, v.due_at,
+    exists (select from open_authorization o where o.account_id = p_account and o.key_hash = p_key) as pending,
+    exists (select from usage_record o where o.account_id = p_account and o.key_hash = p_key) as finished
+  into f from account_state s left join wallet v on v.account_id = s.account_id and v.unit_id = p_unit where s.account_id = p_account;
+  if not found then
+    raise exception 'account % has no ledger', p_account using errcode = 'no_data_found';
+  elsif f.pending then
+    select * into a from open_authorization where account_id = p_account and key_hash = p_key;
     return usage_pending(a, case when a.fingerprint = p_fingerprint then 'replayed' else 'key_reused' end);
-  end if;
-  select * into u from usage_record where account_id = p_account and key_hash = p_key;
-  if found then
+  elsif f.finished then
+    select * into u from usage_record where account_id = p_account and key_hash = p_key;
     return usage_replayed(u, case when u.fingerprint = p_fingerprint then 'replayed' else 'key_reused' end);
   end if;
 
   said.hold := p_hold;
   said.created_at := v_now;
-  if not usage_keep_counters(p_account, p_limits, v_now) then
-    said.outcome := 'other_window';
-    return said;
-  end if;
-  loop
-    k := usage_looked(p_account, p_limits, v_now);
-    said.used := k.used;
-    said.resets_at := k.resets_at;
-    said.throttle_reason := k.throttle_reason;
-    said.throttled_until := k.throttled_until;
-    said.outcome := case when k.throttle_reason is not null or p_refusal is not null or false = any (k.passed) then 'refused' end;
-    said.state := case
-      when p_refusal = 'kill_switch' then p_refusal
-      when k.throttle_reason is not null then 'throttle'
-      when p_refusal is not null then p_refusal
-      else p_limits[array_position(k.passed, false)].layer
-    end;
-    if said.outcome is null and p_unit is not null then
-      w := ledger_open(p_account, p_unit, v_now, null, null);
-      if w.debt > 0 or w.balance - w.held < greatest(p_hold, p_minimum) then
-        w := ledger_close(w);
-        said.outcome := case when w.debt > 0 then 'debt' else 'insufficient' end;
-        said.state := 'credits';
-        said.balance := w.balance;
-        said.available := w.balance - w.held;
-        said.debt := w.debt;
-      end if;
-    end if;
-    exit when said.outcome is null;
-    if said.state not in ('concurrency', 'cost', 'quota', 'credits') or usage_sweep_account(p_account, v_now) = 0 then
+  w.balance := f.balance;
+  w.held := f.held;
+  w.debt := f.debt;
+  if f.stopped or p_refusal is not null or cardinality(p_limits) > 0 or p_unit is not null and (
+    f.balance is null or f.due_at <= v_now or f.debt > 0 or f.balance - f.held < greatest(p_hold, p_minimum)) then
+    if not usage_keep_counters(p_account, p_limits, v_now) then
+      said.outcome := 'other_window';
       return said;
     end if;
-  end loop;
+    loop
+      k := usage_looked(p_account, p_limits, v_now);
+      said.used := k.used;
+      said.resets_at := k.resets_at;
+      said.throttle_reason := k.throttle_reason;
+      said.throttled_until := k.throttled_until;
+      said.outcome := case when k.throttle_reason is not null or p_refusal is not null or false = any (k.passed) then 'refused' end;
+      said.state := case
+        when p_refusal = 'kill_switch' then p_refusal
+        when k.throttle_reason is not null then 'throttle'
+        when p_refusal is not null then p_refusal
+        else p_limits[array_position(k.passed, false)].layer
+      end;
+      if said.outcome is null and p_unit is not null then
+        w := ledger_open(p_account, p_unit, v_now, null, null);
+        said.outcome := case when w.debt > 0 then 'debt' when w.balance - w.held < greatest(p_hold, p_minimum) then 'insufficient' end;
+        if said.outcome is not null or f.due_at <= v_now then
+          w := ledger_close(w);
+        end if;
+        if said.outcome is not null then
+          said.state := 'credits';
+          said.balance := w.balance;
+          said.available := w.balance - w.held;
+          said.debt := w.debt;
+        end if;
+      end if;
+      exit when said.outcome is null;
+      if said.state not in ('concurrency', 'cost', 'quota', 'credits') or usage_sweep_account(p_account, v_now) = 0 then
+        return said;
+      end if;
+    end loop;
+  end if;
 
-  a.remaining := p_remaining;
-  if p_unit is not null then
-    w.held := w.held + p_hold;
-    update wallet set balance = w.balance, held = w.held, debt = w.debt, seq = w.seq, due_at = w.due_at
-    where account_id = p_account and unit_id = p_unit;
-    a.remaining := a.remaining || (w.balance - w.held);
-  else
-    a.remaining := a.remaining || null::bigint;
-  end if;
+  said.balance := w.balance;
+  said.available := w.balance - w.held - case when p_unit is not null then p_hold end;
+  said.debt := w.debt;
+  said.remaining := p_remaining || said.available;
   if cardinality(p_limits) > 0 then
-    select array_agg(l.meter order by n), a.remaining || array_agg(greatest(0, l.allowed - l.amount - k.used[n]) order by n)
-    into a.meters, a.remaining from unnest(p_limits) with ordinality l(layer, meter, window_start, window_end, allowed, amount, enforced, n);
+    select array_agg(l.meter order by n), said.remaining || array_agg(greatest(0, l.allowed - l.amount - k.used[n]) order by n)
+    into said.meters, said.remaining from unnest(p_limits) with ordinality l(layer, meter, window_start, window_end, allowed, amount, enforced, n);
   end if;
-  perform usage_count(p_account, v_now, 0, 1, p_call.counts, 1);
-  a.id := new_id(v_now);
+  if f.counted or cardinality(p_limits) > 0 then
+    perform usage_count(p_account, v_now, 0, 1, p_call.counts, 1);
+  end if;
+  said.id := new_id(v_now);
+  with held as (
+    update wallet set held = held + p_hold where account_id = p_account and unit_id = p_unit
+  ), opened as (
+    update account_state set open_count = open_count + 1, open_cost_nanos = open_cost_nanos + p_cost where account_id = p_account
+  )
   insert into open_authorization (
     account_id, id, key_hash, fingerprint, unit_id, hold, held, cost_nanos, remaining, meters, counts, model_id, feature_id, api_key_id,
     rate_card_id, price_ids, quantities, user_ref, session_ref, run_ref, created_at, expires_at, hard_expires_at,
     assumed_output_tokens)
   values (
-    p_account, a.id, p_key, p_fingerprint, p_unit, p_hold, case when p_unit is null then 0 else p_hold end, p_cost, a.remaining, a.meters,
-    p_call.counts, p_call.model_id, p_call.feature_id, p_call.api_key_id, p_call.rate_card_id, p_call.price_ids, p_call.quantities,
-    p_call.user_ref, p_call.session_ref, p_call.run_ref, v_now, v_now + p_lifetime, v_now + p_hard_lifetime,
+    p_account, said.id, p_key, p_fingerprint, p_unit, p_hold, case when p_unit is null then 0 else p_hold end, p_cost, said.remaining,
+    said.meters, p_call.counts, p_call.model_id, p_call.feature_id, p_call.api_key_id, p_call.rate_card_id, p_call.price_ids,
+    p_call.quantities, p_call.user_ref, p_call.session_ref, p_call.run_ref, v_now, v_now + p_lifetime, v_now + p_hard_lifetime,
     p_assumed_output);
-  update account_state set open_count = open_count + 1, open_cost_nanos = open_cost_nanos + p_cost where account_id = p_account;
   said.outcome := 'done';
   said.state := 'authorized';
-  said.id := a.id;
-  said.balance := w.balance;
-  said.available := w.balance - w.held;
-  said.debt := w.debt;
   said.expires_at := v_now + p_lifetime;
-  said.remaining := a.remaining;
-  said.meters := a.meters;
   return said;
 end $$;
 
@@ -507,15 +524,70 @@ create function usage_capture(
   p_account bigint, p_id uuid, p_quantities bigint[], p_tokens bigint, p_price_ids int[], p_cost bigint, p_price bigint, p_value bigint, p_overage text)
 returns usage_answer language plpgsql as $$
 declare
-  v_now timestamptz := ledger_lock(p_account);
+  v_now timestamptz := ledger_wait(p_account);
+  f record;
   a open_authorization;
+  g credit_grant;
   u usage_record;
   w open_wallet;
 begin
-  select * into a from open_authorization where account_id = p_account and id = p_id;
+  -- The authorization, its wallet and the grant that is burnt first.
+  select o as a, first as g, s.counted, v.balance, v.held, v.debt, v.seq, v.due_at into f
+  from open_authorization o
+  join account_state s on s.account_id = o.account_id
+  left join wallet v on v.account_id = o.account_id and v.unit_id = o.unit_id
+  left join lateral (
+    select * from credit_grant c
+    where c.account_id = o.account_id and c.unit_id = o.unit_id and not c.closed and c.remaining > 0
+    order by c.priority, c.expires_at, c.id limit 1) first on true
+  where o.account_id = p_account and o.id = p_id;
   if not found then
     return usage_settled(p_account, p_id, 'captured', p_quantities);
   end if;
+  a := f.a;
+  g := f.g;
+
+  -- The usual case: the hold is open, nothing is due or owed, and one grant covers the price. One movement, all of it in one statement.
+  if a.state = 'open' and p_price > 0 and p_price <= least(g.remaining, f.balance - f.held + a.held) and f.debt = 0 and p_overage <> 'absorb'
+    and (p_price <= a.hold or p_overage = 'charge') and usage_end(a) > v_now and (f.due_at is null or f.due_at > v_now) then
+    w.cash_nanos := share(g.cash_nanos, g.granted - g.remaining + p_price, g.granted) - share(g.cash_nanos, g.granted - g.remaining, g.granted);
+    w.fee_nanos := share(g.fee_nanos, g.granted - g.remaining + p_price, g.granted) - share(g.fee_nanos, g.granted - g.remaining, g.granted);
+    with burnt as (
+      update credit_grant set remaining = g.remaining - p_price, closed = (g.remaining = p_price and g.frozen = 0)
+      where account_id = p_account and id = g.id
+    ), entry as (
+      insert into ledger_entry values (
+        p_account, a.unit_id, f.seq + 1, g.id, 'usage', -p_price, 0, f.balance - p_price, 0, w.cash_nanos, w.fee_nanos, p_id, null, v_now, v_now)
+    ), paid as (
+      update wallet set balance = f.balance - p_price, held = f.held - a.held, seq = f.seq + 1
+      where account_id = p_account and unit_id = a.unit_id
+    ), delta as (
+      insert into rollup_delta values (
+        p_account, (a.created_at at time zone 'UTC')::date, a.model_id, a.feature_id, 1, p_tokens, p_cost, p_price, p_value, w.cash_nanos,
+        w.fee_nanos)
+    ), ended as (
+      delete from open_authorization where account_id = p_account and id = p_id
+    ), closed as (
+      update account_state set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - a.cost_nanos where account_id = p_account
+    )
+    insert into usage_record (
+      account_id, id, key_hash, fingerprint, event_at, recorded_at, authorized_at, expires_at, cost_nanos, price_nanos, value_nanos, hold,
+      first_seq, balance_after, debt_after, outcome, model_id, feature_id, rate_card_id, api_key_id, unit_id, entries, price_ids, quantities,
+      remaining, meters, counts, assumed_output_tokens, user_ref, session_ref, run_ref)
+    values (
+      p_account, p_id, a.key_hash, a.fingerprint, a.created_at, v_now, a.created_at, a.expires_at, p_cost, p_price, p_value, a.hold,
+      f.seq + 1, f.balance - p_price, 0, 'captured', a.model_id, a.feature_id, a.rate_card_id, a.api_key_id, a.unit_id, 1, p_price_ids,
+      p_quantities, a.remaining, a.meters, a.counts, a.assumed_output_tokens, a.user_ref, a.session_ref, a.run_ref);
+    if a.assumed_output_tokens is not null then
+      insert into output_delta values (p_account, a.model_id, a.feature_id, p_quantities);
+    end if;
+    if f.counted then
+      perform usage_count(p_account, a.created_at, p_cost, 0, a.counts, 0);
+    end if;
+    return row('done', p_id, 'captured', a.hold, p_price, p_cost, 0, 0, f.balance - p_price, null, 0, a.created_at, a.expires_at, a.remaining,
+               a.meters, null, null, null, null)::usage_answer;
+  end if;
+
   if a.state <> 'awaiting_price' and usage_end(a) <= v_now - interval '7 days' then   -- too late, whether it was swept or not
     perform usage_sweep_account(p_account, v_now);
     return usage_settled(p_account, p_id, 'captured', p_quantities);

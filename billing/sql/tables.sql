@@ -30,30 +30,34 @@ begin
   end if;
 end $$;
 
+-- A domain's check is compiled once a session, a table's once for every statement that writes it: the hot tables have many of these.
+create domain not_negative as bigint check (value >= 0);
+
 create type entry_kind as enum (
   'grant', 'usage', 'expiry', 'rollover', 'refund', 'freeze', 'unfreeze', 'reversal', 'adjustment', 'debt', 'debt_repaid');
 create type usage_outcome as enum ('captured', 'recorded', 'released', 'timed_out', 'unpriced');
 create type authorization_state as enum ('open', 'timed_out', 'awaiting_price');
 
--- THE lock: one row an account, also for an account without a wallet. Every verb locks it before it reads anything of the account.
+-- One row an account, also for an account without a wallet: what its open work comes to, and what a verb need not look for.
 create table account_state (
   account_id bigint primary key references accounts_account,
-  open_count int not null default 0 check (open_count >= 0),
+  open_count not_negative not null default 0,
   -- What open and unpriced work is expected to cost us: part of every cost limit, and of no window yet.
-  open_cost_nanos bigint not null default 0 check (open_cost_nanos >= 0)
+  open_cost_nanos not_negative not null default 0,
+  stopped boolean not null default false,   -- a stop was not lifted yet (usage_throttle); it may have run out
+  counted boolean not null default false   -- there may be counters (usage_counter)
 ) with (fillfactor = 50);
 
 create table wallet (
   account_id bigint not null references account_state,
   unit_id smallint not null references pricing_unit,
   balance bigint not null default 0,
-  held bigint not null default 0,
-  debt bigint not null default 0,
+  held not_negative not null default 0,
+  debt not_negative not null default 0,
   seq bigint not null default 0,
   due_at timestamptz,   -- nothing expires, rolls over or is granted by itself before this; null means nothing ever does
   primary key (account_id, unit_id),
-  constraint wallet_never_overdrawn check (0 <= held and held <= balance),
-  constraint wallet_debt_not_negative check (debt >= 0),
+  constraint wallet_never_overdrawn check (held <= balance),
   constraint wallet_no_debt_beside_free_credit check (debt = 0 or balance = held)
 ) with (fillfactor = 50);
 create index wallet_due on wallet (due_at);   -- for the job that touches idle accounts; due_at changes seldom, so that other updates stay HOT
@@ -64,35 +68,29 @@ create table credit_grant (
   account_id bigint not null,
   unit_id smallint not null,
   id bigint generated always as identity,
-  source text not null check (source ~ '^[a-z_]{1,20}$'),
-  source_key text not null check (length(source_key) between 1 and 200),
+  source text not null,
+  source_key text not null,
   root_id bigint,
-  granted bigint not null check (granted > 0),
-  remaining bigint not null,
-  frozen bigint not null default 0,
-  clawed bigint not null default 0,   -- what refunds took from this grant
-  refunded bigint not null default 0,   -- what refunds took for it: here, from its rollovers, as debt
+  granted bigint not null,
+  remaining not_negative not null,
+  frozen not_negative not null default 0,
+  clawed not_negative not null default 0,   -- what refunds took from this grant
+  refunded not_negative not null default 0,   -- what refunds took for it: here, from its rollovers, as debt
   priority smallint not null,
   starts_at timestamptz not null,
   expires_at timestamptz not null default 'infinity',
-  cash_nanos bigint not null check (cash_nanos >= 0),
-  fee_nanos bigint not null check (fee_nanos >= 0),
+  cash_nanos not_negative not null,
+  fee_nanos not_negative not null,
   currency char(3) not null,
   rollover_expires_at timestamptz,   -- what is left at expires_at rolls over into a grant until then; null: it expires
-  rollover_cap bigint check (rollover_cap >= 0),   -- the wallet's rollovers together come to no more than this; null: no cap
+  rollover_cap not_negative,   -- the wallet's rollovers together come to no more than this; null: no cap
   rollover_priority smallint,
   closed boolean not null default false,
   primary key (account_id, id),
   foreign key (account_id, unit_id) references wallet,
   constraint grant_source_once unique (account_id, source, source_key),
-  constraint grant_never_overdrawn check (0 <= remaining and 0 <= frozen and 0 <= clawed and remaining + frozen + clawed <= granted),
-  constraint grant_starts_before_it_expires check (starts_at < expires_at),
-  constraint grant_rolls_over_forwards check (expires_at < rollover_expires_at),
-  constraint grant_rollover_terms check (
-    (rollover_priority is null) = (rollover_expires_at is null) and (rollover_cap is null or rollover_expires_at is not null)),
-  constraint grant_refunded_within_granted check (refunded between 0 and granted),
-  constraint grant_root_is_what_is_refunded check (case when root_id is null then refunded >= clawed else source = 'rollover' and refunded = 0 end),
-  constraint grant_closed_is_empty check (not closed or (remaining = 0 and frozen = 0))
+  constraint grant_never_overdrawn check (remaining + frozen + clawed <= granted),
+  constraint grant_closed_is_empty check (not closed or remaining + frozen = 0)
 ) with (fillfactor = 50);
 -- "where not closed", never "where remaining > 0": the flag flips once, so that every other update stays in its page (HOT).
 create index credit_grant_burn_order on credit_grant (account_id, unit_id, priority, expires_at, id) where not closed;
@@ -138,9 +136,9 @@ create table open_authorization (
   fingerprint uuid not null,
   state authorization_state not null default 'open',
   unit_id smallint,
-  hold bigint not null check (hold >= 0),   -- what was promised
-  held bigint not null check (held between 0 and hold),   -- what of it is still reserved in the wallet
-  cost_nanos bigint not null check (cost_nanos >= 0),
+  hold bigint not null,   -- what was promised
+  held not_negative not null,   -- what of it is still reserved in the wallet
+  cost_nanos not_negative not null,
   remaining bigint[] not null,
   meters text[],   -- what remaining is of, beyond metering's fixed layers
   counts jsonb,   -- what of each meter this is; null means one message
@@ -162,11 +160,20 @@ create table open_authorization (
   captured_at timestamptz,
   primary key (account_id, id),
   constraint open_authorization_key_once unique (account_id, key_hash),
-  constraint open_authorization_lifetime check (
-    created_at < expires_at and expires_at <= hard_expires_at and extended_to > expires_at and extended_to <= hard_expires_at),
-  constraint open_authorization_awaiting check ((state = 'awaiting_price') = (captured is not null and captured_at is not null))
+  constraint open_authorization_begins_well check (held <= hold and created_at < expires_at and expires_at <= hard_expires_at)
 ) with (fillfactor = 70);
 create index open_authorization_due on open_authorization (expires_at);
+
+-- What may become of it: an end further out, or a wait for its price.
+create function open_authorization_guard() returns trigger language plpgsql as $$
+begin
+  if (new.extended_to <= new.expires_at or new.extended_to > new.hard_expires_at)
+    or (new.state = 'awaiting_price') <> (new.captured is not null and new.captured_at is not null) then
+    raise exception 'authorization % cannot become %', old.id, new using errcode = 'check_violation';
+  end if;
+  return new;
+end $$;
+create trigger becomes_well before update on open_authorization for each row execute function open_authorization_guard();
 
 -- Finished work, every outcome of it, so that a key is answered for ever.
 create table usage_record (
@@ -179,11 +186,11 @@ create table usage_record (
   counted_at timestamptz,   -- in which window and period it counts: null means at event_at; else that was closed for good already
   authorized_at timestamptz,
   expires_at timestamptz,
-  cost_nanos bigint check (cost_nanos >= 0),
-  price_nanos bigint check (price_nanos >= 0),
-  value_nanos bigint check (value_nanos >= 0),
-  waived_nanos bigint not null default 0 check (waived_nanos >= 0),
-  hold bigint not null default 0 check (hold >= 0),
+  cost_nanos not_negative,
+  price_nanos not_negative,
+  value_nanos not_negative,
+  waived_nanos not_negative not null default 0,
+  hold not_negative not null default 0,
   first_seq bigint,
   balance_after bigint,
   debt_after bigint,
@@ -212,13 +219,13 @@ create table usage_record (
 create table ledger_entry (
   account_id bigint not null,
   unit_id smallint not null,
-  seq bigint not null check (seq > 0),
+  seq bigint not null,
   grant_id bigint,
   kind entry_kind not null,
   amount bigint not null,
   debt_delta bigint not null default 0,
-  balance_after bigint not null check (balance_after >= 0),
-  debt_after bigint not null check (debt_after >= 0),
+  balance_after not_negative not null,
+  debt_after not_negative not null,
   cash_nanos bigint not null default 0,
   fee_nanos bigint not null default 0,
   usage_id uuid,
@@ -300,10 +307,10 @@ create table usage_rating (
   account_id bigint not null,
   usage_id uuid not null,
   rated_at timestamptz not null,
-  cost_nanos bigint not null check (cost_nanos >= 0),
-  price_nanos bigint not null check (price_nanos >= 0),
-  value_nanos bigint not null check (value_nanos >= 0),
-  waived_nanos bigint not null check (waived_nanos >= 0),
+  cost_nanos not_negative not null,
+  price_nanos not_negative not null,
+  value_nanos not_negative not null,
+  waived_nanos not_negative not null,
   first_seq bigint,
   balance_after bigint,
   debt_after bigint,
@@ -333,20 +340,21 @@ begin
   end loop;
 end $$;
 
--- A balance never changes without its entry: the verbs write the entry first, then the wallet.
+-- A balance never changes without its entry. Looked at when the statement is done, which may have written both.
 create function wallet_guard() returns trigger language plpgsql as $$
 begin
-  if (new.account_id, new.unit_id) is distinct from (old.account_id, old.unit_id) or new.seq < old.seq or not exists (
-    select from ledger_entry e
-    where e.account_id = new.account_id and e.unit_id = new.unit_id and e.seq = new.seq
-      and e.balance_after = new.balance and e.debt_after = new.debt) then
-    raise exception 'wallet % changed without a ledger entry', new.account_id using errcode = 'restrict_violation';
+  if new.account_id = old.account_id and new.unit_id = old.unit_id and new.seq >= old.seq and (
+    exists (
+      select from ledger_entry e
+      where e.account_id = new.account_id and e.unit_id = new.unit_id and e.seq = new.seq
+        and e.balance_after = new.balance and e.debt_after = new.debt)
+    or (new.balance = old.balance and new.debt = old.debt and new.seq = old.seq)) then
+    return null;
   end if;
-  return new;
+  raise exception 'wallet % changed without a ledger entry', new.account_id using errcode = 'restrict_violation';
 end $$;
-create trigger has_entry before update on wallet for each row
-  when (new.balance <> old.balance or new.debt <> old.debt or new.seq <> old.seq or new.account_id <> old.account_id or new.unit_id <> old.unit_id)
-  execute function wallet_guard();
+-- By the columns that a statement names, not by a condition: a condition is read anew for every statement, and this table's are many.
+create trigger has_entry after update of account_id, unit_id, balance, debt, seq on wallet for each row execute function wallet_guard();
 create function wallet_starts_empty() returns trigger language plpgsql as $$
 begin
   if (new.balance, new.held, new.debt, new.seq) is distinct from (0::bigint, 0::bigint, 0::bigint, 0::bigint) then
@@ -361,19 +369,46 @@ create function credit_grant_guard() returns trigger language plpgsql as $$
 begin
   raise exception 'the terms of grant % never change', old.id using errcode = 'restrict_violation';
 end $$;
--- By the columns that a statement names, not by a condition: a condition is read anew for every statement, and this table's are many.
 create trigger terms_never_change before update of
   account_id, unit_id, id, source, source_key, root_id, granted, priority, starts_at, expires_at, cash_nanos, fee_nanos, currency,
   rollover_expires_at, rollover_cap, rollover_priority
   on credit_grant for each row execute function credit_grant_guard();
 
--- What refunds have taken back is never given again.
-create function refund_guard() returns trigger language plpgsql as $$
+-- What never changes is looked at once, when the grant comes in.
+create function credit_grant_terms() returns trigger language plpgsql as $$
+declare
+  v_broken text := case
+    when new.source !~ '^[a-z_]{1,20}$' or length(new.source_key) not between 1 and 200 then 'grant_has_a_source'
+    when new.granted <= 0 then 'grant_is_of_something'
+    when new.starts_at >= new.expires_at then 'grant_starts_before_it_expires'
+    when new.expires_at >= new.rollover_expires_at then 'grant_rolls_over_forwards'
+    when (new.rollover_priority is null) <> (new.rollover_expires_at is null)
+      or (new.rollover_cap is not null and new.rollover_expires_at is null) then 'grant_rollover_terms'
+    when new.root_id is not null and new.source <> 'rollover' then 'grant_root_is_what_is_refunded'
+  end;
 begin
-  raise exception 'what was refunded of grant % never comes back', old.id using errcode = 'restrict_violation';
+  if v_broken is not null then
+    raise exception 'a new grant breaks %', v_broken using errcode = 'check_violation', constraint = v_broken;
+  end if;
+  return new;
 end $$;
-create trigger refunds_stay before update of clawed, refunded on credit_grant for each row
-  when (new.clawed < old.clawed or new.refunded < old.refunded) execute function refund_guard();
+create trigger has_terms before insert on credit_grant for each row execute function credit_grant_terms();
+
+-- What refunds have taken back is never given again, and is never more than was granted; only the root of a rollover is refunded.
+create function refund_guard() returns trigger language plpgsql as $$
+declare
+  v_broken text := case
+    when tg_op = 'UPDATE' and (new.clawed < old.clawed or new.refunded < old.refunded) then 'grant_refunds_stay'
+    when new.refunded > new.granted then 'grant_refunded_within_granted'
+    when case when new.root_id is null then new.refunded < new.clawed else new.refunded <> 0 end then 'grant_root_is_what_is_refunded'
+  end;
+begin
+  if v_broken is not null then
+    raise exception 'a refund of grant % breaks %', new.id, v_broken using errcode = 'check_violation', constraint = v_broken;
+  end if;
+  return new;
+end $$;
+create trigger refunds_stay before insert or update of clawed, refunded on credit_grant for each row execute function refund_guard();
 
 -- A schedule goes on one period at a time and may be given an end; other terms are another schedule.
 create function credit_schedule_guard() returns trigger language plpgsql as $$

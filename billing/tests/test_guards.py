@@ -96,9 +96,11 @@ class TestOwner:
         assert "starts empty" in message
 
     @pytest.mark.failure(11)
-    @pytest.mark.parametrize("change", ["held = -1", "held = balance + 1"])
-    def test_wallet_is_never_overdrawn(self, change: str) -> None:
-        assert "wallet_never_overdrawn" in refused(f"update wallet set {change}")
+    @pytest.mark.parametrize(
+        ("change", "constraint"), [("held = -1", "not_negative"), ("held = balance + 1", "wallet_never_overdrawn"), ("debt = -1", "not_negative")]
+    )
+    def test_wallet_is_never_overdrawn(self, change: str, constraint: str) -> None:
+        assert constraint in refused(f"update wallet set {change}")
 
     @pytest.mark.parametrize(
         "change",
@@ -115,13 +117,23 @@ class TestOwner:
     def test_terms_of_a_grant_never_change(self, change: str) -> None:
         assert "never change" in refused(f"update credit_grant set {change}")
 
-    @pytest.mark.parametrize("change", ["remaining = granted + 1", "remaining = -1", "frozen = -1", "clawed = granted"])
-    def test_grant_is_never_overdrawn(self, change: str) -> None:
-        assert "grant_never_overdrawn" in refused(f"update credit_grant set {change}")
+    @pytest.mark.parametrize(
+        ("change", "constraint"),
+        [
+            ("remaining = granted + 1", "grant_never_overdrawn"),
+            ("clawed = granted, refunded = granted", "grant_never_overdrawn"),
+            ("remaining = -1", "not_negative"),
+            ("frozen = -1", "not_negative"),
+        ],
+    )
+    def test_grant_is_never_overdrawn(self, change: str, constraint: str) -> None:
+        assert constraint in refused(f"update credit_grant set {change}")
 
     @pytest.mark.parametrize("change", ["clawed = clawed - 1", "refunded = refunded - 1"])
     def test_what_was_refunded_never_comes_back(self, change: str) -> None:
-        assert "never comes back" in refused(f"update credit_grant set {change}")
+        with connection.cursor() as cursor:
+            cursor.execute("update credit_grant set clawed = 1, refunded = 2, remaining = 0")
+        assert "grant_refunds_stay" in refused(f"update credit_grant set {change}")
 
     def test_refunds_come_to_no_more_than_was_granted(self) -> None:
         assert "grant_refunded_within_granted" in refused("update credit_grant set refunded = granted + 1")
@@ -136,7 +148,7 @@ class TestOwner:
             (None, "monthly", "infinity", "2027-01-01", None, 1, "grant_rolls_over_forwards"),
             (None, "monthly", "2027-01-01", "2027-02-01", None, None, "grant_rollover_terms"),
             (None, "monthly", "2027-01-01", None, 5, None, "grant_rollover_terms"),
-            (None, "monthly", "2027-01-01", "2027-02-01", -1, 1, "rollover_cap_check"),
+            (None, "monthly", "2027-01-01", "2027-02-01", -1, 1, "not_negative"),
             (1, "monthly", "2027-01-01", None, None, None, "grant_root_is_what_is_refunded"),
         ],
     )
@@ -174,13 +186,37 @@ class TestOwner:
         assert "grant_closed_is_empty" in refused("update credit_grant set closed = true")
 
     @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ("held = hold + 1", "begins_well"),
+            ("expires_at = created_at", "begins_well"),
+            ("hard_expires_at = created_at", "begins_well"),
+            ("held = -1", "not_negative"),
+            ("extended_to = expires_at", "cannot become"),
+            ("extended_to = hard_expires_at + interval '1 second'", "cannot become"),
+            ("state = 'awaiting_price'", "cannot become"),
+            ("captured = '{1}', captured_at = now()", "cannot become"),
+        ],
+    )
+    def test_open_work_is_held_and_ends(self, account: Account, change: str, message: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "insert into open_authorization (account_id, id, key_hash, fingerprint, hold, held, cost_nanos, remaining, model_id,"
+                " rate_card_id, price_ids, quantities, created_at, expires_at, hard_expires_at) select %s, gen_random_uuid(),"
+                " gen_random_uuid(), gen_random_uuid(), 5, 5, 1, '{}', 1, 1, '{}', '{}', t, t + interval '1 hour', t + interval '1 day'"
+                " from now() t",
+                [account.pk],
+            )
+        assert message in refused(f"update open_authorization set {change}")
+
+    @pytest.mark.parametrize(
         ("values", "constraint"),
         [
             ("null, 'usage', 0, 0, 1, 0, 0, 0, gen_random_uuid(), null", "ledger_entry_moves_something"),
             ("null, 'usage', -1, 0, 1, 0, 0, 0, gen_random_uuid(), null", "ledger_entry_moves_one_grant"),
             ("1, 'usage', -1, 0, 1, 0, 0, 0, null, null", "ledger_entry_has_one_cause"),
             ("1, 'expiry', -1, 0, 1, 0, 0, 0, gen_random_uuid(), null", "ledger_entry_has_one_cause"),
-            ("1, 'usage', -1, 0, -1, 0, 0, 0, gen_random_uuid(), null", "balance_after_check"),
+            ("1, 'usage', -1, 0, -1, 0, 0, 0, gen_random_uuid(), null", "not_negative"),
         ],
     )
     def test_entry_says_what_moved_and_why(self, account: Account, values: str, constraint: str) -> None:
@@ -219,7 +255,7 @@ class TestAppRole:
             assert "permission denied" in refused(statement)
 
     def test_app_may_not_call_the_parts_of_the_verbs_with_effect(self, account: Account) -> None:
-        message = refused("select ledger_lock(%s)", [account.pk])
+        message = refused("select ledger_open(%s, 2::smallint, now(), null, null)", [account.pk])
         assert "permission denied" in message
 
     def test_app_is_no_superuser_and_owns_nothing_of_the_ledger(self) -> None:

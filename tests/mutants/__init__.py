@@ -112,14 +112,14 @@ MUTANTS: tuple[Mutant, ...] = (
     # The verbs of the ledger, in SQL.
     Mutant(
         "lock is dropped", "billing/sql/ledger.sql",
-        "where account_id = p_account for update;",
-        "where account_id = p_account;", (CROWD,),
+        "  perform pg_advisory_xact_lock(p_account);\n",
+        "", (CROWD,),
     ),
     Mutant(
         "verdict comes before the key", "billing/sql/ledger.sql",
-        "  select * into a from open_authorization where account_id = p_account and key_hash = p_key;",
-        "  if p_refusal is not null then\n    said.outcome := 'refused';\n    said.state := p_refusal;\n    return said;\n  end if;\n"
-        "  select * into a from open_authorization where account_id = p_account and key_hash = p_key;", (VERBS,),
+        "  elsif f.pending then",
+        "  elsif p_refusal is not null then\n    said.outcome := 'refused';\n    said.state := p_refusal;\n    return said;\n"
+        "  elsif f.pending then", (VERBS,),
     ),
     Mutant(
         "authorize forgets what is held", "billing/sql/ledger.sql",
@@ -127,9 +127,44 @@ MUTANTS: tuple[Mutant, ...] = (
         "w.balance < greatest(p_hold, p_minimum)", (VERBS,),
     ),
     Mutant(
+        "usual authorize forgets what is held", "billing/sql/ledger.sql",
+        "f.balance - f.held < greatest(p_hold, p_minimum)",
+        "f.balance < greatest(p_hold, p_minimum)", (VERBS,),
+    ),
+    Mutant(
+        "usual authorize looks for no stop", "billing/sql/ledger.sql",
+        "if f.stopped or p_refusal",
+        "if p_refusal", ("metering/tests/test_counters.py", "metering/tests/test_limits.py"),
+    ),
+    Mutant(
+        "usual capture burns the youngest grant", "billing/sql/ledger.sql",
+        "order by c.priority, c.expires_at, c.id limit 1",
+        "order by c.id desc limit 1", (VERBS,),
+    ),
+    Mutant(
+        "usual capture takes what other holds keep", "billing/sql/ledger.sql",
+        "p_price <= least(g.remaining, f.balance - f.held + a.held)",
+        "p_price <= g.remaining", (VERBS,),
+    ),
+    Mutant(
+        "usual capture charges above a hold that caps", "billing/sql/ledger.sql",
+        "    and (p_price <= a.hold or p_overage = 'charge') and",
+        "    and", (VERBS,),
+    ),
+    Mutant(
+        "usual capture counts no cost", "billing/sql/ledger.sql",
+        "    if f.counted then",
+        "    if false then", ("metering/tests/test_counters.py", "metering/tests/test_limits.py"),
+    ),
+    Mutant(
+        "usual capture leaves the cash", "billing/sql/ledger.sql",
+        "    w.cash_nanos := share(g.cash_nanos, g.granted - g.remaining + p_price, g.granted) - share(g.cash_nanos, g.granted - g.remaining, g.granted);",
+        "    w.cash_nanos := 0;", (VERBS,),
+    ),
+    Mutant(
         "debt does not refuse a hold of nothing", "billing/sql/ledger.sql",
-        "if w.debt > 0 or w.balance - w.held",
-        "if w.balance - w.held", (VERBS,),
+        "case when w.debt > 0 then 'debt' when w.balance - w.held < greatest",
+        "case when w.balance - w.held < greatest", (VERBS,),
     ),
     Mutant(
         "captured authorization stays open", "billing/sql/ledger.sql",
@@ -277,8 +312,8 @@ MUTANTS: tuple[Mutant, ...] = (
     # A set of events.
     Mutant(
         "set is settled without its accounts' locks", "billing/sql/settle.sql",
-        "order by account_id for update;",
-        "order by account_id;", (CROWD,),
+        "perform pg_advisory_xact_lock(account) from",
+        "perform account from", (CROWD,),
     ),
     Mutant(
         "set takes what holds keep", "billing/sql/settle.sql",
