@@ -129,23 +129,28 @@ def problem_of(error: Exception) -> Problem:
     raise error
 
 
-def account_for(principal: api_keys.Principal, name: str | None) -> Account:
+def open_account(product_id: int, name: str | int) -> Account | None:
+    """The product's open account with this name, ours (``acct_…``) or the client's own, or with this primary key."""
+    column = "pk" if isinstance(name, int) else "public_id" if name.startswith("acct_") else "external_id"
+    account = Account.objects.filter(product_id=product_id, closed_at=None, **{column: name}).first()
+    if account is not None:
+        account.product = catalog.product_by_id(product_id=product_id)  # kept in the process, with its unit
+    return account
+
+
+def account_for(
+    principal: api_keys.Principal, name: str | None, *, find: Callable[[int, str | int], Account | None] = open_account
+) -> Account:
     """The account that a request names by our id or the client's own; an account key needs no name.
 
     :raises Problem: 422 where a product key names none; 404 where there is none, or not one of this key's.
     """
-    if name is None:
-        if principal.account_id is None:
-            raise no_such_account(name)
-        accounts = Account.objects.filter(pk=principal.account_id)
-    else:
-        accounts = Account.objects.filter(
-            product_id=principal.product_id, **({"public_id": name} if name.startswith("acct_") else {"external_id": name})
-        )
-    account = accounts.filter(closed_at=None).first()
+    known = principal.account_id if name is None else name
+    if known is None:
+        raise no_such_account(None)
+    account = find(principal.product_id, known)
     if account is None or principal.account_id not in (None, account.pk):
         raise no_such_account(name or "")
-    account.product = catalog.product_by_id(product_id=account.product_id)  # kept in the process, with its unit
     return account
 
 

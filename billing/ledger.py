@@ -44,6 +44,8 @@ from uuid import UUID
 
 from django.db import DataError, connection, transaction
 
+from accounts import prepared
+
 #: At most this many events are recorded in one transaction: others that need its accounts wait for it.
 CHUNK = 100
 
@@ -887,10 +889,7 @@ def _usage(sql: str, parameters: Sequence[Any]) -> Usage:
 
 def _call(sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
     try:
-        with connection.cursor() as cursor:
-            cursor.execute(sql, parameters)
-            rows: list[tuple[Any, ...]] = cursor.fetchall()
-            return rows
+        return prepared.rows(sql, parameters)
     except DataError as error:
         if getattr(error.__cause__, "sqlstate", None) == "22003":  # numeric_value_out_of_range
             raise _too_large() from error

@@ -2,6 +2,7 @@
 
     start     puts an account on a plan
     current   the subscription that counts now
+    payer     the account that a request names, its plan read along; payers for several at once
     allowed   what its plan allows, and the rate card that prices its usage; allowed_many for several accounts at once
 
 A plan version is kept for the whole subscription: a later version is for later subscribers.
@@ -9,12 +10,15 @@ A plan version is kept for the whole subscription: a later version is for later 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Generic, TypeAlias, TypeVar
 
-from django.db import transaction
+from django.db import connection, transaction
 
+from accounts import prepared
 from accounts.models import Account
 from billing import ledger, periods
 from billing.models import Subscription
@@ -23,8 +27,12 @@ from pricing.models import PlanVersion, Product
 
 #: In any other status the plan's allowances do not count.
 ENTITLED = (Subscription.Status.ACTIVE, Subscription.Status.TRIALING, Subscription.Status.PAST_DUE)
+MAX_AGE_SECONDS = 1.0
+MAX_KEPT = 10_000
 MONTHS = {PlanVersion.Interval.MONTH: 1, PlanVersion.Interval.YEAR: 12}
 SYSTEM = "tollgate"
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +131,102 @@ def current(*, account_id: int) -> Subscription | None:
     return live.select_related("account", "plan_version__plan").filter(account_id=account_id).first()
 
 
+def payer(product_id: int, name: str | int) -> Account | None:
+    """The open account that a request names; see :func:`payers`."""
+    return payers(product_id, [name]).get(name)
+
+
+def payers(product_id: int, names: Collection[str | int]) -> dict[str | int, Account]:
+    """The product's open accounts with these names, ours (``acct_…``) or the client app's own, or with these primary keys.
+
+    What their plans allow is read along, in one query a kind of name, so :func:`allowed` need not ask again. Accounts too are kept for
+    ``MAX_AGE_SECONDS``, and one object may be handed to several requests: it is to be read.
+    """
+    kept, terms = _kept()
+    found: dict[str | int, Account] = {}
+    wanted: dict[str, list[str | int]] = {}
+    for name in names:
+        account = kept.get((product_id, name))
+        if account is not None:
+            found[name] = account
+        else:
+            column = "id" if isinstance(name, int) else "public_id" if name.startswith("acct_") else "external_id"
+            wanted.setdefault(column, []).append(name)
+    for column, missing in wanted.items():
+        read_at = time.monotonic()
+        # One name is not asked for as a list of one: for that the server would plan anew each time.
+        named = _PAYERS[column] + (" = %s" if len(missing) == 1 else " = any(%s)")
+        for row in prepared.rows(named, [product_id, missing[0] if len(missing) == 1 else missing]):
+            account = Account.from_db(connection.alias, _ACCOUNT_FIELDS, row[: len(_ACCOUNT_FIELDS)])
+            found[getattr(account, column)] = account
+            kept.keep((product_id, getattr(account, column)), account, read_at)
+            if row[-1] is not None:
+                terms.keep(account.pk, row[len(_ACCOUNT_FIELDS) :], read_at)
+    for account in found.values():
+        account.product = catalog.product_by_id(product_id=product_id)
+    return found
+
+
 def allowed(*, account: Account) -> Allowed | None:
     """What the account's plan allows; None where no subscription counts."""
     return allowed_many(accounts=[account]).get(account.pk)
 
 
 def allowed_many(*, accounts: Collection[Account]) -> dict[int, Allowed]:
-    """What their plans allow, by account id, in one query; an account that no subscription counts for is not in it."""
-    cards = {account.pk: account.rate_card for account in accounts}
-    found: dict[int, Allowed] = {}
-    rows = Subscription.objects.filter(account_id__in=cards, status__in=ENTITLED)
-    for account_id, id_, plan_version_id, anchor_at, start, end in rows.values_list(
-        "account_id", "id", "plan_version_id", "anchor_at", "current_period_start", "current_period_end"
-    ):
-        plan = catalog.plan_version_by_id(plan_version_id=plan_version_id)
-        found[account_id] = Allowed(plan, cards[account_id] or plan.version.rate_card, id_, anchor_at, start, end)
-    return found
+    """What their plans allow, by account id, in at most one query; an account that no subscription counts for is not in it.
+
+    What was read less than ``MAX_AGE_SECONDS`` ago is not read again: a change is felt within that time, a first subscription at once.
+    """
+    _, kept = _kept()
+    by_id = {account.pk: account for account in accounts}
+    found = {id_: terms for id_ in by_id if (terms := kept.get(id_)) is not None}
+    if missing := [id_ for id_ in by_id if id_ not in found]:
+        read_at = time.monotonic()
+        for id_, *terms in prepared.rows(_ENTITLED_TERMS, [missing]):
+            found[id_] = terms
+            kept.keep(id_, terms, read_at)
+    return {id_: _allowed(by_id[id_], *terms) for id_, terms in found.items()}
+
+
+def _allowed(account: Account, id_: int, plan_version_id: int, anchor_at: datetime, start: datetime, end: datetime) -> Allowed:
+    plan = catalog.plan_version_by_id(plan_version_id=plan_version_id)
+    return Allowed(plan, account.rate_card or plan.version.rate_card, id_, anchor_at, start, end)
+
+
+class _Kept(Generic[K, V]):
+    """Answers that are no older than ``MAX_AGE_SECONDS``."""
+
+    def __init__(self) -> None:
+        self._answers: dict[K, tuple[float, V]] = {}
+
+    def get(self, key: K) -> V | None:
+        kept = self._answers.get(key)
+        return None if kept is None or time.monotonic() - kept[0] >= MAX_AGE_SECONDS else kept[1]
+
+    def keep(self, key: K, value: V, read_at: float) -> None:
+        if len(self._answers) >= MAX_KEPT:
+            self._answers.clear()
+        self._answers[key] = (read_at, value)
+
+
+_Payers: TypeAlias = _Kept[tuple[int, str | int], Account]
+_Terms: TypeAlias = _Kept[int, Sequence[Any]]
+_payers: _Payers = _Kept()
+_terms: _Terms = _Kept()
+
+
+def _kept() -> tuple[_Payers, _Terms]:
+    """What is known; to a transaction, which sees its own rows, nothing is."""
+    return (_Kept(), _Kept()) if connection.in_atomic_block else (_payers, _terms)
+
+
+_TERMS = "s.id, s.plan_version_id, s.anchor_at, s.current_period_start, s.current_period_end"
+_ENTITLED = f"s.status in {tuple(status.value for status in ENTITLED)}"
+_ENTITLED_TERMS = f"select s.account_id, {_TERMS} from billing_subscription s where s.account_id = any(%s::bigint[]) and {_ENTITLED}"  # noqa: S608
+_ACCOUNT_FIELDS = [field.attname for field in Account._meta.concrete_fields]
+_PAYERS = {
+    column: f"select {', '.join(f'a.{name}' for name in _ACCOUNT_FIELDS)}, {_TERMS}"  # noqa: S608 (our own columns)
+    f" from accounts_account a left join billing_subscription s on s.account_id = a.id and {_ENTITLED}"
+    f" where a.closed_at is null and a.product_id = %s and a.{column}"
+    for column in ("id", "public_id", "external_id")
+}

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from accounts import api, api_keys
 from accounts.models import Account
-from billing import ledger
+from billing import ledger, subscriptions
 from metering import ingest, limits, usage
 from pricing import catalog
 
@@ -110,7 +110,7 @@ class Batch(api.Command):
 def authorize(request: HttpRequest, principal: api_keys.Principal) -> HttpResponse:
     key = _idempotency_key(request)
     body = api.parse(request, Authorize)
-    account = api.account_for(principal, body.account)
+    account = api.account_for(principal, body.account, find=subscriptions.payer)
     ask = usage.Ask(body.model, body.estimate.worst_case(), open_ended=body.estimate.open_ended, **_said(body))
     try:
         done = usage.authorize(account=account, ask=ask, key=key, now=timezone.now(), api_key_id=principal.key_id)
@@ -199,7 +199,7 @@ def records(request: HttpRequest, principal: api_keys.Principal) -> HttpResponse
 def counter(request: HttpRequest, principal: api_keys.Principal, meter: str) -> HttpResponse:
     """Repeating either action changes nothing: an object is there once."""
     body = api.parse(request, Place)
-    account = api.account_for(principal, body.account)
+    account = api.account_for(principal, body.account, find=subscriptions.payer)
     try:
         if body.action == "reserve":
             places, limit = usage.reserve(account=account, meter=meter, object_ref=body.object, now=timezone.now())
@@ -295,7 +295,7 @@ def _idempotency_key(request: HttpRequest) -> str:
 def _authorization(principal: api_keys.Principal, value: str) -> tuple[Account, Any]:
     try:
         account_id, id_ = usage.split_id(value)
-        return api.account_for(principal, account_id), id_
+        return api.account_for(principal, account_id, find=subscriptions.payer), id_
     except (ledger.NotFound, api.Problem):
         raise api.Problem(404, "not_found", "No such authorization.") from None
 

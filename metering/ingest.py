@@ -18,11 +18,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from django.db.models import Q
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from accounts import api
 from accounts.models import Account
+from billing import subscriptions
 from metering import usage
 from pricing import provider_usage, rating
 
@@ -185,7 +185,7 @@ def _parsed(item: Any) -> tuple[str, Event | Span] | api.Problem:
     return (f"cloudevent:{len(source)}:{source}:{body.id}" if source else f"event:{body.id}"), body
 
 
-def _event(key: str, body: Event | Span, accounts: Mapping[str | None, Account]) -> Read:
+def _event(key: str, body: Event | Span, accounts: Mapping[str | None, Account | None]) -> Read:
     account = accounts.get(body.account)
     if account is None:
         return api.no_such_account(body.account)
@@ -204,17 +204,13 @@ def _event(key: str, body: Event | Span, accounts: Mapping[str | None, Account])
     )
 
 
-def _accounts(names: Iterable[str | None], product_id: int, account_id: int | None) -> dict[str | None, Account]:
-    """The accounts of these names, ours or the client app's own, in one query."""
-    rows = Account.objects.filter(product_id=product_id, closed_at=None).select_related("product")
+def _accounts(names: Iterable[str | None], product_id: int, account_id: int | None) -> Mapping[str | None, Account | None]:
+    """The open accounts of these names, ours or the client app's own."""
     if account_id is not None:
-        only = rows.filter(pk=account_id).first()
+        only = subscriptions.payer(product_id, account_id)
         return {name: only for name in names if only and name in (None, only.public_id, only.external_id)}
-    known = [name for name in names if name is not None]
-    found: dict[str | None, Account] = {}
-    for account in rows.filter(Q(public_id__in=known) | Q(external_id__in=known)):
-        found[account.public_id] = found[account.external_id] = account
-    return found
+    found = subscriptions.payers(product_id, [name for name in names if name is not None])
+    return {name: found.get(name) for name in names if name is not None}
 
 
 # OpenTelemetry ----------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ import structlog
 from django.db import connection
 from prometheus_client import Counter
 
+from accounts import prepared
 from accounts.models import Account
 from billing import balances, ledger, subscriptions
 from billing.models import Wallet
@@ -45,6 +46,8 @@ MAX_AHEAD = timedelta(minutes=5)
 MAX_AGE = timedelta(days=366)
 #: How long after its end a billing period still takes late events. Later ones count when they are recorded: a closed statement stays.
 GRACE = timedelta(hours=48)
+#: What an authorization promised of its price.
+_PROMISED = "select model_id, rate_card_id, price_ids from open_authorization where account_id = %s and id = %s"
 
 log = structlog.get_logger(__name__)
 REFUSALS = Counter("usage_refusals", "Refused authorizations, by the layer that refused.", ["layer"])
@@ -288,8 +291,8 @@ def capture(*, account: Account, authorization_id: UUID, quantities: Mapping[str
     :raises ledger.NotFound, ledger.AlreadyResolved, ledger.HoldExceeded, ledger.AmountOverflow: see :func:`billing.ledger.capture`.
     :raises InvalidUsage: a quantity that cannot be.
     """
-    promised = OpenAuthorization.objects.select_related("model").filter(account_id=account.pk, pk=authorization_id).first()
-    if promised is None:  # finished already: the ledger compares and answers
+    promised = prepared.rows(_PROMISED, [account.pk, authorization_id])
+    if not promised:  # finished already: the ledger compares and answers
         nothing = ledger.Charge(0, 0, 0, 0)
         quantities = _folded_as_recorded(quantities, account, authorization_id)
         return ledger.capture(
@@ -300,10 +303,10 @@ def capture(*, account: Account, authorization_id: UUID, quantities: Mapping[str
             charge=nothing,
             overage="charge",
         )
-    assert promised.rate_card_id is not None
-    model = str(promised.model)
-    card = catalog.rate_card_by_id(rate_card_id=promised.rate_card_id)
-    book = catalog.book_of_rows(model=model, row_ids=promised.price_ids or ())
+    [(model_id, rate_card_id, price_ids)] = promised
+    model = names.model_name(model_id)
+    card = catalog.rate_card_by_id(rate_card_id=rate_card_id)
+    book = catalog.book_of_rows(model=model, row_ids=price_ids or ())
     quantities = folded(quantities, book)
     try:
         rated = _rated(card, book, model, quantities, next(iter(book.levels), "standard"))

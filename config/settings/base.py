@@ -28,6 +28,7 @@ for name in ("SECRET_KEY", "ALLOWED_HOSTS", "DATABASE_URL", "REDIS_URL", "STRIPE
 DATABASE_URL = env("DATABASE_URL")
 REDIS_URL = env("REDIS_URL")
 
+_pooled = env.bool("DB_POOL", default=True)
 DATABASES: dict[str, dict[str, Any]] = {
     "default": environ.Env.db_url_config(DATABASE_URL)
     | {
@@ -36,9 +37,8 @@ DATABASES: dict[str, dict[str, Any]] = {
         "DISABLE_SERVER_SIDE_CURSORS": True,  # PgBouncer in transaction mode
         "ATOMIC_REQUESTS": False,
         "OPTIONS": {
-            "pool": {"min_size": 1, "max_size": env.int("DB_POOL_SIZE", default=16), "timeout": 5}
-            if env.bool("DB_POOL", default=True)
-            else False,
+            "pool": {"min_size": 1, "max_size": env.int("DB_POOL_SIZE", default=16), "timeout": 5} if _pooled else False,
+            "prepare_threshold": 0 if _pooled else None,  # accounts.prepared; behind PgBouncer connections are not ours to prepare on
             "connect_timeout": 5,
             "application_name": "tollgate",
             "options": " ".join(
