@@ -362,28 +362,25 @@ declare
   k usage_look;
   said usage_answer;
 begin
-  -- Everything that is asked about the usual call, at once.
-  select s.stopped, s.counted, v.balance, v.held, v.debt, v.due_at,
+  -- What the usual call depends on, in one statement: a new key, nothing to look for, nothing due, and enough that is free.
+  select s.counted, v.balance, v.held, v.debt, v.due_at <= v_now as due, cardinality(p_limits) > 0 as limited,
     exists (select from open_authorization o where o.account_id = p_account and o.key_hash = p_key) as pending,
-    exists (select from usage_record o where o.account_id = p_account and o.key_hash = p_key) as finished
+    exists (select from usage_record o where o.account_id = p_account and o.key_hash = p_key) as finished,
+    not s.stopped and p_refusal is null and cardinality(p_limits) = 0 and (
+      p_unit is null or v.debt = 0 and v.balance - v.held >= greatest(p_hold, p_minimum) and (v.due_at is null or v.due_at > v_now)) as usual
   into f from account_state s left join wallet v on v.account_id = s.account_id and v.unit_id = p_unit where s.account_id = p_account;
-  if not found then
-    raise exception 'account % has no ledger', p_account using errcode = 'no_data_found';
-  elsif f.pending then
-    select * into a from open_authorization where account_id = p_account and key_hash = p_key;
-    return usage_pending(a, case when a.fingerprint = p_fingerprint then 'replayed' else 'key_reused' end);
-  elsif f.finished then
-    select * into u from usage_record where account_id = p_account and key_hash = p_key;
-    return usage_replayed(u, case when u.fingerprint = p_fingerprint then 'replayed' else 'key_reused' end);
-  end if;
-
-  said.hold := p_hold;
-  said.created_at := v_now;
-  w.balance := f.balance;
-  w.held := f.held;
-  w.debt := f.debt;
-  if f.stopped or p_refusal is not null or cardinality(p_limits) > 0 or p_unit is not null and (
-    f.balance is null or f.due_at <= v_now or f.debt > 0 or f.balance - f.held < greatest(p_hold, p_minimum)) then
+  if f.pending or f.finished or f.usual is not true then
+    if f.counted is null then
+      raise exception 'account % has no ledger', p_account using errcode = 'no_data_found';
+    elsif f.pending then
+      select * into a from open_authorization where account_id = p_account and key_hash = p_key;
+      return usage_pending(a, case when a.fingerprint = p_fingerprint then 'replayed' else 'key_reused' end);
+    elsif f.finished then
+      select * into u from usage_record where account_id = p_account and key_hash = p_key;
+      return usage_replayed(u, case when u.fingerprint = p_fingerprint then 'replayed' else 'key_reused' end);
+    end if;
+    said.hold := p_hold;
+    said.created_at := v_now;
     if not usage_keep_counters(p_account, p_limits, v_now) then
       said.outcome := 'other_window';
       return said;
@@ -404,35 +401,34 @@ begin
       if said.outcome is null and p_unit is not null then
         w := ledger_open(p_account, p_unit, v_now, null, null);
         said.outcome := case when w.debt > 0 then 'debt' when w.balance - w.held < greatest(p_hold, p_minimum) then 'insufficient' end;
-        if said.outcome is not null or f.due_at <= v_now then
+        said.state := 'credits';
+        if said.outcome is not null or f.due then
           w := ledger_close(w);
         end if;
-        if said.outcome is not null then
-          said.state := 'credits';
-          said.balance := w.balance;
-          said.available := w.balance - w.held;
-          said.debt := w.debt;
-        end if;
+        f.balance := w.balance;
+        f.held := w.held;
+        f.debt := w.debt;
       end if;
       exit when said.outcome is null;
+      if said.state = 'credits' then
+        said.balance := w.balance;
+        said.available := w.balance - w.held;
+        said.debt := w.debt;
+      end if;
       if said.state not in ('concurrency', 'cost', 'quota', 'credits') or usage_sweep_account(p_account, v_now) = 0 then
         return said;
       end if;
     end loop;
   end if;
 
-  said.balance := w.balance;
-  said.available := w.balance - w.held - case when p_unit is not null then p_hold end;
-  said.debt := w.debt;
-  said.remaining := p_remaining || said.available;
-  if cardinality(p_limits) > 0 then
+  said.remaining := p_remaining || (f.balance - f.held - p_hold);
+  if f.limited then
     select array_agg(l.meter order by n), said.remaining || array_agg(greatest(0, l.allowed - l.amount - k.used[n]) order by n)
     into said.meters, said.remaining from unnest(p_limits) with ordinality l(layer, meter, window_start, window_end, allowed, amount, enforced, n);
   end if;
-  if f.counted or cardinality(p_limits) > 0 then
+  if f.counted or f.limited then
     perform usage_count(p_account, v_now, 0, 1, p_call.counts, 1);
   end if;
-  said.id := new_id(v_now);
   with held as (
     update wallet set held = held + p_hold where account_id = p_account and unit_id = p_unit
   ), opened as (
@@ -443,14 +439,13 @@ begin
     rate_card_id, price_ids, quantities, user_ref, session_ref, run_ref, created_at, expires_at, hard_expires_at,
     assumed_output_tokens)
   values (
-    p_account, said.id, p_key, p_fingerprint, p_unit, p_hold, case when p_unit is null then 0 else p_hold end, p_cost, said.remaining,
+    p_account, new_id(v_now), p_key, p_fingerprint, p_unit, p_hold, case when p_unit is null then 0 else p_hold end, p_cost, said.remaining,
     said.meters, p_call.counts, p_call.model_id, p_call.feature_id, p_call.api_key_id, p_call.rate_card_id, p_call.price_ids,
     p_call.quantities, p_call.user_ref, p_call.session_ref, p_call.run_ref, v_now, v_now + p_lifetime, v_now + p_hard_lifetime,
-    p_assumed_output);
-  said.outcome := 'done';
-  said.state := 'authorized';
-  said.expires_at := v_now + p_lifetime;
-  return said;
+    p_assumed_output)
+  returning id, expires_at into said.id, said.expires_at;
+  return row('done', said.id, 'authorized', p_hold, null, null, null, null, f.balance, f.balance - f.held - p_hold, f.debt, v_now, said.expires_at,
+             said.remaining, said.meters, said.used, said.resets_at, said.throttle_reason, said.throttled_until)::usage_answer;
 end $$;
 
 -- Charges an opened wallet: what is free is burnt, the rest becomes debt.
@@ -527,67 +522,71 @@ declare
   v_now timestamptz := ledger_wait(p_account);
   f record;
   a open_authorization;
-  g credit_grant;
   u usage_record;
   w open_wallet;
 begin
-  -- The authorization, its wallet and the grant that is burnt first.
-  select o as a, first as g, s.counted, v.balance, v.held, v.debt, v.seq, v.due_at into f
+  -- What the usual capture depends on, in one statement: the hold is open, nothing is due or owed, and the grant that comes first in burn
+  -- order covers the price.
+  select v.balance, v.held, v.seq, o.held as hold, g.id as grant_id, s.counted,
+    case when g.cash_nanos = 0 then 0 else share(g.cash_nanos, g.granted - g.remaining + p_price, g.granted) - share(g.cash_nanos, g.granted - g.remaining, g.granted) end as cash,
+    case when g.fee_nanos = 0 then 0 else share(g.fee_nanos, g.granted - g.remaining + p_price, g.granted) - share(g.fee_nanos, g.granted - g.remaining, g.granted) end as fee,
+    o.state = 'open' and coalesce(o.extended_to, o.expires_at) > v_now and v.debt = 0 and (v.due_at is null or v.due_at > v_now)
+      and p_price > 0 and p_price <= least(g.remaining, v.balance - v.held + o.held)
+      and p_overage <> 'absorb' and (p_price <= o.hold or p_overage = 'charge') as usual
+  into f
   from open_authorization o
   join account_state s on s.account_id = o.account_id
-  left join wallet v on v.account_id = o.account_id and v.unit_id = o.unit_id
-  left join lateral (
+  join wallet v on v.account_id = o.account_id and v.unit_id = o.unit_id
+  join lateral (
     select * from credit_grant c
     where c.account_id = o.account_id and c.unit_id = o.unit_id and not c.closed and c.remaining > 0
-    order by c.priority, c.expires_at, c.id limit 1) first on true
+    order by c.priority, c.expires_at, c.id limit 1) g on true
   where o.account_id = p_account and o.id = p_id;
-  if not found then
-    return usage_settled(p_account, p_id, 'captured', p_quantities);
-  end if;
-  a := f.a;
-  g := f.g;
-
-  -- The usual case: the hold is open, nothing is due or owed, and one grant covers the price. One movement, all of it in one statement.
-  if a.state = 'open' and p_price > 0 and p_price <= least(g.remaining, f.balance - f.held + a.held) and f.debt = 0 and p_overage <> 'absorb'
-    and (p_price <= a.hold or p_overage = 'charge') and usage_end(a) > v_now and (f.due_at is null or f.due_at > v_now) then
-    w.cash_nanos := share(g.cash_nanos, g.granted - g.remaining + p_price, g.granted) - share(g.cash_nanos, g.granted - g.remaining, g.granted);
-    w.fee_nanos := share(g.fee_nanos, g.granted - g.remaining + p_price, g.granted) - share(g.fee_nanos, g.granted - g.remaining, g.granted);
-    with burnt as (
-      update credit_grant set remaining = g.remaining - p_price, closed = (g.remaining = p_price and g.frozen = 0)
-      where account_id = p_account and id = g.id
-    ), entry as (
-      insert into ledger_entry values (
-        p_account, a.unit_id, f.seq + 1, g.id, 'usage', -p_price, 0, f.balance - p_price, 0, w.cash_nanos, w.fee_nanos, p_id, null, v_now, v_now)
-    ), paid as (
-      update wallet set balance = f.balance - p_price, held = f.held - a.held, seq = f.seq + 1
-      where account_id = p_account and unit_id = a.unit_id
-    ), delta as (
-      insert into rollup_delta values (
-        p_account, (a.created_at at time zone 'UTC')::date, a.model_id, a.feature_id, 1, p_tokens, p_cost, p_price, p_value, w.cash_nanos,
-        w.fee_nanos)
-    ), ended as (
-      delete from open_authorization where account_id = p_account and id = p_id
+  if f.usual then   -- one movement, and everything that it changes in one statement
+    with ended as (
+      delete from open_authorization where account_id = p_account and id = p_id returning *
     ), closed as (
-      update account_state set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - a.cost_nanos where account_id = p_account
+      update account_state s set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - e.cost_nanos
+      from ended e where s.account_id = p_account
+    ), burnt as (
+      update credit_grant set remaining = remaining - p_price, closed = (remaining = p_price and frozen = 0)
+      where account_id = p_account and id = f.grant_id
+    ), entry as (
+      insert into ledger_entry
+      select p_account, e.unit_id, f.seq + 1, f.grant_id, 'usage', -p_price, 0, f.balance - p_price, 0, f.cash, f.fee, p_id, null, v_now, v_now
+      from ended e
+    ), paid as (
+      update wallet v set balance = f.balance - p_price, held = f.held - f.hold, seq = f.seq + 1
+      from ended e where v.account_id = p_account and v.unit_id = e.unit_id
+    ), delta as (
+      insert into rollup_delta
+      select p_account, (e.created_at at time zone 'UTC')::date, e.model_id, e.feature_id, 1, p_tokens, p_cost, p_price, p_value, f.cash, f.fee
+      from ended e
+    ), learnt as (
+      insert into output_delta
+      select p_account, e.model_id, e.feature_id, p_quantities from ended e where e.assumed_output_tokens is not null
     )
     insert into usage_record (
       account_id, id, key_hash, fingerprint, event_at, recorded_at, authorized_at, expires_at, cost_nanos, price_nanos, value_nanos, hold,
       first_seq, balance_after, debt_after, outcome, model_id, feature_id, rate_card_id, api_key_id, unit_id, entries, price_ids, quantities,
       remaining, meters, counts, assumed_output_tokens, user_ref, session_ref, run_ref)
-    values (
-      p_account, p_id, a.key_hash, a.fingerprint, a.created_at, v_now, a.created_at, a.expires_at, p_cost, p_price, p_value, a.hold,
-      f.seq + 1, f.balance - p_price, 0, 'captured', a.model_id, a.feature_id, a.rate_card_id, a.api_key_id, a.unit_id, 1, p_price_ids,
-      p_quantities, a.remaining, a.meters, a.counts, a.assumed_output_tokens, a.user_ref, a.session_ref, a.run_ref);
-    if a.assumed_output_tokens is not null then
-      insert into output_delta values (p_account, a.model_id, a.feature_id, p_quantities);
-    end if;
+    select
+      p_account, p_id, e.key_hash, e.fingerprint, e.created_at, v_now, e.created_at, e.expires_at, p_cost, p_price, p_value, e.hold,
+      f.seq + 1, f.balance - p_price, 0, 'captured', e.model_id, e.feature_id, e.rate_card_id, e.api_key_id, e.unit_id, 1, p_price_ids,
+      p_quantities, e.remaining, e.meters, e.counts, e.assumed_output_tokens, e.user_ref, e.session_ref, e.run_ref
+    from ended e
+    returning hold, event_at, expires_at, remaining, meters, counts into u.hold, u.event_at, u.expires_at, u.remaining, u.meters, u.counts;
     if f.counted then
-      perform usage_count(p_account, a.created_at, p_cost, 0, a.counts, 0);
+      perform usage_count(p_account, u.event_at, p_cost, 0, u.counts, 0);
     end if;
-    return row('done', p_id, 'captured', a.hold, p_price, p_cost, 0, 0, f.balance - p_price, null, 0, a.created_at, a.expires_at, a.remaining,
-               a.meters, null, null, null, null)::usage_answer;
+    return row('done', p_id, 'captured', u.hold, p_price, p_cost, 0, 0, f.balance - p_price, null, 0, u.event_at, u.expires_at, u.remaining,
+               u.meters, null, null, null, null)::usage_answer;
   end if;
 
+  select * into a from open_authorization where account_id = p_account and id = p_id;
+  if not found then
+    return usage_settled(p_account, p_id, 'captured', p_quantities);
+  end if;
   if a.state <> 'awaiting_price' and usage_end(a) <= v_now - interval '7 days' then   -- too late, whether it was swept or not
     perform usage_sweep_account(p_account, v_now);
     return usage_settled(p_account, p_id, 'captured', p_quantities);

@@ -117,9 +117,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "verdict comes before the key", "billing/sql/ledger.sql",
-        "  elsif f.pending then",
-        "  elsif p_refusal is not null then\n    said.outcome := 'refused';\n    said.state := p_refusal;\n    return said;\n"
-        "  elsif f.pending then", (VERBS,),
+        "    elsif f.pending then",
+        "    elsif p_refusal is not null then\n      said.outcome := 'refused';\n      said.state := p_refusal;\n      return said;\n"
+        "    elsif f.pending then", (VERBS,),
     ),
     Mutant(
         "authorize forgets what is held", "billing/sql/ledger.sql",
@@ -128,13 +128,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "usual authorize forgets what is held", "billing/sql/ledger.sql",
-        "f.balance - f.held < greatest(p_hold, p_minimum)",
-        "f.balance < greatest(p_hold, p_minimum)", (VERBS,),
+        "v.balance - v.held >= greatest(p_hold, p_minimum)",
+        "v.balance >= greatest(p_hold, p_minimum)", (VERBS,),
     ),
     Mutant(
         "usual authorize looks for no stop", "billing/sql/ledger.sql",
-        "if f.stopped or p_refusal",
-        "if p_refusal", ("metering/tests/test_counters.py", "metering/tests/test_limits.py"),
+        "not s.stopped and p_refusal",
+        "p_refusal", ("metering/tests/test_counters.py", "metering/tests/test_limits.py"),
     ),
     Mutant(
         "usual capture burns the youngest grant", "billing/sql/ledger.sql",
@@ -143,13 +143,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "usual capture takes what other holds keep", "billing/sql/ledger.sql",
-        "p_price <= least(g.remaining, f.balance - f.held + a.held)",
+        "p_price <= least(g.remaining, v.balance - v.held + o.held)",
         "p_price <= g.remaining", (VERBS,),
     ),
     Mutant(
         "usual capture charges above a hold that caps", "billing/sql/ledger.sql",
-        "    and (p_price <= a.hold or p_overage = 'charge') and",
-        "    and", (VERBS,),
+        " and (p_price <= o.hold or p_overage = 'charge') as usual",
+        " as usual", (VERBS,),
     ),
     Mutant(
         "usual capture counts no cost", "billing/sql/ledger.sql",
@@ -158,8 +158,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "usual capture leaves the cash", "billing/sql/ledger.sql",
-        "    w.cash_nanos := share(g.cash_nanos, g.granted - g.remaining + p_price, g.granted) - share(g.cash_nanos, g.granted - g.remaining, g.granted);",
-        "    w.cash_nanos := 0;", (VERBS,),
+        "case when g.cash_nanos = 0 then 0 else",
+        "case when true then 0 else", (VERBS,),
     ),
     Mutant(
         "debt does not refuse a hold of nothing", "billing/sql/ledger.sql",
