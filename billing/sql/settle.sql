@@ -152,7 +152,7 @@ end $$;
 -- The first answer about a record that had no hold; usage_replayed rebuilds the same.
 create function usage_done(
   p_id uuid, p_outcome usage_outcome, p_price bigint, p_cost bigint, p_owed bigint, p_balance bigint, p_debt bigint, p_now timestamptz)
-returns usage_answer language sql immutable as $$
+returns usage_answer language sql stable as $$
   select row('done', p_id, p_outcome::text, 0::bigint, p_price, p_cost, 0::bigint, p_owed, p_balance, null, p_debt, p_now,
              null, null, null, null, null, null, null)::usage_answer
 $$;
