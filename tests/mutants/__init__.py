@@ -41,6 +41,7 @@ LIVES = "billing/tests/test_machine.py"
 RATING = "pricing/tests/test_rating.py"
 HOT_PATH = "metering/tests/test_api.py"
 CROWD = "metering/tests/test_concurrency.py"
+LIMITS = "metering/tests/test_counters.py"
 
 MUTANTS: tuple[Mutant, ...] = (
     # Quantities, prices and keys, in Python.
@@ -96,7 +97,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "capture is priced by today's price book", "metering/usage.py",
-        "book = catalog.book_of_rows(model=model, row_ids=promised.price_ids or ())",
+        "book = catalog.book_of_rows(model=model, row_ids=price_ids or ())",
         "book = catalog.price_book(model=model, at=datetime.now(UTC))", (HOT_PATH,),
     ),
     Mutant(
@@ -134,7 +135,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "usual authorize looks for no stop", "billing/sql/ledger.sql",
         "not s.stopped and p_refusal",
-        "p_refusal", ("metering/tests/test_counters.py", "metering/tests/test_limits.py"),
+        "p_refusal", (LIMITS,),
     ),
     Mutant(
         "usual capture burns the youngest grant", "billing/sql/ledger.sql",
@@ -154,7 +155,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "usual capture counts no cost", "billing/sql/ledger.sql",
         "    if f.counted then",
-        "    if false then", ("metering/tests/test_counters.py", "metering/tests/test_limits.py"),
+        "    if false then", (LIMITS,),
     ),
     Mutant(
         "usual capture leaves the cash", "billing/sql/ledger.sql",
@@ -308,6 +309,52 @@ MUTANTS: tuple[Mutant, ...] = (
         "what comes back overdue stays", "billing/sql/ledger.sql",
         "w.due_at := ledger_sooner(w.due_at, g.expires_at);\n  end if;",
         "null;\n  end if;", (REFUNDS,),
+    ),
+    Mutant(
+        "freeze takes what holds cover", "billing/sql/refunds.sql",
+        "v_part := ledger_uncovered(w, g);\n    if v_part > 0 then\n      w := ledger_move(w, g, 'freeze'",
+        "v_part := g.remaining;\n    if v_part > 0 then\n      w := ledger_move(w, g, 'freeze'", (REFUNDS,),
+    ),
+    Mutant(
+        "won dispute gives back less than was frozen", "billing/sql/refunds.sql",
+        "ledger_move(w, g, 'unfreeze', g.frozen, 0, v_now)",
+        "ledger_move(w, g, 'unfreeze', (g.frozen + 1) / 2, 0, v_now)", (REFUNDS,),
+    ),
+    Mutant(
+        "freeze closes a grant that is frozen whole", "billing/sql/ledger.sql",
+        "(remaining + p_amount = 0 and frozen = v_thawed)",
+        "(remaining + p_amount = 0)", (REFUNDS,),
+    ),
+    # Limits.
+    Mutant(
+        "limit lets one more through", "billing/sql/counters.sql",
+        "v_used + l.amount <= l.allowed",
+        "v_used <= l.allowed", (LIMITS,),
+    ),
+    Mutant(
+        "limit in shadow refuses", "billing/sql/counters.sql",
+        "not l.enforced or v_used",
+        "v_used", (LIMITS,),
+    ),
+    Mutant(
+        "open work costs nothing yet", "billing/sql/counters.sql",
+        "v_used := c.used + case when l.layer = 'cost' then s.open_cost_nanos else 0 end;",
+        "v_used := c.used;", (LIMITS,),
+    ),
+    Mutant(
+        "released work stays counted", "billing/sql/ledger.sql",
+        "case a.state when 'timed_out' then 0 else -1 end",
+        "0", (LIMITS,),
+    ),
+    Mutant(
+        "window that is over goes on", "billing/sql/counters.sql",
+        "if found and p_now < c.window_end then",
+        "if found then", (LIMITS,),
+    ),
+    Mutant(
+        "one object more than the plan allows", "billing/sql/counters.sql",
+        "p_enforced and v_used >= p_allowed",
+        "p_enforced and v_used > p_allowed", (LIMITS,),
     ),
     # A set of events.
     Mutant(
