@@ -97,7 +97,8 @@ class TestOwner:
 
     @pytest.mark.failure(11)
     @pytest.mark.parametrize(
-        ("change", "constraint"), [("held = -1", "not_negative"), ("held = balance + 1", "wallet_never_overdrawn"), ("debt = -1", "not_negative")]
+        ("change", "constraint"),
+        [("held = -1", "not_negative"), ("held = balance + 1", "wallet_never_overdrawn"), ("debt = -1", "not_negative")],
     )
     def test_wallet_is_never_overdrawn(self, change: str, constraint: str) -> None:
         assert constraint in refused(f"update wallet set {change}")

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from django.db import transaction
+from django.db import DatabaseError, transaction
 
 from accounts.models import Account
 from billing import audit, ledger
@@ -229,6 +229,25 @@ class TestHold:
             hold(account, 1, refusal="request_size")
         assert wallet(account) == (100, 0, 0)
 
+    def test_stop_refuses_an_account_without_limits_until_it_is_lifted_or_has_run_out(self, account: Account) -> None:
+        give(account, 100)
+        ledger.throttle(account_id=account.pk, actor="ann", reason="fraud")
+        with pytest.raises(ledger.Refused) as error:
+            hold(account, 1)
+        assert error.value.layer == "throttle"
+        assert wallet(account) == (100, 0, 0)
+        assert ledger.resume(account_id=account.pk, actor="ann")
+        hold(account, 1)
+        now = datetime.now(UTC)
+        ledger.throttle(account_id=account.pk, actor="ann", reason="fraud", ends_at=now + timedelta(hours=1))
+        with ledger.clock(at=now + timedelta(hours=1)):
+            hold(account, 1)
+
+    def test_account_that_nobody_opened_a_ledger_for_is_an_error(self, account: Account) -> None:
+        nobody = Account(pk=account.pk + 1_000_000, product=account.product)
+        with pytest.raises(DatabaseError, match="has no ledger"), transaction.atomic():
+            hold(nobody, 1)
+
     def test_hold_of_nothing_is_allowed(self, account: Account) -> None:
         give(account, 1)
         assert hold(account, 0).hold_nanos == 0
@@ -315,6 +334,18 @@ class TestCapture:
             assert dict(Grant.objects.filter(account=other).values_list("source", "remaining")) == {"a": 0, "b": 0, "c": 5, "d": 10}
 
     @pytest.mark.failure(19)
+    def test_capture_that_one_grant_covers_burns_the_first_in_burn_order(self, account: Account) -> None:
+        soon, now = datetime.now(UTC) + timedelta(days=1), datetime.now(UTC)
+        late = give(account, 10, priority=1, expires_at=soon)
+        young = give(account, 10, priority=0, expires_at=now + timedelta(days=9))
+        first = give(account, 10, priority=0, expires_at=soon)
+        same = give(account, 10, priority=0, expires_at=soon)
+        capture(account, hold(account, 12).id, 4)
+        capture(account, hold(account, 12).id, 6)
+        capture(account, hold(account, 12).id, 3)
+        left = dict(Grant.objects.filter(account=account).values_list("id", "remaining"))
+        assert left == {late.grant_id: 10, young.grant_id: 10, first.grant_id: 0, same.grant_id: 7}
+
     def test_cash_moves_with_the_credits_and_its_parts_sum_to_the_whole(self, account: Account) -> None:
         give(account, 7, cash_nanos=100, fee_nanos=10)
         for _ in range(7):

@@ -135,7 +135,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "usual authorize looks for no stop", "billing/sql/ledger.sql",
         "not s.stopped and p_refusal",
-        "p_refusal", (LIMITS,),
+        "p_refusal", (VERBS,),
     ),
     Mutant(
         "usual capture burns the youngest grant", "billing/sql/ledger.sql",
@@ -334,7 +334,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "limit in shadow refuses", "billing/sql/counters.sql",
         "not l.enforced or v_used",
-        "v_used", (LIMITS,),
+        "v_used", ("metering/tests/test_limits.py",),
     ),
     Mutant(
         "open work costs nothing yet", "billing/sql/counters.sql",
