@@ -15,6 +15,9 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 from redis.exceptions import RedisError
 
+from pricing import catalog
+from pricing.models import Entitlement
+
 HEARTBEAT = "heartbeat"
 HEARTBEAT_LATE = timedelta(minutes=3)
 
@@ -29,13 +32,19 @@ def live(request: HttpRequest) -> HttpResponse:
 @require_safe
 @never_cache
 def ready(request: HttpRequest) -> HttpResponse:
-    """200 when requests can be decided here: the database answers and is migrated; else 503.
+    """200 when requests can be decided here: the database answers and is migrated, and what replaces limits is a number; else 503.
 
     A cache that is down or a worker that is late makes it ``degraded``, still 200: charging goes on without them, and taking the web
     servers out of the balancer would help nobody.
     """
-    checks = {"database": _database(), "migrations": _migrations(), "cache": _cache(), "worker": _worker(timezone.now())}
-    able = checks["database"] == checks["migrations"] == "ok"
+    checks = {
+        "database": _database(),
+        "migrations": _migrations(),
+        "settings": _settings(),
+        "cache": _cache(),
+        "worker": _worker(timezone.now()),
+    }
+    able = checks["database"] == checks["migrations"] == checks["settings"] == "ok"
     status = "unavailable" if not able else "ok" if set(checks.values()) == {"ok"} else "degraded"
     return JsonResponse({"status": status, "checks": checks}, status=200 if able else 503)
 
@@ -62,6 +71,18 @@ def _migrations() -> str:
     except DatabaseError as error:
         return f"unknown ({type(error).__name__})"
     return f"{waiting} not applied" if waiting else "ok"
+
+
+def _settings() -> str:
+    """The environment variables that limits name: nobody on a plan could be told a limit that is no number."""
+    try:
+        for name in Entitlement.objects.exclude(setting="").values_list("setting", flat=True).distinct():
+            catalog.overridden(limit=None, setting=name)
+    except DatabaseError as error:
+        return f"unknown ({type(error).__name__})"
+    except catalog.InvalidSetting as error:
+        return str(error)
+    return "ok"
 
 
 def _cache() -> str:

@@ -110,10 +110,23 @@ class ProductAdmin(ReadOnlyAdmin):
     fieldsets = (
         (
             None,
-            {"fields": ("name", "slug", "unit", "default_plan", "time_zone", "support_email", "brand_colour", "allowed_origins", "notes")},
+            {
+                "fields": (
+                    "name",
+                    "slug",
+                    "unit",
+                    "default_plan",
+                    "guest_plan",
+                    "time_zone",
+                    "support_email",
+                    "brand_colour",
+                    "allowed_origins",
+                    "notes",
+                )
+            },
         ),
         ("What customers see and pay", {"fields": ("visibility", "overage", "late_charging", "late_hours", "burn_order")}),
-        ("Credit that it gives", {"fields": ("welcome", "announcement", "guest_exchanges", "guest_exchanges_setting")}),
+        ("Credit that it gives", {"fields": ("welcome", "announcement")}),
         ("Open work", {"fields": ("least_balance", "hold_lifetime", "hold_max")}),
         ("Margin", {"fields": ("target", "alert", "floor", "payment_fee")}),
     )
@@ -184,7 +197,7 @@ class PlanAdmin(ReadOnlyAdmin):
 
 class EntitlementInline(ReadOnlyInline):
     model = Entitlement
-    fields = ("key", "kind", "enabled", "text", "window", "limit", "mode")
+    fields = ("key", "kind", "enabled", "text", "window", "limit", "setting", "mode")
 
 
 @admin.register(PlanVersion)

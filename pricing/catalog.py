@@ -3,6 +3,7 @@
     product, product_by_id     one business and its policies
     plan_version               a plan's terms and allowances; plan_version_by_id the ones somebody is on
     flags                      the features that plans of a product grant or withhold
+    overridden                 a limit, or what the operator's environment says in its place
     packs, pack                credit on sale
     rate_card, rate_card_by_id how usage becomes a price
     price_book, book_of_rows   what a model costs us
@@ -14,6 +15,8 @@ Inside a transaction nothing is kept or taken from what was kept: a transaction 
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +39,10 @@ READS = Counter("catalog_reads", "Reads of the catalog, by what was read and whe
 
 class NotInCatalog(LookupError):
     """No such product, plan or rate card, or none yet at that time."""
+
+
+class InvalidSetting(ValueError):
+    """An environment variable that should be a limit and is no whole number."""
 
 
 class InvalidModel(ValueError):
@@ -117,6 +124,19 @@ def flags(*, product_id: int) -> frozenset[str]:
     """Every feature that a plan of the product grants or withholds, in any version."""
     named = Entitlement.objects.filter(plan_version__plan__product_id=product_id, kind=Entitlement.Kind.FLAG)
     return _kept("flags", product_id, lambda: frozenset(named.values_list("key", flat=True)))
+
+
+def overridden(*, limit: int | None, setting: str) -> int | None:
+    """What the environment variable ``setting`` says in place of ``limit``, where it names one that is set and not empty.
+
+    :raises InvalidSetting: it says something else than a whole number from 0.
+    """
+    value = os.environ.get(setting, "") if setting else ""
+    if not value:
+        return limit
+    if not re.fullmatch(r"[0-9]{1,18}", value):
+        raise InvalidSetting(f"The environment variable {setting} is {value[:40]!r}; expected a whole number from 0, at most 18 digits.")
+    return int(value)
 
 
 def packs(*, product_id: int, at: datetime) -> list[CreditPack]:
@@ -267,7 +287,7 @@ def _terms(version: PlanVersion, entitlements: list[Entitlement]) -> PlanTerms:
         flags={row.key: bool(row.enabled) for row in entitlements if row.kind == Entitlement.Kind.FLAG},
         texts={row.key: row.text for row in entitlements if row.kind == Entitlement.Kind.TEXT},
         limits=tuple(
-            Limit(row.key, row.window, row.limit, row.mode)
+            Limit(row.key, row.window, overridden(limit=row.limit, setting=row.setting), row.mode)
             for row in sorted(entitlements, key=lambda row: (row.key, row.window))
             if row.kind == Entitlement.Kind.LIMIT
         ),

@@ -251,6 +251,7 @@ PRODUCT = (
     Field("slug", "slug", SLUG),
     Field("name", "name", NAME),
     Field("default_plan", "default_plan", SLUG),
+    Field("guest_plan", "guest_plan", SLUG, ""),
     Field("time_zone", "time_zone", Kind(_time_zone), "UTC"),
     Field("visibility", "visibility", _choice(*Product.Visibility.values)),
     Field("overage", "overage", _choice(*Product.Overage.values)),
@@ -261,8 +262,6 @@ PRODUCT = (
     Field("minimum_balance", "minimum_balance_nanos", UNIT_AMOUNT, 0),
     Field("welcome_credit", "welcome_credit_nanos", UNIT_AMOUNT, 0),
     Field("announcement_credit", "announcement_credit_nanos", UNIT_AMOUNT, 0),
-    Field("guest_exchanges", "guest_exchanges", COUNT, None),
-    Field("guest_exchanges_setting", "guest_exchanges_setting", SETTING, ""),
     Field("burn_order", "burn_order", _list(_choice(*CREDIT_SOURCES))),
     Field("allowed_origins", "allowed_origins", _list(Kind(_origin)), []),
     Field("support_email", "support_email", Kind(_email), ""),
@@ -502,12 +501,28 @@ class _Reader:
 
     def limits(self, path: str, raw: dict[str, Any]) -> dict[str, Any]:
         windows = tuple(Entitlement.Window.values)
-        self.refuse_unknown(path, raw, (*windows, "mode"))
+        self.refuse_unknown(path, raw, (*windows, "mode", "setting"))
         found = {window: self.value(f"{path}.{window}", raw[window], LIMIT) for window in windows if window in raw}
         if not found:
             self.problem(path, f"a limit for at least one of {', '.join(windows)}")
         mode = self.value(f"{path}.mode", raw.get("mode", Entitlement.Mode.HARD.value), MODE)
-        return found if mode == Entitlement.Mode.HARD else found | {"mode": mode}
+        if mode != Entitlement.Mode.HARD:
+            found["mode"] = mode
+        if "setting" in raw:
+            found["setting"] = self.setting(f"{path}.setting", raw["setting"], windows=len(found.keys() & set(windows)))
+        return found
+
+    def setting(self, path: str, raw: Any, *, windows: int) -> Any:
+        """The environment variable that replaces a limit; what it says here is checked too, before anything relies on it."""
+        if windows > 1:
+            self.problem(path, "one window beside it; the variable has one number")
+        name = self.value(path, raw, SETTING)
+        if name is not None:
+            try:
+                catalog.overridden(limit=None, setting=name)
+            except catalog.InvalidSetting as error:
+                self.problems.append(f"{path}: {error}")
+        return name
 
     def prices(self, raw: Any) -> list[dict[str, Any]]:
         if not isinstance(raw, list):
@@ -519,6 +534,7 @@ class _Reader:
         """What no single value can say."""
         product, plans, cards = document["product"], document["plans"], document["rate_cards"]
         self.check_product(product, document["unit"])
+        self.check_guest_plan(product.get("guest_plan"), plans, cards)
         if product["default_plan"] not in plans:
             self.problem("product.default_plan", f"a plan of this file ({', '.join(plans) or 'there is none'})", product["default_plan"])
         ranks: dict[int, str] = {}
@@ -553,8 +569,21 @@ class _Reader:
             self.problem("unit", 'the name "US dollar" and 2 decimals for USD')
         if product.get("hold_max_seconds", 86_400) < product.get("hold_lifetime_seconds", 900):
             self.problem("product.hold_max_seconds", "at least hold_lifetime_seconds", product["hold_max_seconds"])
-        if "guest_exchanges_setting" in product and "guest_exchanges" not in product:
-            self.problem("product.guest_exchanges_setting", "guest_exchanges beside it")
+
+    def check_guest_plan(self, slug: str | None, plans: dict[str, Any], cards: dict[str, Any]) -> None:
+        """A guest has no balance, so nothing may be charged or granted; the plan is for nobody else."""
+        if slug is None:
+            return
+        plan = plans.get(slug)
+        if plan is None:
+            self.problem("product.guest_plan", f"a plan of this file ({', '.join(plans)})", slug)
+            return
+        if cards.get(plan["rate_card"], {}).get("mode") not in (RateCard.Mode.INCLUDED, RateCard.Mode.BYO):
+            self.problem(f"plans.{slug}.rate_card", "a card of mode included or byo; guests have no balance", plan["rate_card"])
+        if plan["price"] == CUSTOM or _cents(plan["price"]) or _amount(plan["included_credit"]):
+            self.problem(f"plans.{slug}", 'the price "0.00" and no included_credit; it is the guest plan')
+        if plan.get("public", True):
+            self.problem(f"plans.{slug}.public", "false; guests are put on it and nobody buys it")
 
     def check_rate_card(self, path: str, card: dict[str, Any]) -> None:
         mode = card["mode"]
@@ -678,7 +707,9 @@ def _plan_version_document(version: PlanVersion, decimals: int) -> dict[str, Any
             limits[row.window] = LIMIT.show(row.limit, decimals)
             if row.mode != Entitlement.Mode.HARD:
                 limits["mode"] = row.mode
-    order = (*Entitlement.Window.values, "mode")
+            if row.setting:
+                limits["setting"] = row.setting
+    order = (*Entitlement.Window.values, "mode", "setting")
     entitlements = {
         key: dict(sorted(value.items(), key=lambda item: order.index(item[0]))) if isinstance(value, dict) else value
         for key, value in entitlements.items()
@@ -926,7 +957,7 @@ def _entitlements(version: PlanVersion, document: dict[str, Any]) -> Iterator[En
             yield Entitlement(plan_version=version, key=key, kind=Entitlement.Kind.TEXT, text=value)
         else:
             for window, limit in value.items():
-                if window != "mode":
+                if window not in ("mode", "setting"):
                     yield Entitlement(
                         plan_version=version,
                         key=key,
@@ -934,6 +965,7 @@ def _entitlements(version: PlanVersion, document: dict[str, Any]) -> Iterator[En
                         window=window,
                         limit=LIMIT.parse(limit),
                         mode=value.get("mode", Entitlement.Mode.HARD),
+                        setting=value.get("setting", ""),
                     )
 
 

@@ -58,6 +58,7 @@ class Product(models.Model):
     name = models.CharField(max_length=120)
     unit = models.ForeignKey(Unit, on_delete=models.PROTECT, related_name="products")
     default_plan = models.CharField(max_length=64, help_text="Slug of the plan that a new account is on.")
+    guest_plan = models.CharField(max_length=64, blank=True, help_text="Slug of the plan that a guest is on; empty = no guests.")
     time_zone = models.CharField(max_length=64, default="UTC", help_text="Where a day quota rolls over, unless the account says otherwise.")
     visibility = models.CharField(max_length=20, choices=Visibility, default=Visibility.AMOUNT)
     overage = models.CharField(max_length=10, choices=Overage, default=Overage.CHARGE)
@@ -68,12 +69,6 @@ class Product(models.Model):
     minimum_balance_nanos = models.BigIntegerField(default=0, help_text="Below this an account may not start work.")
     welcome_credit_nanos = models.BigIntegerField(default=0, help_text="Granted once, when an account is opened.")
     announcement_credit_nanos = models.BigIntegerField(default=0, help_text="For accounts that existed before the product charged.")
-    guest_exchanges = models.PositiveIntegerField(
-        null=True, blank=True, help_text="Free exchanges of an anonymous guest; empty = no guests."
-    )
-    guest_exchanges_setting = models.CharField(
-        max_length=80, blank=True, help_text="Environment variable that overrides the guest exchanges."
-    )
     burn_order = ArrayField(models.CharField(max_length=20), default=list, help_text="Sources of credit, first burnt first.")
     allowed_origins = ArrayField(models.CharField(max_length=200), default=list, help_text="Where checkout may send a customer back to.")
     support_email = models.EmailField(blank=True)
@@ -334,6 +329,7 @@ class Entitlement(models.Model):
     text = models.CharField(max_length=120, blank=True)
     window = models.CharField(max_length=10, choices=Window, blank=True)
     limit = models.BigIntegerField(null=True, blank=True)
+    setting = models.CharField(max_length=80, blank=True, help_text="Environment variable that, where it is set, replaces the limit.")
     mode = models.CharField(max_length=10, choices=Mode, default=Mode.HARD)
 
     class Meta:
@@ -341,8 +337,8 @@ class Entitlement(models.Model):
             models.UniqueConstraint(fields=["plan_version", "key", "window"], name="entitlement_once"),
             models.CheckConstraint(
                 name="entitlement_says_what_its_kind_needs",
-                condition=Q(kind="flag", enabled__isnull=False, window="", limit=None)
-                | (Q(kind="text", enabled=None, window="", limit=None) & ~Q(text=""))
+                condition=Q(kind="flag", enabled__isnull=False, window="", limit=None, setting="")
+                | (Q(kind="text", enabled=None, window="", limit=None, setting="") & ~Q(text=""))
                 | (Q(kind="limit", enabled=None) & ~Q(window="") & (Q(limit=None) | Q(limit__gte=0))),
             ),
         ]

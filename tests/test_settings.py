@@ -83,6 +83,8 @@ def test_every_variable_that_is_read_is_documented_and_no_other() -> None:
         for name in match.groups()
         if name
     }
+    for catalog in ROOT.glob("pricing/catalogs/*.toml"):
+        read |= set(re.findall(r'^setting = "([A-Z][A-Z0-9_]+)"$', catalog.read_text(), re.MULTILINE))
     documented = set(re.findall(r"^([A-Z][A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert read - SURROUNDINGS == documented
 
@@ -138,7 +140,7 @@ class TestHealth:
         health.beat()
         assert client.get("/health/ready").json() == {
             "status": "ok",
-            "checks": {"database": "ok", "migrations": "ok", "cache": "ok", "worker": "ok"},
+            "checks": {"database": "ok", "migrations": "ok", "settings": "ok", "cache": "ok", "worker": "ok"},
         }
 
     def test_not_ready_without_a_database_and_not_ready_is_no_error_page(self) -> None:

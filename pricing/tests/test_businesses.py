@@ -131,8 +131,11 @@ PRPM: list[Figure] = [
 SUPABASE_CHAT: list[Figure] = [
     ("R-027", "product.unit", "USD"),
     ("R-027", "plans.pay_per_use.price_cents", 0),
-    ("R-028", "product.guest_exchanges", 3),
-    ("R-028", "product.guest_exchanges_setting", "FREE_GUEST_EXCHANGES"),
+    ("R-028", "product.guest_plan", "guest"),
+    ("R-028", "plans.guest.entitlements.messages.lifetime", 3),
+    ("R-028", "plans.guest.public", False),
+    ("R-086", "plans.guest.rate_card", "guest"),
+    ("R-086", "rate_cards.guest.mode", "included"),
     ("R-061", "rate_cards.retail.mode", "price_book"),
     ("R-066", "product.visibility", "full_breakdown"),
     ("R-208", "product.visibility", "full_breakdown"),
@@ -208,6 +211,7 @@ WHOLE: list[tuple[str, str, str, list[str]]] = [
     ("R-016", "prpm", "packs", ["small", "medium", "large"]),
     ("R-020", "prpm", "cost_tiers", ["free", "prpm_plus_individual", "prpm_plus_org", "unlimited"]),
     ("R-029", "elite", "plans", ["browser", "elite"]),
+    ("R-028", "supabase_chat", "plans", ["guest", "pay_per_use"]),
     ("R-036", "teach_charlie", "plans", ["free", "pro", "team"]),
 ]
 
@@ -260,8 +264,8 @@ def _of_plan(terms: catalog.PlanTerms, path: list[str]) -> object:
             return limit.limit
         case ["cost_tier"]:
             return terms.cost_tier and terms.cost_tier.slug
-        case ["name"]:
-            return terms.version.plan.name
+        case ["name" | "public" as column]:
+            return getattr(terms.version.plan, column)
         case [column]:
             return getattr(terms.version, column)
     raise ValueError(path)

@@ -151,9 +151,26 @@ class TestMistakes:
             ),
             (
                 'visibility = "amount"',
-                'visibility = "amount"\nguest_exchanges_setting = "FREE"',
-                "product.guest_exchanges_setting: expected guest_exchanges",
+                'visibility = "amount"\nguest_plan = "guest"',
+                'product.guest_plan: expected a plan of this file (free); found "guest"',
             ),
+            (
+                'visibility = "amount"',
+                'visibility = "amount"\nguest_plan = "free"',
+                'plans.free.rate_card: expected a card of mode included or byo; guests have no balance; found "standard"',
+            ),
+            (
+                'visibility = "amount"',
+                'visibility = "amount"\nguest_plan = "free"',
+                'plans.free: expected the price "0.00" and no included_credit',
+            ),
+            ('visibility = "amount"', 'visibility = "amount"\nguest_plan = "free"', "plans.free.public: expected false"),
+            ('visibility = "amount"', 'visibility = "amount"\nguest_plan = 3', "product.guest_plan: expected lower-case letters"),
+            ('mode = "soft"', 'setting = "FREE"', "plans.free.entitlements.agents.setting: expected one window beside it"),
+            ('mode = "soft"', "setting = 3", "plans.free.entitlements.agents.setting: expected the name of an environment variable"),
+            ('mode = "soft"', 'setting = "free"', "plans.free.entitlements.agents.setting: expected the name of an environment variable"),
+            ('mode = "soft"', 'setting = "A=B"', "plans.free.entitlements.agents.setting: expected the name of an environment variable"),
+            ('day = 3\ncount = "unlimited"\nmode = "soft"', 'setting = "FREE"', "plans.free.entitlements.agents: expected a limit"),
             (
                 'visibility = "amount"',
                 'visibility = "amount"\nhold_max_seconds = 5',
@@ -258,6 +275,15 @@ class TestMistakes:
     def test_a_monstrous_value_is_a_mistake_like_another(self, value: str, found: str) -> None:
         (problem,) = problems(edited('name = "Acme"', f"name = {value}"))
         assert problem == f"product.name: expected a text, at most 120 characters; found {found}"
+
+    @pytest.mark.parametrize("value", ["-1", "3.0", "three", "unlimited", " 3", "1e3", "３", "0x3", "9" * 19, "nan"])
+    def test_a_variable_that_says_no_number_is_told_with_the_limit_that_names_it(self, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FREE_AGENTS", value)
+        (problem,) = problems(edited('count = "unlimited"\nmode = "soft"', 'setting = "FREE_AGENTS"'))
+        assert problem == (
+            f"plans.free.entitlements.agents.setting: The environment variable FREE_AGENTS is {value!r}; "
+            "expected a whole number from 0, at most 18 digits."
+        )
 
     def test_all_mistakes_are_told_at_once(self) -> None:
         text = edited('name = "Acme"', "name = 5").replace('price = "5.00"', "price = 5").replace("per = 3600", "per = -1")
