@@ -72,11 +72,15 @@ def validate_time_zone(name: str) -> None:
 
 
 class Account(models.Model):
-    """The party that pays: a person or a team, of one product. Deleted never (money hangs on it); closed instead."""
+    """The party that pays: a person or a team, of one product. Deleted never (money hangs on it); closed instead.
+
+    A guest pays nothing: it has the product's guest plan and no balance, until it signs up.
+    """
 
     class Kind(models.TextChoices):
         PERSON = "person"
         TEAM = "team"
+        GUEST = "guest"
 
     product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="accounts")
     public_id = models.CharField(max_length=32, unique=True, default=new_account_id, editable=False)

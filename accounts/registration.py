@@ -1,6 +1,6 @@
 """Accounts come into being here, and people are forgotten here.
 
-open_account  the account of a product that has this external id; opened, with its signal, if there was none
+open_account  the account of a product that has this external id; opened, with its signal, if there was none, and signed up, if a guest's
 forget_user   removes a person's data; accounts and all that hangs on them stay
 product_for   which product a visitor signs up to
 """
@@ -51,7 +51,11 @@ def open_account(
     once. A new one is opened, with ``owner`` as its owner, and announced by :data:`accounts.signals.account_opened` in the same
     transaction: when a receiver fails, no account was opened. An empty ``time_zone`` is the product's.
 
-    :raises InvalidAccount: an empty or too long external id or name, an id that looks like ours, an unknown time zone or kind.
+    A guest's open account is signed up when it is asked for as another kind: it becomes what the arguments say, keeps all that hangs on
+    it, and is announced by :data:`accounts.signals.guest_signed_up`, likewise. Nothing makes it a guest's again.
+
+    :raises InvalidAccount: an empty or too long external id or name, an id that looks like ours, an unknown time zone or kind, or a guest
+        of a product that has none.
     """
     account = Account(
         product=product,
@@ -75,10 +79,18 @@ def open_account(
                 "created_at": now,
             },
         )
-        if opened:
+        message = signals.account_opened if opened else None
+        if account.kind == Account.Kind.GUEST and kind != Account.Kind.GUEST:
+            account = Account.objects.select_for_update(no_key=True).get(pk=account.pk)
+            if account.kind == Account.Kind.GUEST and account.closed_at is None:  # of two calls at once, the first
+                account.name, account.kind, account.billing_email = name, kind, billing_email
+                account.time_zone = time_zone or account.time_zone
+                account.save(update_fields=["name", "kind", "billing_email", "time_zone"])
+                message = signals.guest_signed_up
+        if message is not None:
             if owner is not None:
-                Membership.objects.create(account=account, user=owner, role=Membership.Role.OWNER, created_at=now)
-            signals.account_opened.send(sender=Account, account=account, now=now)
+                Membership.objects.get_or_create(account=account, user=owner, defaults={"role": Membership.Role.OWNER, "created_at": now})
+            message.send(sender=Account, account=account, now=now)
     return account
 
 
@@ -136,5 +148,7 @@ def _check(account: Account) -> None:
     for field in ("external_id", "name"):
         if not getattr(account, field).isprintable():
             raise InvalidAccount(field, "Control characters are not allowed.")
+    if account.kind == Account.Kind.GUEST and not account.product.guest_plan:
+        raise InvalidAccount("kind", f"{account.product.name} has no guests.")
     if account.external_id.startswith("acct_"):
         raise InvalidAccount("external_id", "An external id may not begin with acct_, as ours do.")

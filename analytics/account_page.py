@@ -59,7 +59,7 @@ class Effect:
 class AccountAdmin(ModelAdmin):  # type: ignore[misc]
     """Accounts are opened and renamed here; their money moves by the acts on their page."""
 
-    list_display = ("name", "product", "available", "debt", "external_id", "opened")
+    list_display = ("name", "kind", "product", "available", "debt", "external_id", "opened")
     list_filter = ("product", "kind", ("closed_at", EmptyFieldListFilter))
     search_fields = ("name", "=external_id", "=public_id", "billing_email", "memberships__user__email")
     search_help_text = "A name, an id of ours or the client's, or an email address."

@@ -1,6 +1,7 @@
 """Which plan an account is on.
 
     start     puts an account on a plan
+    end       takes it off its plan
     current   the subscription that counts now
     payer     the account that a request names, its plan read along; payers for several at once
     allowed   what its plan allows, and the rate card that prices its usage; allowed_many for several accounts at once
@@ -72,6 +73,12 @@ def start(*, account: Account, plan: str, now: datetime) -> Subscription:
         if version.price_cents == 0 and version.included_credit_nanos:
             schedule_included_credit(subscription=subscription)
     return subscription
+
+
+def end(*, account: Account, now: datetime) -> None:
+    """Ends the account's live subscription, if it has one. Credit that it brought, and the schedule of more, are not touched."""
+    live = Subscription.objects.filter(account=account).exclude(status=Subscription.Status.CANCELED)
+    live.update(status=Subscription.Status.CANCELED, ended_at=now)
 
 
 def schedule_included_credit(*, subscription: Subscription) -> ledger.Operation:

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what drf-spectacular finds, and beside it the hot endpoints, which are plain views, and the problems.
+"""The OpenAPI document: what drf-spectacular finds, and beside it the endpoints that are plain views, the hot ones, and the problems.
 
 ``complete`` is a post-processing hook (``SPECTACULAR_SETTINGS``), ``document`` serves the result. The answers of the hot endpoints are
 described here as models; ``tests/test_api_contract.py`` holds real answers against them.
@@ -17,6 +17,7 @@ from drf_spectacular.generators import SchemaGenerator
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from accounts import openings
 from accounts.api import PROBLEM_JSON
 from accounts.reads import Amount
 from metering import api, ingest
@@ -76,6 +77,18 @@ class Problem(BaseModel):
     limits: list[LayerAnswer] | None = Field(None, description="With a refused authorization: every layer.")
     resets_at: datetime | None = Field(None, description="With a refused authorization: when the layer that refused starts anew.")
     upgrade: Offer | None = Field(None, description="With a refused authorization: the next plan that would allow it.")
+
+
+class OpenedAccount(BaseModel):
+    """An account, new or as it was; `account` is our id of it. `closed_at` null = open."""
+
+    account: str
+    external_id: str
+    kind: Literal["person", "team", "guest"]
+    name: str
+    time_zone: str
+    created_at: datetime
+    closed_at: datetime | None
 
 
 class Authorization(BaseModel):
@@ -146,7 +159,7 @@ class Results(BaseModel):
     invalid: int
 
 
-# The hot endpoints ------------------------------------------------------------------------------------------------------------
+# The plain endpoints ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -188,6 +201,18 @@ _METER = {
 _RESOLVED = "`hold_already_resolved`, `hold_expired`: it ended otherwise; `state` says how."
 
 OPERATIONS = (
+    Operation(
+        "/api/v1/accounts", "openAccount", "Open an account, or sign a guest up.",
+        "One account for each `external_id`: one that exists is answered as it is. It starts on the product's default plan, with the"
+        " welcome credit; a `guest` on the guest plan, without a balance. A guest who is asked for again as a `person` or `team` signs up:"
+        " the same account takes the name and address given, the default plan and the welcome credit, once for ever.",
+        (openings.Open,), (OpenedAccount,),
+        {
+            "A guest": {"external_id": "visitor-42", "kind": "guest"},
+            "The guest signs up": {"external_id": "visitor-42", "kind": "person", "name": "Ada", "billing_email": "ada@example.com"},
+        },
+        {403: "`missing_scope`; `refused`: an account key opens none", 422: "`invalid_request`: also where the product has no guests"},
+    ),
     Operation(
         "/api/v1/usage/authorize", "authorize", "May this account spend this?",
         "Asks every limit in order and holds the price of the worst case. The answer names each layer and what it has left.",
@@ -273,7 +298,7 @@ _KEY_PROBLEMS = {
 
 
 def complete(result: Document, generator: object, request: object, public: bool) -> Document:
-    """Adds the hot endpoints and the problems. Called by drf-spectacular."""
+    """Adds the plain endpoints and the problems. Called by drf-spectacular."""
     requests: set[type[BaseModel]] = {model for operation in OPERATIONS for model in operation.requests}
     answers: set[type[BaseModel]] = {Problem, *(model for operation in OPERATIONS for model in operation.answers)}
     schemas = result["components"].setdefault("schemas", {})
@@ -305,7 +330,7 @@ def _described(operation: Operation) -> Document:
         "operationId": operation.id,
         "summary": operation.summary,
         "description": operation.description,
-        "tags": ["usage"],
+        "tags": [operation.path.split("/")[3]],
         "security": [{"apiKey": []}],
         "parameters": operation.parameters,
         "requestBody": {

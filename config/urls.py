@@ -4,6 +4,7 @@ from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
+from accounts import openings
 from accounts import pages as account_pages
 from accounts.reads import by_method
 from analytics.api import MarginView
@@ -28,6 +29,7 @@ urlpatterns = [
     # The API
     path("api/schema", openapi.document, name="schema"),
     path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
+    path("api/v1/accounts", openings.accounts),
     path("api/v1/usage/authorize", metering.authorize),
     path("api/v1/usage/authorizations/<str:authorization>/capture", metering.capture),
     path("api/v1/usage/authorizations/<str:authorization>/release", metering.release),

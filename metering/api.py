@@ -254,7 +254,8 @@ def _refusal(error: usage.Refused, account: Account | None) -> api.Problem:
     if offer is not None:
         price = None if offer.price_cents is None else f"{offer.price_cents // 100}.{offer.price_cents % 100:02}"
         members["upgrade"] = {"plan": offer.plan, "name": offer.name, "price": price, "currency": offer.currency}
-    return api.Problem(status, code, layer.reason, headers=headers, **members)
+    guest = offer is not None and account is not None and account.kind == Account.Kind.GUEST
+    return api.Problem(status, code, layer.reason + (" Sign up to go on." if guest else ""), headers=headers, **members)
 
 
 def layers(decision: limits.Decision, *, wholesale: bool = False) -> list[dict[str, Any]]:

@@ -193,10 +193,11 @@ def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
     allowed = subscriptions.allowed(account=account)
     feature, quantities, counts = (ask.feature, ask.quantities, ask.counts) if ask else (None, None, None)
     before = limits.before(account=account, allowed=allowed, feature=feature, quantities=quantities, now=now)
-    rated = _estimate(account, allowed, ask, now).rated if ask else _NO_ESTIMATE.rated
+    estimate = _estimate(account, allowed, ask, now) if ask else _NO_ESTIMATE
+    rated = estimate.rated
     counted = limits.counted(account=account, allowed=allowed, counts=counts, cost_nanos=rated.cost_nanos, now=now, objects=ask is None)
     look = ledger.limits(account_id=account.pk, limits=[item.limit for item in counted])
-    needed = max(rated.price_nanos, account.product.minimum_balance_nanos) if ask else 0
+    needed = max(rated.price_nanos, account.product.minimum_balance_nanos) if _charges(estimate.card) else 0
     return limits.in_order([*before, *limits.answered(counted=counted, look=look), _credits(account, now, needed)])
 
 
