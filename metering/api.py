@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -192,7 +192,7 @@ def records(request: HttpRequest, principal: api_keys.Principal) -> HttpResponse
         status: sum(result["status"] == status for result in finished)
         for status in ("created", "duplicate", "conflict", "invalid", "unpriced")
     }
-    return JsonResponse({"results": finished} | counts)
+    return api.as_json({"results": finished} | counts)
 
 
 @api.endpoint(scope="usage:write")
@@ -303,7 +303,7 @@ def _authorization(principal: api_keys.Principal, value: str) -> tuple[Account, 
 
 def _said(body: Authorize) -> dict[str, Any]:
     """What an authorization says about the work, beside its size."""
-    return body.model_dump(include={"feature", "service_level", "user", "session", "run", "counts"})
+    return {name: getattr(body, name) for name in ("feature", "service_level", "user", "session", "run", "counts")}
 
 
 def _recorded(event: usage.Event, answer: usage.Recorded, unit: str) -> dict[str, Any]:
@@ -330,7 +330,7 @@ def _single(result: dict[str, Any]) -> HttpResponse:
     """The result of one event that came alone: as a status of its own."""
     if "problem" in result:
         body = result["problem"]
-        return JsonResponse(body, status=body["status"], content_type=api.PROBLEM_JSON)
+        return api.as_json(body, status=body["status"], content_type=api.PROBLEM_JSON)
     return _answer(result, replayed=result["status"] == "duplicate")
 
 
@@ -356,4 +356,4 @@ def _settled(account: Account, done: ledger.Usage) -> dict[str, Any]:
 
 
 def _answer(body: Mapping[str, datetime | Any], *, replayed: bool = False) -> HttpResponse:
-    return JsonResponse(body, headers={"Idempotency-Replayed": "true"} if replayed else {})
+    return api.as_json(body, headers={"Idempotency-Replayed": "true"} if replayed else {})

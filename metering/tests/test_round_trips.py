@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-from django.conf import settings
 from django.db import connection
 from django.db.backends.signals import connection_created
 from psycopg import pq
-from redis import Redis
+from redis.connection import AbstractConnection
 
 from accounts import api_keys
 from accounts.models import Account
@@ -37,9 +37,15 @@ class Asked:
 
 @contextmanager
 def counted() -> Iterator[Asked]:
-    """Counts what PostgreSQL and Valkey are asked: by libpq's own trace, also on connections that are opened meanwhile."""
+    """Counts what PostgreSQL is asked, by libpq's own trace, also on connections that are opened meanwhile, and what is sent to Valkey."""
     asked = Asked()
-    with tempfile.TemporaryFile() as heard:
+    send: Callable[..., None] = AbstractConnection.send_packed_command
+
+    def sent(connection: AbstractConnection, *command: Any, **options: Any) -> None:
+        asked.valkey += 1
+        send(connection, *command, **options)
+
+    with tempfile.TemporaryFile() as heard, patch.object(AbstractConnection, "send_packed_command", sent):
 
         def listen(connection: Any, **_: object) -> None:
             connection.connection.pgconn.trace(heard.fileno())
@@ -48,15 +54,12 @@ def counted() -> Iterator[Asked]:
         connection.ensure_connection()
         listen(connection)
         connection_created.connect(listen)
-        valkey = Redis.from_url(settings.REDIS_URL)
-        before = valkey.info("stats")["total_reads_processed"]
         try:
             yield asked
         finally:
             connection_created.disconnect(listen)
             if connection.connection is not None:
                 connection.connection.pgconn.untrace()
-        asked.valkey = valkey.info("stats")["total_reads_processed"] - before - 1  # the question itself
         heard.seek(0)
         asked.database = heard.read().count(b"ReadyForQuery")
 
