@@ -72,6 +72,7 @@ def start(*, account: Account, plan: str, now: datetime) -> Subscription:
         )
         if version.price_cents == 0 and version.included_credit_nanos:
             schedule_included_credit(subscription=subscription)
+        transaction.on_commit(lambda: _terms.forget(account.pk))
     return subscription
 
 
@@ -79,6 +80,7 @@ def end(*, account: Account, now: datetime) -> None:
     """Ends the account's live subscription, if it has one. Credit that it brought, and the schedule of more, are not touched."""
     live = Subscription.objects.filter(account=account).exclude(status=Subscription.Status.CANCELED)
     live.update(status=Subscription.Status.CANCELED, ended_at=now)
+    transaction.on_commit(lambda: _terms.forget(account.pk))
 
 
 def schedule_included_credit(*, subscription: Subscription) -> ledger.Operation:
@@ -169,8 +171,10 @@ def payers(product_id: int, names: Collection[str | int]) -> dict[str | int, Acc
             kept.keep((product_id, getattr(account, column)), account, read_at)
             if row[-1] is not None:
                 terms.keep(account.pk, row[len(_ACCOUNT_FIELDS) :], read_at)
-    for account in found.values():
-        account.product = catalog.product_by_id(product_id=product_id)
+    if found:
+        product = catalog.product_by_id(product_id=product_id)
+        for account in found.values():
+            account.product = product
     return found
 
 
@@ -214,6 +218,9 @@ class _Kept(Generic[K, V]):
         if len(self._answers) >= MAX_KEPT:
             self._answers.clear()
         self._answers[key] = (read_at, value)
+
+    def forget(self, key: K) -> None:
+        self._answers.pop(key, None)
 
 
 _Payers: TypeAlias = _Kept[tuple[int, str | int], Account]

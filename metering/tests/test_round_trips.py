@@ -140,8 +140,7 @@ class TestWhatIsRemembered:
         newcomer = make_account(app.product, external_id="newcomer")
         estimate = {"input_tokens": 0, "max_output_tokens": 0}
         assert app.authorize(account="newcomer", estimate=estimate).status_code == 200
-        newcomer.subscriptions.update(status="canceled", ended_at=datetime.now(UTC))
-        subscriptions._terms._answers.clear()
+        subscriptions.end(account=newcomer, now=datetime.now(UTC))  # what this process did, it knows
         assert app.authorize(account="newcomer", estimate=estimate).status_code == 403
         subscriptions.start(account=newcomer, plan="free", now=datetime.now(UTC))
         assert app.authorize(account="newcomer", estimate=estimate).status_code == 200
