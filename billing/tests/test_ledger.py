@@ -333,7 +333,7 @@ class TestCapture:
             record(other, 25)
             assert dict(Grant.objects.filter(account=other).values_list("source", "remaining")) == {"a": 0, "b": 0, "c": 5, "d": 10}
 
-    @pytest.mark.failure(19)
+    @pytest.mark.failure(16)
     def test_capture_that_one_grant_covers_burns_the_first_in_burn_order(self, account: Account) -> None:
         soon, now = datetime.now(UTC) + timedelta(days=1), datetime.now(UTC)
         late = give(account, 10, priority=1, expires_at=soon)
@@ -346,6 +346,7 @@ class TestCapture:
         left = dict(Grant.objects.filter(account=account).values_list("id", "remaining"))
         assert left == {late.grant_id: 10, young.grant_id: 10, first.grant_id: 0, same.grant_id: 7}
 
+    @pytest.mark.failure(19)
     def test_cash_moves_with_the_credits_and_its_parts_sum_to_the_whole(self, account: Account) -> None:
         give(account, 7, cash_nanos=100, fee_nanos=10)
         for _ in range(7):
