@@ -209,12 +209,17 @@ def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> 
     :raises Refused: there are as many as the plan allows, or the plan has none of them, or all work is stopped.
     """
     allowed = subscriptions.allowed(account=account)
-    stopped: tuple[Layer, ...] = limits.before(account=account, allowed=allowed, feature=None, quantities=None, now=now)
+    look = ledger.limits(account_id=account.pk, limits=[])
+    stopped: tuple[Layer, ...] = (
+        *limits.before(account=account, allowed=allowed, feature=None, quantities=None, now=now),
+        *limits.answered(counted=[], look=look),
+    )
     limit = allowed.plan.limit(meter, Entitlement.Window.COUNT) if allowed else None
     if limit is None:
         reason = f"The plan does not include {meter.replace('_', ' ')}."
-        stopped = (stopped[0], Layer("entitlement", allowed=False, meter=f"{meter}/count", reason=reason))
-    if (refusal := limits.Decision(stopped).refusal) is not None:
+        none = Layer("entitlement", allowed=False, meter=f"{meter}/count", reason=reason)
+        stopped = (*(layer for layer in stopped if layer.name in ("kill_switch", "throttle")), none)
+    if (refusal := limits.in_order(stopped).refusal) is not None:
         raise _refused(refusal.name, limits.in_order(stopped))
     assert limit is not None
     try:
@@ -372,7 +377,7 @@ def _prepare(event: Event, allowed: subscriptions.Allowed | None, now: datetime,
 
 
 def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: datetime, api_key_id: int | None) -> ledger.Event:
-    if not now - MAX_AGE <= event.at <= now + MAX_AHEAD:
+    if event.at > now + MAX_AHEAD or (event.at < now - MAX_AGE and not _is_recorded(event)):
         raise InvalidUsage("time", "The event's time is more than five minutes ahead or more than a year ago.")
     account = event.account
     book = _book(event.model, event.at, event.service_level)
@@ -398,6 +403,11 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
         service_level=None if event.service_level == "standard" else event.service_level,
         closes_at=None if allowed is None or event.at >= allowed.period_start else allowed.period_at(event.at)[1] + GRACE,
     )
+
+
+def _is_recorded(event: Event) -> bool:
+    """Whether the key was used before: then it is answered as it was, however long ago that is."""
+    return UsageRecord.objects.filter(account_id=event.account.pk, key_hash=ledger.key_hash("usage", event.key)).exists()
 
 
 # Later ------------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any
@@ -354,15 +354,18 @@ class TestCaptures:
 @pytest.mark.django_db
 class TestReports:
     @pytest.mark.failure(24)
-    def test_an_event_is_a_duplicate_a_year_later_too(self, app: App) -> None:
+    @pytest.mark.parametrize("days", [365, 367, 3_650])
+    def test_an_event_is_a_duplicate_years_later_too(self, app: App, days: int) -> None:
         event = app.event()
         assert body(app.post("records", event))["status"] == "created"
         [again] = ingest.read([event], product_id=app.product.pk, account_id=None)
         assert isinstance(again, usage.Event)
-        with ledger.clock(at=again.at + timedelta(days=365)):
-            [answer] = usage.record(events=[again], now=again.at + timedelta(days=365))
+        later = again.at + timedelta(days=days)
+        with ledger.clock(at=later):
+            answer, other = usage.record(events=[again, replace(again, quantities={"input_tokens": 2})], now=later)
         assert isinstance(answer, ledger.Usage)
-        assert answer.outcome == "replayed"
+        assert isinstance(other, ledger.Usage)
+        assert (answer.outcome, other.outcome) == ("replayed", "key_reused")
         assert UsageRecord.objects.filter(account=app.account).count() == 1
 
     @pytest.mark.failure(30)

@@ -152,6 +152,18 @@ class TestCounters:
         assert app.place(action="release").headers["Idempotency-Replayed"] == "true"
         assert app.place(object="b").status_code == 200
 
+    def test_a_stopped_account_makes_no_new_objects_and_may_let_the_old_ones_go(self) -> None:
+        shop = Shop.new(("agents", "count", 2))
+        app = App(shop)
+        assert app.place().status_code == 200
+        stop(shop)
+        refused = app.place(object="b")
+        assert (refused.status_code, refused.json()["code"], refused.json()["layer"]) == (429, "throttled", "throttle")
+        assert "resets_at" in refused.json()
+        assert app.place(action="release").json()["used"] == 0
+        ledger.resume(account_id=shop.account.pk, actor="ada")
+        assert app.place(object="b").status_code == 200
+
     def test_a_meter_that_the_plan_does_not_have_is_not_entitled_and_one_without_a_limit_is_not_limited(self) -> None:
         shop = Shop.new(("agents", "count", None))
         app = App(shop)
