@@ -294,7 +294,7 @@ def open_dispute(store: Store, charge: Obj, amount: int | None = None, reason: s
     dispute |= {"evidence_details": due | {"submission_count": 0}, "payment_intent": charge["payment_intent"], "reason": reason}
     dispute["payment_method_details"] = {
         "type": "card",
-        "card": {"brand": "visa", "case_type": "chargeback", "network_reason_code": "10.4"},
+        "card": {"brand": "visa", "case_type": "chargeback", "network": "visa", "network_reason_code": "10.4"},
     }
     dispute |= {"balance_transactions": [], "network_reason_code": "10.4", "status": "needs_response"}
     store.add(dispute, "charge.dispute.created")

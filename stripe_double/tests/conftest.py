@@ -31,7 +31,7 @@ class Client:
         self.sdk = stripe.StripeClient(KEY, base_addresses={"api": address}, stripe_version=API_VERSION, max_network_retries=0)
         self.v1 = self.sdk.v1
 
-    def control(self, method: str, path: str, **wish: Any) -> Any:
+    def control(self, method: str, path: str, /, **wish: Any) -> Any:
         body = json.dumps(wish).encode() if method == "POST" else None
         request = urllib.request.Request(f"{self.address}/_control{path}", body, {"Content-Type": "application/json"}, method=method)
         with urllib.request.urlopen(request) as answer:
