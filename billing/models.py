@@ -9,6 +9,7 @@ from __future__ import annotations
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
 
 from accounts.models import Account
 from pricing.models import PlanVersion, Unit
@@ -213,6 +214,14 @@ class Subscription(models.Model):
 
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="subscriptions")
     plan_version = models.ForeignKey(PlanVersion, on_delete=models.PROTECT, related_name="subscriptions")
+    stripe = models.ForeignKey(
+        "StripeSubscription",
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="+",
+        help_text="Who pays for it; empty = nobody.",
+    )
     status = models.CharField(max_length=10, choices=Status, default=Status.ACTIVE)
     anchor_at = models.DateTimeField(help_text="Periods are counted from here, so that a 31st stays a 31st.")
     current_period_start = models.DateTimeField()
@@ -233,3 +242,101 @@ class Subscription(models.Model):
 
     def __str__(self) -> str:
         return f"{self.account} on {self.plan_version}"
+
+
+class StripeCustomer(models.Model):
+    """Which account a customer at Stripe is. The only source of who pays: what an event says of itself is not believed."""
+
+    id = models.CharField(primary_key=True, max_length=64, help_text="cus_…")
+    account = models.OneToOneField(Account, on_delete=models.PROTECT, related_name="stripe_customer")
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class StripeSubscription(models.Model):
+    """A subscription at Stripe as it was last read. What of it counts is a :class:`Subscription`.
+
+    ``plan_version`` is the plan that it last had by a price of ours; None while it never had one. ``read_number`` grows with every read.
+    """
+
+    id = models.CharField(primary_key=True, max_length=64, help_text="sub_…")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="stripe_subscriptions")
+    status = models.CharField(max_length=24, help_text="As Stripe says it.")
+    price_id = models.CharField(max_length=64)
+    quantity = models.PositiveIntegerField(default=1)
+    plan_version = models.ForeignKey(PlanVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    anchor_at = models.DateTimeField()
+    current_period_start = models.DateTimeField()
+    current_period_end = models.DateTimeField()
+    cancel_at_period_end = models.BooleanField(default=False)
+    started_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, blank=True)
+    read_number = models.BigIntegerField()
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class StripePayment(models.Model):
+    """A payment at Stripe as it was last read: a payment intent, or an invoice that was paid without one.
+
+    Amounts are in the smallest unit of ``currency`` and cumulative; ``refunded`` includes what was lost in disputes.
+    """
+
+    id = models.CharField(primary_key=True, max_length=64, help_text="pi_… or in_…")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="stripe_payments")
+    status = models.CharField(max_length=32, help_text="As Stripe says it.")
+    currency = models.CharField(max_length=3)
+    paid = models.BigIntegerField()
+    refunded = models.BigIntegerField()
+    disputed = models.BooleanField(help_text="A dispute is open.")
+    created_at = models.DateTimeField()
+    read_number = models.BigIntegerField()
+
+    class Meta:
+        constraints = [models.CheckConstraint(name="stripe_payment_amounts", condition=Q(refunded__gte=0, paid__gte=models.F("refunded")))]
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class StripeEvent(models.Model):
+    """The inbox: an event that Stripe signed, exactly as it came, and what became of it. Stored once, whatever endpoint got it."""
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        DONE = "done"
+        IGNORED = "ignored"
+        QUARANTINED = "quarantined"
+        DEAD = "dead"
+
+    event_id = models.CharField(max_length=80, unique=True)
+    endpoint = models.CharField(max_length=80, help_text="The path that it was sent to.")
+    type = models.CharField(max_length=80, blank=True)
+    object_id = models.CharField(max_length=80, blank=True)
+    api_version = models.CharField(max_length=40, blank=True)
+    livemode = models.BooleanField(null=True)
+    created_at = models.DateTimeField(null=True, help_text="When Stripe made it.")
+    payload = models.TextField(help_text="The body as it was signed.")
+    received_at = models.DateTimeField()
+    state = models.CharField(max_length=12, choices=State, default=State.PENDING)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    next_attempt_at = models.DateTimeField(help_text="Not worked before this time; while it is worked, when its lease ends.")
+    last_error = models.TextField(blank=True, help_text="Why it was not done, or not yet.")
+    done_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["next_attempt_at", "id"], condition=Q(state="pending"), name="stripe_event_due"),
+            models.Index(fields=["-received_at"], name="stripe_event_newest"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                name="stripe_event_done", condition=Q(state="pending", done_at=None) | (~Q(state="pending") & Q(done_at__isnull=False))
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.event_id}"

@@ -1,10 +1,13 @@
 """Billing's jobs."""
 
 from celery import shared_task
+from django.utils import timezone
 
-from billing import ledger
+from billing import ledger, stripe_inbox
 
 DUE_BATCH = 100
+#: So many events at most are worked at one ring of the bell; the sweeper rings again within a minute.
+INBOX_BATCH = 1_000
 
 
 @shared_task
@@ -15,3 +18,12 @@ def apply_due() -> int:
         batches += 1
         after = ledger.catch_up(after=after, limit=DUE_BATCH)
     return batches
+
+
+@shared_task
+def work_stripe_inbox() -> int:
+    """Works what is due of the events that Stripe sent; returns how many. Late, twice or at once with another: the same end."""
+    worked = 0
+    while worked < INBOX_BATCH and stripe_inbox.work_next(now=timezone.now()) is not None:
+        worked += 1
+    return worked

@@ -10,6 +10,7 @@ from accounts.reads import by_method
 from analytics.api import MarginView
 from billing import api as billing
 from billing import pages as billing_pages
+from billing import stripe_receiver
 from config import errors, health, openapi
 from metering import api as metering
 from metering import pages as usage_pages
@@ -50,6 +51,10 @@ urlpatterns = [
     # The source documents' own paths
     path("api/balance", billing.ChatBalance.as_view()),
     path("api/health/pricing", billing.PricingHealth.as_view()),
+    # Where Stripe sends events to: each path with the signing secret of its own endpoint
+    path("api/v1/billing/webhook", stripe_receiver.receive, {"secrets": "STRIPE_WEBHOOK_SECRETS"}),
+    path("api/auth/stripe/webhook", stripe_receiver.receive, {"secrets": "STRIPE_WEBHOOK_SECRETS"}),
+    path("api/v1/playground/webhooks/stripe/credits", stripe_receiver.receive, {"secrets": "STRIPE_PLAYGROUND_WEBHOOK_SECRETS"}),
     path("api/<path:path>", errors.unknown_path),
 ]
 

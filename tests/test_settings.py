@@ -84,7 +84,7 @@ def test_every_variable_that_is_read_is_documented_and_no_other() -> None:
         if name
     }
     for catalog in ROOT.glob("pricing/catalogs/*.toml"):
-        read |= set(re.findall(r'^setting = "([A-Z][A-Z0-9_]+)"$', catalog.read_text(), re.MULTILINE))
+        read |= set(re.findall(r'^(?:stripe_price_)?setting = "([A-Z][A-Z0-9_]+)"$', catalog.read_text(), re.MULTILINE))
     documented = set(re.findall(r"^([A-Z][A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert read - SURROUNDINGS == documented
 
@@ -92,6 +92,18 @@ def test_every_variable_that_is_read_is_documented_and_no_other() -> None:
 def test_the_example_names_no_value_that_would_be_a_secret() -> None:
     values = dict(re.findall(r"^([A-Z][A-Z0-9_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert {name: values[name] for name in REQUIRED if name != "ALLOWED_HOSTS"} == dict.fromkeys(set(REQUIRED) - {"ALLOWED_HOSTS"}, "")
+
+
+def test_a_live_key_is_sent_to_stripe_alone() -> None:
+    started = production("-c", "import config.settings.base", **REQUIRED | {"STRIPE_API_HOST": "http://127.0.0.1:12111"})
+    assert started.returncode != 0
+    assert "STRIPE_API_HOST is for tests" in started.stderr
+
+
+def test_an_endpoint_may_have_several_signing_secrets_and_without_one_has_none() -> None:
+    code = "from config.settings import base; print(base.STRIPE_WEBHOOK_SECRETS, base.STRIPE_PLAYGROUND_WEBHOOK_SECRETS)"
+    shown = production("-c", code, **REQUIRED | {"STRIPE_WEBHOOK_SECRET": "whsec_new, whsec_old", "STRIPE_PLAYGROUND_WEBHOOK_SECRET": ""})
+    assert shown.stdout.strip() == "['whsec_new', 'whsec_old'] []", shown.stderr
 
 
 @pytest.mark.parametrize(("key", "mode"), [("sk_live_", True), ("rk_live_", True), ("sk_test_", False), ("rk_test_", False)])

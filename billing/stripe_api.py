@@ -1,0 +1,255 @@
+"""What Stripe says now, read through its SDK at the pinned API version. Nothing here writes anything, here or there.
+
+    payment       a payment intent: what of it was paid, refunded and disputed, and what it was paid for
+    invoice       the same, from the invoice
+    subscription  a subscription
+    session       what a checkout session led to
+    intent_of     the payment intent that a charge, a refund or a dispute is about
+
+Amounts are in the smallest unit of their currency. Every function calls the network, so none is called inside a transaction; they raise
+:class:`stripe.StripeError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, Literal
+
+import stripe
+from django.conf import settings
+
+TIMEOUT_SECONDS = 8
+OPEN_DISPUTE = {"needs_response", "under_review"}
+Obj = dict[str, Any]
+Kind = Literal["charge", "refund", "dispute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What was paid for. ``subtotal`` is before discounts, ``net`` after them; ``cash`` is what of that is no tax.
+
+    ``period`` is set where the line is a whole period of a subscription, and not a proration.
+    """
+
+    price_id: str
+    quantity: int
+    subtotal: int
+    net: int
+    cash: int
+    currency: str
+    period: tuple[datetime, datetime] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    id: str
+    customer_id: str
+    status: str
+    items: Sequence[tuple[str, int]]  # price and quantity
+    anchor_at: datetime
+    period: tuple[datetime, datetime]
+    cancel_at_period_end: bool
+    started_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dispute:
+    id: str
+    status: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """``id`` is the payment intent's, or the invoice's where it was paid without one. ``fee`` None: Stripe has not said it yet.
+
+    ``due`` is what was to be paid, taxes included. None: Stripe knows no session or invoice for this payment.
+    """
+
+    id: str
+    customer_id: str | None
+    status: str
+    is_paid: bool
+    currency: str
+    paid: int
+    refunded: int
+    fee: int | None
+    disputes: Sequence[Dispute]
+    created_at: datetime
+    due: int | None
+    lines: Sequence[Line]
+    subscription: Subscription | None
+
+
+@cache
+def client() -> stripe.StripeClient:
+    """Our one client. It does not retry by itself: the inbox does, and checkout has a customer waiting."""
+    host: str | None = getattr(settings, "STRIPE_API_HOST", None)
+    return stripe.StripeClient(
+        settings.STRIPE_SECRET_KEY,
+        stripe_version=settings.STRIPE_API_VERSION,
+        base_addresses={"api": host} if host else {},
+        max_network_retries=0,
+        http_client=stripe.RequestsClient(timeout=TIMEOUT_SECONDS),
+    )
+
+
+def payment(intent_id: str) -> Payment:
+    """A payment intent, its charge, its disputes, and the session or invoice that it paid."""
+    v1 = client().v1
+    intent = v1.payment_intents.retrieve(intent_id, {"expand": ["latest_charge.balance_transaction"]}).to_dict()
+    links = v1.invoice_payments.list({"payment": {"type": "payment_intent", "payment_intent": intent_id}, "limit": 100})
+    invoices = [link.to_dict()["invoice"] for link in links.data]
+    if invoices:
+        return _of_invoice(_invoice(invoices[0]), intent)
+    sessions = v1.checkout.sessions.list({"payment_intent": intent_id, "limit": 1, "expand": ["data.line_items"]}).data
+    if not sessions:
+        return _payment(intent, due=None, lines=[], subscription=None)
+    session = sessions[0].to_dict()
+    lines = [_session_line(line) for line in session["line_items"]["data"]]
+    return _payment(intent, due=session["amount_total"], lines=lines, subscription=None)
+
+
+def invoice(invoice_id: str) -> Payment:
+    """An invoice with the payment intent that paid it, if one did."""
+    found = _invoice(invoice_id)
+    intents = [each["payment"].get("payment_intent") for each in found["payments"]["data"] if each["status"] == "paid"]
+    intent_id = next((_id(each) for each in intents if each), None)
+    intent: Obj | None = None
+    if intent_id:
+        intent = client().v1.payment_intents.retrieve(intent_id, {"expand": ["latest_charge.balance_transaction"]}).to_dict()
+    return _of_invoice(found, intent)
+
+
+def subscription(subscription_id: str) -> Subscription:
+    found = client().v1.subscriptions.retrieve(subscription_id).to_dict()
+    items = found["items"]["data"]
+    return Subscription(
+        id=found["id"],
+        customer_id=_id(found["customer"]),
+        status=found["status"],
+        items=[(item["price"]["id"], item.get("quantity") or 1) for item in items],
+        anchor_at=_time(found["billing_cycle_anchor"]),
+        period=(
+            _time(min(item["current_period_start"] for item in items)),
+            _time(max(item["current_period_end"] for item in items)),
+        ),
+        cancel_at_period_end=found["cancel_at_period_end"] or found.get("cancel_at") is not None,
+        started_at=_time(found["start_date"]),
+        ended_at=_time(found["ended_at"]) if found.get("ended_at") else None,
+    )
+
+
+def session(session_id: str) -> tuple[str | None, str | None]:
+    """The payment intent and the subscription of a checkout session; a session has at most one of them."""
+    found = client().v1.checkout.sessions.retrieve(session_id).to_dict()
+    intent, subscribed = found.get("payment_intent"), found.get("subscription")
+    return _id(intent) if intent else None, _id(subscribed) if subscribed else None
+
+
+def intent_of(kind: Kind, object_id: str) -> str | None:
+    """The payment intent that a charge, refund or dispute is about. None: a charge that was made without one."""
+    v1 = client().v1
+    service: Any = {"charge": v1.charges, "refund": v1.refunds, "dispute": v1.disputes}[kind]
+    found = service.retrieve(object_id).to_dict().get("payment_intent")
+    return _id(found) if found else None
+
+
+def _invoice(invoice_id: str) -> Obj:
+    found = client().v1.invoices.retrieve(invoice_id, {"expand": ["payments"]}).to_dict()
+    if found["lines"]["has_more"]:
+        lines = client().v1.invoices.line_items.list(invoice_id, {"limit": 100})
+        found["lines"]["data"] = [line.to_dict() for line in lines.auto_paging_iter()]
+    return found
+
+
+def _of_invoice(found: Obj, intent: Obj | None) -> Payment:
+    parent = (found.get("parent") or {}).get("subscription_details") or {}
+    subscribed = subscription(_id(parent["subscription"])) if parent.get("subscription") else None
+    lines = [_invoice_line(line) for line in found["lines"]["data"] if (line.get("pricing") or {}).get("price_details")]
+    if intent is not None:
+        return replace(_payment(intent, due=found["amount_due"], lines=lines, subscription=subscribed), is_paid=found["status"] == "paid")
+    return Payment(
+        id=found["id"],
+        customer_id=_id(found["customer"]),
+        status=found["status"],
+        is_paid=found["status"] == "paid",
+        currency=found["currency"],
+        paid=found["amount_paid"] if found["status"] == "paid" else 0,
+        refunded=0,
+        fee=0,
+        disputes=[],
+        created_at=_time(found["created"]),
+        due=found["amount_due"],
+        lines=lines,
+        subscription=subscribed,
+    )
+
+
+def _payment(intent: Obj, *, due: int | None, lines: Sequence[Line], subscription: Subscription | None) -> Payment:
+    charge: Obj = intent.get("latest_charge") or {}
+    is_paid = intent["status"] == "succeeded"
+    disputes = client().v1.disputes.list({"payment_intent": intent["id"], "limit": 100}).data if charge.get("disputed") else []
+    return Payment(
+        id=intent["id"],
+        customer_id=_id(intent["customer"]) if intent.get("customer") else None,
+        status=intent["status"],
+        is_paid=is_paid,
+        currency=intent["currency"],
+        paid=intent["amount_received"] if is_paid else 0,
+        refunded=charge.get("amount_refunded", 0) if is_paid else 0,
+        fee=_fee(charge),
+        disputes=[Dispute(dispute.id, dispute.status, dispute.amount) for dispute in disputes],
+        created_at=_time(intent["created"]),
+        due=due,
+        lines=lines,
+        subscription=subscription,
+    )
+
+
+def _fee(charge: Obj) -> int | None:
+    """What Stripe kept of the charge, in the charge's currency, rounded up; None while its balance transaction is not there yet."""
+    settled = charge.get("balance_transaction")
+    if not settled:
+        return None
+    fee: int = settled["fee"]
+    return fee if settled["currency"] == charge["currency"] else -(-fee * charge["amount"] // settled["amount"])
+
+
+def _session_line(line: Obj) -> Line:
+    return Line(
+        price_id=line["price"]["id"],
+        quantity=line["quantity"] or 1,
+        subtotal=line["amount_subtotal"],
+        net=line["amount_subtotal"] - line["amount_discount"],
+        cash=line["amount_total"] - line["amount_tax"],
+        currency=line["currency"],
+    )
+
+
+def _invoice_line(line: Obj) -> Line:
+    net = line["amount"] - sum(discount["amount"] for discount in line.get("discount_amounts") or [])
+    included_tax = sum(tax["amount"] for tax in line.get("taxes") or [] if tax["tax_behavior"] == "inclusive")
+    item = (line.get("parent") or {}).get("subscription_item_details")
+    return Line(
+        price_id=_id(line["pricing"]["price_details"]["price"]),
+        quantity=line["quantity"] or 1,
+        subtotal=line["amount"],
+        net=net,
+        cash=net - included_tax,
+        currency=line["currency"],
+        period=(_time(line["period"]["start"]), _time(line["period"]["end"])) if item and not item["proration"] else None,
+    )
+
+
+def _id(reference: Any) -> str:
+    """The id of what may be expanded or not."""
+    return str(reference["id"] if isinstance(reference, dict) else reference)
+
+
+def _time(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, tz=UTC)

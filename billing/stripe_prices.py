@@ -1,0 +1,54 @@
+"""Which of our plans and packs a price at Stripe is.
+
+A catalog names, for each plan and pack, the environment variable that holds its price id; several packs may share one price whose amount
+is chosen at checkout.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import TypeVar
+
+from pricing.models import CreditPack, PlanVersion, Product
+
+V = TypeVar("V", PlanVersion, CreditPack)
+
+
+def plan_version(*, product: Product, price_id: str, at: datetime) -> PlanVersion | None:
+    """The version of the plan with this price that was sold at ``at`` (of none yet, the first); None where the price is no plan's."""
+    versions = PlanVersion.objects.select_related("plan").filter(plan__product=product).exclude(stripe_price_setting="")
+    return _sold([version for version in versions if _has(version.stripe_price_setting, price_id)], at)
+
+
+def is_of_a_pack(*, product: Product, price_id: str) -> bool:
+    return any(_has(pack.stripe_price_setting, price_id) for pack in _packs(product))
+
+
+def pack(*, product: Product, price_id: str, amount: int, quantity: int, currency: str, at: datetime) -> tuple[CreditPack, int] | None:
+    """The pack that costs ``amount`` at this price, and how many of it; None where none does. Packs off sale count: they were paid for."""
+    by_slug: dict[str, list[CreditPack]] = {}
+    for each in _packs(product):
+        if _has(each.stripe_price_setting, price_id):
+            by_slug.setdefault(each.slug, []).append(each)
+    sold = [found for versions in by_slug.values() if (found := _sold(versions, at)) and found.currency == currency]
+    for copies in dict.fromkeys((1, quantity)):
+        for found in sorted(sold, key=lambda each: each.slug):
+            if found.price_cents * copies == amount:
+                return found, copies
+    return None
+
+
+def _packs(product: Product) -> Iterable[CreditPack]:
+    return CreditPack.objects.filter(product=product).exclude(stripe_price_setting="")
+
+
+def _has(setting: str, price_id: str) -> bool:
+    return os.environ.get(setting) == price_id
+
+
+def _sold(versions: Sequence[V], at: datetime) -> V | None:
+    ordered = sorted(versions, key=lambda version: version.valid_from)
+    begun = [version for version in ordered if version.valid_from <= at]
+    return begun[-1] if begun else next(iter(ordered), None)

@@ -1,0 +1,111 @@
+"""What a subscription at Stripe means for its account. One verb, :func:`apply`: it makes our plan what Stripe's subscriptions say.
+
+=================================  ==================================================================
+status at Stripe                   what counts
+=================================  ==================================================================
+``active``                         the plan
+``trialing``                       the plan; its included credit comes with the first paid invoice
+``past_due``                       the plan, while Stripe tries the card again; no new included credit
+``incomplete``                     nothing yet: the account stays on the plan it has
+``unpaid``, ``paused``             the default plan, until it is paid or resumed
+``canceled``,                      the default plan, for ever: neither ever changes again
+``incomplete_expired``
+=================================  ==================================================================
+
+Of several subscriptions that count, the plan of the highest rank is the account's, then the youngest. A price that is no plan's changes
+nothing and is kept for staff.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django.db.models import Q
+
+from billing import ledger, stripe_api, stripe_prices, subscriptions
+from billing.models import Schedule, StripeCustomer, StripeSubscription, Subscription
+
+ENDED = ("canceled", "incomplete_expired")
+
+
+def apply(*, truth: stripe_api.Subscription, customer: StripeCustomer, read_number: int, now: datetime) -> str:
+    """Takes a subscription over as it was read; what was read before what is known already changes nothing. The caller holds the
+    customer's lock, in a transaction.
+
+    :return: why staff should look at it; empty where they need not.
+    """
+    account = customer.account
+    known = StripeSubscription.objects.select_related("plan_version").filter(pk=truth.id).first()
+    if known is not None and (known.account_id != account.pk or known.status in ENDED or known.read_number >= read_number):
+        return ""
+    version = known.plan_version if known is not None else None
+    price_id, quantity = truth.items[0]
+    mapped = None
+    for price, count in truth.items:
+        if known is not None and known.plan_version is not None and known.price_id == price:
+            mapped = known.plan_version  # a version is kept for the whole subscription
+        else:
+            mapped = stripe_prices.plan_version(product=account.product, price_id=price, at=truth.period[0])
+        if mapped is not None:
+            version, price_id, quantity = mapped, price, count
+            break
+    StripeSubscription.objects.update_or_create(
+        pk=truth.id,
+        defaults={
+            "account": account,
+            "status": truth.status,
+            "price_id": price_id,
+            "quantity": quantity,
+            "plan_version": version,
+            "anchor_at": truth.anchor_at,
+            "current_period_start": truth.period[0],
+            "current_period_end": truth.period[1],
+            "cancel_at_period_end": truth.cancel_at_period_end,
+            "started_at": truth.started_at,
+            "ended_at": truth.ended_at,
+            "read_number": read_number,
+        },
+    )
+    _align(customer, now)
+    return "" if mapped is not None else f"The price {price_id} of {truth.id} is of no plan: its plan is as it was."
+
+
+def _align(customer: StripeCustomer, now: datetime) -> None:
+    """Puts the account on the best plan that its subscriptions at Stripe pay for, or where none does any longer on the default plan."""
+    account = customer.account
+    paid = StripeSubscription.objects.filter(account=account, status__in=subscriptions.ENTITLED, plan_version__isnull=False)
+    best = paid.select_related("plan_version__plan").order_by("-plan_version__plan__rank", "-started_at", "-pk").first()
+    live = subscriptions.current(account_id=account.pk)
+    if best is None:
+        if live is not None and live.stripe_id is not None:
+            ended = StripeSubscription.objects.get(pk=live.stripe_id).ended_at or now
+            subscriptions.end(account=account, now=ended)
+            subscriptions.start(account=account, plan=account.product.default_plan, now=now)
+        return
+    if live is None or (live.stripe_id, live.plan_version_id) != (best.pk, best.plan_version_id):
+        subscriptions.end(account=account, now=now)
+        _end_schedule(customer, best, now)
+        since = now if live is not None and live.stripe_id == best.pk else best.started_at
+        live = Subscription(account=account, plan_version=best.plan_version, stripe=best, started_at=since)
+    live.status = best.status
+    live.anchor_at = best.anchor_at
+    live.current_period_start = best.current_period_start
+    live.current_period_end = best.current_period_end
+    live.cancel_at_period_end = best.cancel_at_period_end
+    live.save()
+
+
+def _end_schedule(customer: StripeCustomer, best: StripeSubscription, now: datetime) -> None:
+    """The plan that was left grants nothing by itself any longer."""
+    account = customer.account
+    unit_id = account.product.unit_id
+    running = Schedule.objects.filter(Q(ends_at=None) | Q(ends_at__gt=now), account=account, unit_id=unit_id).first()
+    if running is not None:
+        ledger.end_schedule(
+            account_id=account.pk,
+            unit_id=unit_id,
+            ends_at=now,
+            key=f"{best.pk}:{running.source_key}",
+            actor="stripe",
+            reason=f"{best.pk} pays for {best.plan_version}",
+        )
