@@ -84,6 +84,13 @@ def invoice_lines(store: Store, p: Params, id: str) -> Obj:
     return dict(store.get("invoice", id)["lines"])
 
 
+def _no_features(store: Store, p: Params, product: str) -> Obj:
+    """dj-stripe asks for them with every product."""
+    store.get("product", product)
+    p.known("limit")
+    return listed([], "")
+
+
 def _methods_of(store: Store, p: Params, customer: str) -> Obj:
     store.get("customer", customer)
     return _LISTS["payment_method"](store, p, customer)
@@ -113,6 +120,7 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/v1/products/{id}", retrieve("product", deleted=True)),
     ("POST", "/v1/products/{id}", catalog.update_product),
     ("DELETE", "/v1/products/{id}", catalog.delete_product),
+    ("GET", "/v1/products/{id}/features", _no_features),
     ("POST", "/v1/prices", catalog.create_price),
     ("GET", "/v1/prices", listing("price", "product", "currency", "type", lists=("lookup_keys=lookup_key",), flags=("active",))),
     ("GET", "/v1/prices/{id}", retrieve("price")),
@@ -244,13 +252,19 @@ def call(store: Store, handler: Handler, ids: tuple[str, ...], p: Params, path: 
     return answer
 
 
-# Lists that an object has only when they are asked for
-_INCLUDED: dict[tuple[str, str], Callable[[Store, Obj], Obj]] = {
+# What an object has only when it is asked for
+_INCLUDED: dict[tuple[str, str], Callable[[Store, Obj], Obj | list[Obj] | None]] = {
     ("customer", "subscriptions"): lambda store, obj: _all(store, "subscription", customer=obj["id"]),
     ("customer", "sources"): lambda store, obj: listed([], f"/v1/customers/{obj['id']}/sources"),
     ("customer", "tax_ids"): lambda store, obj: _all(store, "tax_id", customer=obj["id"]),
+    ("price", "currency_options"): lambda store, obj: {obj["currency"]: catalog.currency_option(obj)},
+    ("price", "tiers"): lambda store, obj: None,
+    ("coupon", "applies_to"): lambda store, obj: None,
+    ("coupon", "currency_options"): lambda store, obj: None,
     ("charge", "refunds"): lambda store, obj: _all(store, "refund", charge=obj["id"]),
     ("invoice", "payments"): lambda store, obj: _all(store, "invoice_payment", invoice=obj["id"]),
+    ("", "breakdown"): lambda store, obj: {"discounts": [], "taxes": []},  # of a session's total_details
+    ("item", "discounts"): lambda store, obj: [],
     ("checkout.session", "line_items"): lambda store, obj: checkout.line_items(store, store.get("checkout.session", obj["id"])),
 }
 

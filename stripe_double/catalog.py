@@ -112,6 +112,11 @@ def _take_lookup_key(store: Store, p: Params, price: Obj) -> None:
     price["lookup_key"] = key
 
 
+def currency_option(price: Obj) -> Obj:
+    """The price in its one currency, as ``currency_options`` has it."""
+    return {name: price[name] for name in ("custom_unit_amount", "tax_behavior", "unit_amount", "unit_amount_decimal")}
+
+
 def plan(price: Obj) -> Obj:
     """A recurring price under its old name, which subscription items still carry."""
     same = {name: price[name] for name in ("id", "active", "created", "currency", "livemode", "metadata", "nickname", "product")}
