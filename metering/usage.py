@@ -401,7 +401,7 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
         event_at=event.at,
         charge=_charge(rated, quantities),
         service_level=None if event.service_level == "standard" else event.service_level,
-        closes_at=None if allowed is None or event.at >= allowed.period_start else allowed.period_at(event.at)[1] + GRACE,
+        closes_at=None if allowed is None or event.at >= allowed.period_at(now)[0] else allowed.period_at(event.at)[1] + GRACE,
     )
 
 

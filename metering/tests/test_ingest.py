@@ -13,8 +13,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from accounts.models import Account
-from billing import audit, ledger
-from billing.models import Subscription
+from billing import audit, ledger, subscriptions
 from metering import usage
 from metering.models import UsageRecord
 from metering.tests.test_api import App, body
@@ -166,14 +165,16 @@ class TestBatches:
 
 
 class TestLate:
-    """Failure 27: period open, closed within the grace, closed for longer."""
+    """Failure 27: period open, closed within the grace, closed for longer. The row of the subscription is as it was begun."""
+
+    def begin(self, account: Account, at: datetime) -> None:
+        subscriptions.end(account=account, now=at)
+        subscriptions.start(account=account, plan="free", now=at)
 
     @pytest.fixture
     def account(self) -> Account:
         account = make_account(credit=10)
-        Subscription.objects.filter(account=account).update(
-            anchor_at=FIRST, current_period_start=datetime(2026, 4, 30, tzinfo=UTC), current_period_end=datetime(2026, 5, 31, tzinfo=UTC)
-        )
+        self.begin(account, FIRST)
         return account
 
     @pytest.mark.failure(27)
@@ -204,9 +205,7 @@ class TestLate:
         app = App()
         give(app.account, NANOS)
         now = datetime.now(UTC)
-        Subscription.objects.filter(account=app.account).update(
-            anchor_at=now - timedelta(days=75), current_period_start=now - timedelta(days=3), current_period_end=now + timedelta(days=28)
-        )
+        self.begin(app.account, now - timedelta(days=75))
         event_at = now - timedelta(days=70)
         done = app.post("records", app.event(time=event_at.isoformat(), quantities={"input_tokens": 1_000}))
         assert body(done)["status"] == "created"
