@@ -234,17 +234,21 @@ def submit(
             return "requires_action"
         if refusal := _subscribe(store, session, customer, method, authenticated):
             return refusal
-    session |= {"status": "complete", "url": None}
+    session |= {"status": "complete", "url": None, "customer": customer}
     store.save(session, "checkout.session.completed")
     return None
 
 
 def _customer(store: Store, session: Obj, email: str | None, name: str | None) -> str | None:
-    """The customer who pays; a new one is made where the session asks for one."""
-    known = store.get("customer", session["customer"]) if session["customer"] else None
+    """The customer who pays; a new one, where the session asks for one, belongs to it when it is complete."""
+    id = session["customer"] or session.get("_customer")
+    known = store.get("customer", id) if id else None
     if known is None and (session["mode"] != "payment" or session["customer_creation"] == "always" or session.get("_invoice")):
         known = customers.add(store, email=session["customer_email"] or email, name=name)
-        session["customer"] = known["id"]
+        session["_customer"] = known["id"]
+    elif known and not session["customer"] and email:  # corrected after a card was declined
+        known["email"] = email
+        store.save(known, "customer.updated")
     details = {"email": email or session["customer_email"] or (known or {}).get("email"), "name": name or (known or {}).get("name")}
     address = dict.fromkeys(customers.ADDRESS) | {"country": "US"}
     session["customer_details"] = details | {"address": address, "phone": None, "tax_exempt": "none", "tax_ids": []}
@@ -325,7 +329,7 @@ def _invoice_purchase(store: Store, session: Obj) -> None:
     """``invoice_creation``: a paid invoice for a one-time purchase, after the fact."""
     if not session.get("_invoice"):
         return
-    customer = store.get("customer", session["customer"])
+    customer = store.get("customer", session["customer"] or session["_customer"])
     for item in session["_items"]:
         price = store.get("price", item["price"])
         name = store.get("product", price["product"])["name"]

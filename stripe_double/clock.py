@@ -31,7 +31,6 @@ def run(store: Store, until: int) -> int:
             seq, at, action, id = due
             kind, act = ACTIONS[action]
             with store.transaction(at=at):
-                store.request = {"id": None, "idempotency_key": None}
                 store.sql("delete from due where seq = ?", seq)
                 try:
                     act(store, store.get(kind, id))

@@ -9,6 +9,8 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +31,19 @@ class Answer(NamedTuple):
     status: int
     body: bytes
     headers: dict[str, str]
+
+
+class Request(NamedTuple):
+    id: str
+    method: str
+    path: str
+    text: str
+    key: str | None
+    spoiled: bool  # it takes effect, and is answered with a 500
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.method} {self.path}\n{self.text}".encode()).hexdigest()
 
 
 class Double(ThreadingHTTPServer):
@@ -124,7 +139,6 @@ class _Handler(BaseHTTPRequestHandler):
         store = self.server.store
         store_fields = Params(decode(_text(body)))
         with store.transaction():
-            store.request = {"id": None, "idempotency_key": None}
             page = pages.answer(store, method, path, store_fields)
         headers = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
         return Answer(page.status, page.html.encode(), headers | ({"Location": page.location} if page.location else {}))
@@ -135,23 +149,24 @@ class _Handler(BaseHTTPRequestHandler):
         request_id = f"req_{secrets.token_hex(7)}"
         headers = {"Request-Id": request_id, "Stripe-Version": API_VERSION}
         mode, seconds = self.server.faults.take(method, path)
-        if mode == "slow":
-            time.sleep(seconds)
-        elif mode == "429":
+        if mode == "429":
             error = {"type": "invalid_request_error", "code": "rate_limit", "message": "Request rate limit exceeded."}
             return _json(429, {"error": error}, headers | {"Retry-After": "1"})
-        elif mode == "500_before":
+        if mode == "500_before":
             return _json(500, _broken(), headers)
-        elif mode == "dead_before":
+        if mode == "dead_before":
             raise _Dead
+        key = self.headers.get("Idempotency-Key") if method == "POST" else None
         try:
             self._check_key()
-            handler, ids = api.route(method, path)
-            if method != "GET" and body and self.headers.get_content_type() != "application/x-www-form-urlencoded":
+            if body and self.headers.get_content_type() != "application/x-www-form-urlencoded":
                 raise errors.invalid("Send the parameters as application/x-www-form-urlencoded.")
-            text = query if method in {"GET", "DELETE"} and not body else _text(body)
-            key = self.headers.get("Idempotency-Key") if method == "POST" else None
-            answer = self._once(key, f"{method} {path}", text, handler, ids, path, request_id, spoiled=mode == "500_after")
+            request = Request(request_id, method, path, _text(body) if body else query, key, spoiled=mode == "500_after")
+            handler, ids = api.route(method, path)
+            with self._alone(key):
+                if mode == "slow":
+                    time.sleep(seconds)
+                answer = self._once(request, handler, ids) if key else self._run(request, handler, ids)
         except errors.StripeError as error:
             return _json(error.status, error.body, headers | error.headers)
         if mode == "dead_after":
@@ -167,69 +182,56 @@ class _Handler(BaseHTTPRequestHandler):
         if (version := self.headers.get("Stripe-Version", API_VERSION)) != API_VERSION:
             raise errors.invalid(f"The double speaks {API_VERSION}, not {version[:40]}: pin the version of the client.")
 
-    def _once(
-        self,
-        key: str | None,
-        what: str,
-        text: str,
-        handler: api.Handler,
-        ids: tuple[str, ...],
-        path: str,
-        request_id: str,
-        *,
-        spoiled: bool,
-    ) -> Answer:
-        """Run the handler, or say again what was said to the same key. ``spoiled``: it takes effect, and the answer is a 500."""
-        store = self.server.store
+    @contextmanager
+    def _alone(self, key: str | None) -> Iterator[None]:
+        """One request at a time for each idempotency key."""
         if key is None:
-            with store.transaction():
-                answer = self._run(handler, ids, text, path, {"id": request_id, "idempotency_key": None})
-            return _json(500, _broken(), {}) if spoiled else answer
-        if len(key) > 255:
-            raise errors.invalid("An idempotency key has at most 255 characters.")
+            yield
+            return
         with self.server.flying_lock:
             if key in self.server.flying:
                 message = "There is currently another in-progress request using this Idempotent Key."
                 raise errors.StripeError(409, "idempotency_error", message, code="idempotency_key_in_use")
             self.server.flying.add(key)
         try:
-            fingerprint = hashlib.sha256(f"{what}\n{text}".encode()).hexdigest()
-            with store.transaction():
-                store.sql("delete from idempotency where at <= ?", store.now() - KEYS_LAST_SECONDS)
-                known = store.sql("select fingerprint, status, body from idempotency where key = ?", key).fetchone()
-                if known is None:
-                    answer = self._run(handler, ids, text, path, {"id": request_id, "idempotency_key": key}, keeps=(key, fingerprint))
-                    answer = _json(500, _broken(), {}) if spoiled else answer
-                    self._keep(key, fingerprint, answer)
-                    return answer
-            if known[0] != fingerprint:
-                message = "Keys for idempotent requests can only be used with the same parameters they were first used with."
-                raise errors.StripeError(400, "idempotency_error", f"{message} Try using a key other than '{key}'.")
-            return Answer(known[1], known[2].encode(), {"Content-Type": "application/json", "Idempotent-Replayed": "true"})
+            yield
         finally:
             with self.server.flying_lock:
                 self.server.flying.discard(key)
 
-    def _run(
-        self,
-        handler: api.Handler,
-        ids: tuple[str, ...],
-        text: str,
-        path: str,
-        request: dict[str, Any],
-        keeps: tuple[str, str] | None = None,
-    ) -> Answer:
-        self.server.store.request = request
-        try:
-            return _json(200, api.call(self.server.store, handler, ids, Params(decode(text)), path), {})
-        except errors.StripeError as error:
-            if keeps and error.keeps:  # a declined card is an answer too, and stays one
-                self._keep(*keeps, _json(error.status, error.body, {}))
-            raise
-
-    def _keep(self, key: str, fingerprint: str, answer: Answer) -> None:
+    def _once(self, request: Request, handler: api.Handler, ids: tuple[str, ...]) -> Answer:
+        """Say again what was said to the same key, else run the handler."""
         store = self.server.store
-        store.sql("insert into idempotency values (?, ?, ?, ?, ?)", key, fingerprint, store.now(), answer.status, answer.body.decode())
+        if len(str(request.key)) > 255:
+            raise errors.invalid("An idempotency key has at most 255 characters.")
+        with store.transaction():
+            store.sql("delete from idempotency where at <= ?", store.now() - KEYS_LAST_SECONDS)
+            known = store.sql("select fingerprint, status, body from idempotency where key = ?", request.key).fetchone()
+        if known is None:
+            return self._run(request, handler, ids)
+        if known[0] != request.fingerprint:
+            message = "Keys for idempotent requests can only be used with the same parameters they were first used with."
+            raise errors.StripeError(400, "idempotency_error", f"{message} Try using a key other than '{request.key}'.")
+        return Answer(known[1], known[2].encode(), {"Content-Type": "application/json", "Idempotent-Replayed": "true"})
+
+    def _run(self, request: Request, handler: api.Handler, ids: tuple[str, ...]) -> Answer:
+        """The handler's answer, which is kept with its effect: also a declined card, and a 500 in place of the true answer."""
+        store = self.server.store
+        with store.transaction(request={"id": request.id, "idempotency_key": request.key}):
+            try:
+                found = api.call(store, handler, ids, Params(decode(request.text)), request.path)
+            except errors.StripeError as error:
+                if error.keeps:
+                    self._keep(request, _json(error.status, error.body, {}))
+                raise
+            answer = _json(500, _broken(), {}) if request.spoiled else _json(200, found, {})
+            self._keep(request, answer)
+        return answer
+
+    def _keep(self, request: Request, answer: Answer) -> None:
+        if request.key is not None:
+            values = (request.key, request.fingerprint, self.server.store.now(), answer.status, answer.body.decode())
+            self.server.store.sql("insert into idempotency values (?, ?, ?, ?, ?)", *values)
 
 
 class _Dead(Exception):

@@ -33,6 +33,8 @@ create table if not exists idempotency (key text primary key, fingerprint text n
 create table if not exists setting (name text primary key, value text not null);
 """
 
+NOBODY: Obj = {"id": None, "idempotency_key": None}
+
 SETTINGS: dict[str, Any] = {
     "clock_offset": 0,  # seconds that the double's clock is ahead of the machine's
     "settlement_seconds": 20,  # how long a bank debit is processing
@@ -50,7 +52,7 @@ class Store:
     def __init__(self, path: Path | str, address: str = ""):
         self.address = address  # of the hosted pages
         self.lock = threading.RLock()
-        self.request: Obj = {"id": None, "idempotency_key": None}  # what the events of this transaction say about their cause
+        self.request = NOBODY
         self._at: int | None = None
         self._objects: dict[tuple[str, str], Obj] = {}
         self._sql = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
@@ -63,10 +65,12 @@ class Store:
     # Transactions and the clock
 
     @contextmanager
-    def transaction(self, *, at: int | None = None) -> Iterator[None]:
-        """All or nothing, except that an error which ``keeps`` keeps. ``at`` is what the clock says inside."""
+    def transaction(self, *, at: int | None = None, request: Obj | None = None) -> Iterator[None]:
+        """All or nothing, except that an error which ``keeps`` keeps. ``at`` is what the clock says inside, ``request`` what its events
+        say about their cause."""
         with self.lock:
             self._at = at
+            self.request = request or NOBODY
             self._sql.execute("begin immediate")
             try:
                 yield
@@ -91,7 +95,8 @@ class Store:
 
     def now(self) -> int:
         """The double's time in seconds since 1970."""
-        return self._at if self._at is not None else int(time.time()) + int(self.setting("clock_offset"))
+        with self.lock:
+            return self._at if self._at is not None else int(time.time()) + int(self.setting("clock_offset"))
 
     def setting(self, name: str) -> Any:
         row = self.sql("select value from setting where name = ?", name).fetchone()

@@ -106,7 +106,7 @@ class Deliverer(threading.Thread):
             room = 0 if self._store.setting("webhooks_paused") else AT_ONCE - len(self._flying)
             query = "select seq, event, endpoint, attempts from delivery where at <= ? order by at, seq limit ?"
             rows = self._store.sql(query, time.time(), room + len(self._flying)).fetchall() if room > 0 else []
-        return [row for row in rows if row[0] not in self._flying][: max(0, room)]
+            return [row for row in rows if row[0] not in self._flying][: max(0, room)]
 
     def _landed(self, seq: int, done: Future[None]) -> None:
         self._flying.discard(seq)

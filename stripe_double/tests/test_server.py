@@ -170,9 +170,16 @@ def test_the_same_key_at_the_same_time_makes_one_and_refuses_or_repeats_the_othe
 
 
 def test_a_key_in_flight_is_a_409(double: Double, client: Client) -> None:
-    double.flying.add("k1")
+    client.control("POST", "/fault", mode="slow", seconds=1, count=1)
+    slow = threading.Thread(target=client.raw, args=("POST", "/v1/customers", b"name=Ada"), kwargs={"Idempotency_Key": "k1", **FORM})
+    slow.start()
+    while "k1" not in double.flying:
+        time.sleep(0.01)
     status, answer, _ = client.raw("POST", "/v1/customers", b"name=Ada", Idempotency_Key="k1", **FORM)
+    slow.join()
     assert (status, answer["error"]["code"]) == (409, "idempotency_key_in_use")
+    assert client.raw("POST", "/v1/customers", b"name=Ada", Idempotency_Key="k1", **FORM)[0] == 200
+    assert len(client.v1.customers.list().data) == 1
 
 
 # Faults
