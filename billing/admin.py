@@ -1,30 +1,36 @@
-"""The money, for staff: grants, operations and subscriptions. Read-only: the ledger's verbs are the only way to write it."""
+"""The money, for staff: grants, operations, subscriptions, Stripe's events. Read-only: the ledger's verbs are the only way to write it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, ClassVar
 
 from django.apps import apps
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ChangeList as BaseChangeList
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
+from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from unfold.decorators import display
+from unfold.decorators import action, display
 from unfold.views import ChangeList
 
+from accounts.admin import ReasonForm
 from accounts.templatetags.amounts import amount, exact_amount
+from billing import stripe_inbox, stripe_receiver
 from billing.balances import ENDS_AT
-from billing.models import Grant, Operation, Subscription
+from billing.models import Grant, Operation, StripeEvent, Subscription
 from pricing.admin import ReadOnlyAdmin
 from pricing.models import Unit
 
@@ -212,6 +218,81 @@ class SubscriptionAdmin(ReadOnlyAdmin):
     list_select_related = ("account__product", "plan_version__plan__product")
     search_fields = ("=account__public_id", "=account__external_id", "=account__name")
     ordering = ("-started_at",)
+
+
+STATES = {"pending": "info", "done": "success", "ignored": "", "quarantined": "warning", "dead": "danger"}
+
+
+@admin.register(StripeEvent)
+class StripeEventAdmin(ReadOnlyAdmin):
+    """The inbox. What is quarantined or dead waits here for staff; working any event again is safe."""
+
+    list_display = ("received_at", "type", "object_id", "event_id", "state_", "attempts", "short_error")
+    list_filter = ("state", "endpoint", "livemode")
+    show_full_result_count = False
+    paginator = CappedPaginator
+    search_fields = ("=event_id", "=object_id", "=type")
+    search_help_text = "An event's id (evt_…), its object's id (pi_…, sub_…, in_…), or a whole type."
+    ordering = ("-received_at", "-pk")
+    actions = ("work_again", "set_aside")
+    fields = (
+        "event_id", "type", "object_id", "state_", "last_error", "attempts", "next_attempt_at", "done_at", "received_at", "created_at",
+        "endpoint", "api_version", "livemode", "body",
+    )  # fmt: skip
+
+    @display(description="State", label=STATES)
+    def state_(self, event: StripeEvent) -> str:
+        return event.state
+
+    @display(description="Why", empty_value="–")
+    def short_error(self, event: StripeEvent) -> str | None:
+        return event.last_error[:100] or None
+
+    @display(description="As it was signed")
+    def body(self, event: StripeEvent) -> SafeString:
+        try:
+            shown = json.dumps(json.loads(event.payload), indent=2, ensure_ascii=False)
+        except (ValueError, RecursionError):
+            shown = event.payload
+        return format_html('<pre class="tg-pre">{}</pre>', shown)
+
+    def has_decide_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("billing.change_stripeevent")
+
+    @action(description="Work again…", permissions=["decide"])
+    def work_again(self, request: HttpRequest, chosen: QuerySet[StripeEvent]) -> HttpResponse | None:
+        return self._decide(request, chosen, "work_again", "Work again")
+
+    @action(description="Set aside…", permissions=["decide"])
+    def set_aside(self, request: HttpRequest, chosen: QuerySet[StripeEvent]) -> HttpResponse | None:
+        return self._decide(request, chosen, "set_aside", "Set aside")
+
+    def _decide(self, request: HttpRequest, chosen: QuerySet[StripeEvent], verb: str, title: str) -> HttpResponse | None:
+        form = ReasonForm(request.POST if "confirm" in request.POST else None)
+        if form.is_valid():
+            reason, now = form.cleaned_data["reason"], timezone.now()
+            ids = list(chosen.values_list("event_id", flat=True))
+            with transaction.atomic():
+                if verb == "work_again":
+                    decided = stripe_inbox.work_again(event_ids=ids, now=now)
+                else:
+                    decided = stripe_inbox.set_aside(event_ids=ids, reason=reason, now=now)
+                for event in decided:
+                    self.log_change(request, event, f"{title}: {reason}")
+            stripe_receiver.ring()
+            of_all = f"{len(decided)} of {len(ids)} event{'' if len(ids) == 1 else 's'}"
+            self.message_user(request, f"{title}: {of_all}.", messages.SUCCESS)
+            return None
+        context: dict[str, Any] = self.admin_site.each_context(request) | {
+            "title": f"{title}: {chosen.count()} event{'' if chosen.count() == 1 else 's'}",
+            "opts": self.opts,
+            "events": chosen,
+            "form": form,
+            "verb": verb,
+            "button": title,
+            "checkbox": ACTION_CHECKBOX_NAME,
+        }
+        return TemplateResponse(request, "admin/billing/decide_events.html", context)
 
 
 def _cash(nanos: int, currency: str) -> str:

@@ -75,6 +75,7 @@ UNFOLD: dict[str, Any] = {
                     _list("Ledger entries", "receipt_long", "analytics", "entry"),
                     _list("Operations", "gavel", "billing", "operation"),
                     _list("Subscriptions", "autorenew", "billing", "subscription"),
+                    _list("Stripe inbox", "inbox", "billing", "stripeevent"),
                 ],
             },
             {
