@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check bench soak mutants clean
+.PHONY: help run demo stripe test check bench soak mutants clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PY := .venv/bin/python
@@ -26,6 +26,10 @@ run:  ## Everything, at http://localhost:8000, with demo accounts and a workload
 demo:  ## Replay a workload through the API and report: make demo TRACE=file.csv
 	$(call install,requirements.txt)
 	@exec $(PY) manage.py up --demo $(if $(TRACE),--trace "$(TRACE)")
+
+stripe:  ## The local Stripe double alone: make stripe STRIPE_PORT=12111
+	$(call install,requirements.txt)
+	@exec $(PY) -m stripe_double --port $(or $(STRIPE_PORT),12111)
 
 test:  ## The test suite, on servers of its own
 	$(call install,requirements.txt)

@@ -141,9 +141,8 @@ def _checkout_page(store: Store, session: Obj, alert: str | None = None, status:
     inner, total = "", money(session["amount_total"], session["currency"])
     rows = []
     for line in checkout.line_items(store, session)["data"] if session["mode"] != "setup" else ():
-        every = line["price"]["recurring"]
-        period = f" every {every['interval_count']} {every['interval']}" if every else ""
-        rows.append((f"{line['quantity']} × {line['description']}", money(line["amount_subtotal"], line["currency"]) + period))
+        cost = money(line["amount_subtotal"], line["currency"]) + _every(line["price"])
+        rows.append((f"{line['quantity']} × {line['description']}", cost))
     if session["amount_total"] is not None:
         discount = session["total_details"]["amount_discount"]
         rows += [("Discount", money(-discount, session["currency"]))] if discount else []
@@ -260,8 +259,16 @@ def _invoice_entry(invoice: Obj) -> str:
 
 
 def _offer(store: Store, price: Obj) -> str:
-    name, every = store.get("product", price["product"], deleted=True)["name"], price["recurring"]
-    return f"{name}: {money(price['unit_amount'], price['currency'])} every {every['interval_count']} {every['interval']}"
+    name = store.get("product", price["product"], deleted=True)["name"]
+    return f"{name}: {money(price['unit_amount'], price['currency'])}{_every(price)}"
+
+
+def _every(price: Obj) -> str:
+    """As in "every 3 months"; nothing for a one-time price."""
+    if not (recurring := price["recurring"]):
+        return ""
+    count, interval = recurring["interval_count"], recurring["interval"]
+    return f" every {interval}" if count == 1 else f" every {count} {interval}s"
 
 
 # An invoice, and a receipt
