@@ -196,9 +196,13 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
         if form.is_valid():
             said = form.cleaned_data
             with transaction.atomic():
-                ledger.throttle(account_id=account.pk, actor=actor(request), reason=said["reason"], ends_at=said["ends_at"])
-                self.log_change(request, account, f"Stopped: {said['reason']}")
-            self.message_user(request, f"{account} is stopped.", messages.SUCCESS)
+                stopped = ledger.throttle(account_id=account.pk, actor=actor(request), reason=said["reason"], ends_at=said["ends_at"])
+                if stopped:
+                    self.log_change(request, account, f"Stopped: {said['reason']}")
+            if stopped:
+                self.message_user(request, f"{account} is stopped.", messages.SUCCESS)
+            else:
+                self.message_user(request, f"The end is over by now: {account} is not stopped.", messages.WARNING)
             return HttpResponseRedirect(reverse("admin:accounts_account_change", args=[account.pk]))
         says = "New work of the account is refused at once, with the reason. Work that has begun is still captured and charged."
         return self._ask(request, account, f"Stop {account.name}", form, says, "Stop the account")

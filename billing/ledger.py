@@ -1,6 +1,6 @@
 """The credit ledger. Every credit that enters or leaves a wallet goes through this module.
 
-    open_account   makes an account's lock row; the first of all its ledger rows
+    open_account   makes an account's row; the first of all its ledger rows
     grant          adds a lot of credits
     adjust         corrects a wallet by hand, up or down
     reverse        undoes the charge of one usage record
@@ -288,7 +288,7 @@ def clock(*, at: datetime) -> Iterator[None]:
 
 
 def open_account(*, account_id: int) -> None:
-    """Makes the row that every verb locks. Safe to repeat."""
+    """Makes the row of the account's open work, without which no verb works. Safe to repeat."""
     with connection.cursor() as cursor:
         cursor.execute("select ledger_open_account(%s)", [account_id])
 
@@ -517,12 +517,14 @@ def hold(
     lifetime: timedelta,
     hard_lifetime: timedelta,
     limits: Sequence[Limit] = (),
+    closes_at: datetime | None = None,
     assumed_output_tokens: int | None = None,
 ) -> Usage:
     """Reserves ``amount_nanos`` (0 allowed) of free credits for ``call``; ``cost_nanos`` is its estimated wholesale cost.
 
     The key is answered before anything is decided, ``refusal`` and ``limits`` included. ``unit_id`` None: nothing is charged, no wallet
-    is asked. ``assumed_output_tokens`` is kept with the authorization and its record: None where the client app said them.
+    is asked. What is captured after ``closes_at`` counts then, not in the period of the authorization. ``assumed_output_tokens`` is kept
+    with the authorization and its record: None where the client app said them.
 
     :raises Refused: the key is new, and the account is throttled, ``refusal`` was given, or one of ``limits`` is reached.
     :raises InsufficientCredits: less than the amount, or than ``minimum_nanos``, is free, or the account has debt.
@@ -532,7 +534,7 @@ def hold(
     usage = _usage(
         "select * from usage_authorize(%s, %s, %s, %s, row(%s,%s,%s,%s,%s::int[],%s::bigint[],"  # noqa: S608 -- placeholders only
         "%s,%s,%s,%s::jsonb)::usage_call, %s::smallint, %s, %s, %s,"
-        f" %s::bigint[], {_limits_sql(limits)}, %s, %s, %s)",
+        f" %s::bigint[], {_limits_sql(limits)}, %s, %s, %s, %s)",
         [
             account_id,
             key,
@@ -547,6 +549,7 @@ def hold(
             *_limits_parameters(limits),
             lifetime,
             hard_lifetime,
+            closes_at,
             assumed_output_tokens,
         ],
     )
@@ -590,9 +593,13 @@ def unreserve(*, account_id: int, meter: str, object_ref: str) -> Places:
     return Places(used, outcome == "replayed")
 
 
-def throttle(*, account_id: int, actor: str, reason: str, ends_at: datetime | None = None) -> None:
-    """Stops an account until ``ends_at`` (None: until it is lifted). A throttle in force is replaced; all are kept as history."""
-    _call("select usage_stop(%s, %s, %s, %s)", [account_id, actor, reason, ends_at])
+def throttle(*, account_id: int, actor: str, reason: str, ends_at: datetime | None = None) -> bool:
+    """Stops an account until ``ends_at`` (None: until it is lifted); False, and nothing done, where that is over by now.
+
+    A throttle in force is replaced; all are kept as history.
+    """
+    [(stopped,)] = _call("select usage_stop(%s, %s, %s, %s)", [account_id, actor, reason, ends_at])
+    return bool(stopped)
 
 
 def resume(*, account_id: int, actor: str) -> bool:

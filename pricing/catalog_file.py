@@ -788,7 +788,7 @@ def apply(document: Document, *, actor: str, effective: datetime | None = None) 
         a price that another catalog or the import carries).
     """
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(hashtext('catalog apply')), transaction_timestamp()")
+        cursor.execute("SELECT pg_advisory_xact_lock(0, hashtext('catalog apply')), transaction_timestamp()")
         now: datetime = cursor.fetchone()[1]
     lines = diff(document)
     if not lines:

@@ -59,6 +59,12 @@ from credit_grant g
 join (select account_id, grant_id, sum(cash_nanos) as cash from ledger_entry group by 1, 2) e on e.account_id = g.account_id and e.grant_id = g.id
 where e.cash <> floor(g.cash_nanos::numeric * (g.granted - g.remaining) / g.granted);
 
+-- name: a grant's fee moved with its credits
+select g.account_id, format('grant %s: fee %s of %s moved, expected %s', g.id, e.fee, g.fee_nanos, floor(g.fee_nanos::numeric * (g.granted - g.remaining) / g.granted))
+from credit_grant g
+join (select account_id, grant_id, sum(fee_nanos) as fee from ledger_entry group by 1, 2) e on e.account_id = g.account_id and e.grant_id = g.id
+where e.fee <> floor(g.fee_nanos::numeric * (g.granted - g.remaining) / g.granted);
+
 -- name: entries are numbered without gaps and their running balance holds
 select account_id, format('wallet %s entry %s: balance %s after %s, amount %s', unit_id, seq, balance_after, previous_balance, amount)
 from (

@@ -180,15 +180,28 @@ create function usage_delta(p_meter text, p_cost bigint, p_requests int, p_count
     when 'cost' then p_cost when 'requests' then p_requests else p_times * usage_counts(p_counts, split_part(p_meter, '/', 1)) end
 $$;
 
--- Stops an account until p_ends (null: until it is lifted); a stop in force is replaced, one that ran out ended by itself.
-create function usage_stop(p_account bigint, p_actor text, p_reason text, p_ends timestamptz) returns void language plpgsql as $$
+-- Stops an account until p_ends (null: until it is lifted); a stop in force is replaced. False where p_ends is over.
+create function usage_stop(p_account bigint, p_actor text, p_reason text, p_ends timestamptz) returns boolean language plpgsql as $$
 declare
   v_now timestamptz := ledger_lock(p_account);
 begin
-  update usage_throttle set lifted_at = least(v_now, ends_at), lifted_by = case when ends_at <= v_now then 'tollgate' else p_actor end
-  where account_id = p_account and lifted_at is null;
+  if p_ends <= v_now then
+    return false;
+  end if;
+  perform usage_ran_out(p_account);
+  update usage_throttle set lifted_at = v_now, lifted_by = p_actor where account_id = p_account and lifted_at is null;
   insert into usage_throttle (account_id, reason, actor, created_at, ends_at) values (p_account, p_reason, p_actor, v_now, p_ends);
   update account_state set stopped = true where account_id = p_account;
+  return true;
+end $$;
+
+-- A stop whose end is over ended by itself, then. The caller has locked the account.
+create function usage_ran_out(p_account bigint) returns void language plpgsql as $$
+begin
+  update usage_throttle set lifted_at = ends_at, lifted_by = 'tollgate' where account_id = p_account and lifted_at is null and ends_at <= app_now();
+  if found then
+    update account_state set stopped = false where account_id = p_account;
+  end if;
 end $$;
 
 -- Lifts the stop in force; false where there is none.
@@ -196,8 +209,8 @@ create function usage_resume(p_account bigint, p_actor text) returns boolean lan
 declare
   v_now timestamptz := ledger_lock(p_account);
 begin
-  update usage_throttle set lifted_at = v_now, lifted_by = p_actor
-  where account_id = p_account and lifted_at is null and (ends_at is null or ends_at > v_now);
+  perform usage_ran_out(p_account);
+  update usage_throttle set lifted_at = v_now, lifted_by = p_actor where account_id = p_account and lifted_at is null;
   if not found then
     return false;
   end if;

@@ -18,6 +18,9 @@ create type open_wallet as (
 create function ledger_wait(p_account bigint) returns timestamptz language plpgsql as $$
 begin
   perform pg_advisory_xact_lock(p_account);
+  if current_setting('transaction_isolation') <> 'read committed' then   -- it would decide by what was true when it began
+    raise exception 'the ledger works in READ COMMITTED transactions only' using errcode = 'active_sql_transaction';
+  end if;
   return app_now();
 end $$;
 
@@ -47,7 +50,7 @@ declare
   v_fee bigint := 0;
   v_thawed bigint := case when p_kind in ('freeze', 'unfreeze') then p_amount else 0 end;
 begin
-  if g.cash_nanos > 0 then
+  if g.cash_nanos > 0 or g.fee_nanos > 0 then
     v_cash := share(g.cash_nanos, v_gone - p_amount, g.granted) - share(g.cash_nanos, v_gone, g.granted);
     v_fee := share(g.fee_nanos, v_gone - p_amount, g.granted) - share(g.fee_nanos, v_gone, g.granted);
   end if;
@@ -351,7 +354,7 @@ $$;
 create function usage_authorize(
   p_account bigint, p_key uuid, p_fingerprint uuid, p_refusal text, p_call usage_call, p_unit smallint, p_hold bigint,
   p_cost bigint, p_minimum bigint, p_remaining bigint[], p_limits usage_limit[], p_lifetime interval, p_hard_lifetime interval,
-  p_assumed_output bigint)
+  p_closes_at timestamptz, p_assumed_output bigint)
 returns usage_answer language plpgsql as $$
 declare
   v_now timestamptz := ledger_wait(p_account);
@@ -363,7 +366,7 @@ declare
   said usage_answer;
 begin
   -- What the usual call depends on, in one statement: a new key, nothing to look for, nothing due, and enough that is free.
-  select s.counted, v.balance, v.held, v.debt, v.due_at <= v_now as due, cardinality(p_limits) > 0 as limited,
+  select s.stopped, s.counted, v.balance, v.held, v.debt, v.due_at <= v_now as due, cardinality(p_limits) > 0 as limited,
     exists (select from open_authorization o where o.account_id = p_account and o.key_hash = p_key) as pending,
     exists (select from usage_record o where o.account_id = p_account and o.key_hash = p_key) as finished,
     not s.stopped and p_refusal is null and cardinality(p_limits) = 0 and (
@@ -398,6 +401,9 @@ begin
         when p_refusal is not null then p_refusal
         else p_limits[array_position(k.passed, false)].layer
       end;
+      if f.stopped and k.throttle_reason is null then
+        perform usage_ran_out(p_account);
+      end if;
       if said.outcome is null and p_unit is not null then
         w := ledger_open(p_account, p_unit, v_now, null, null);
         said.outcome := case when w.debt > 0 then 'debt' when w.balance - w.held < greatest(p_hold, p_minimum) then 'insufficient' end;
@@ -436,13 +442,13 @@ begin
   )
   insert into open_authorization (
     account_id, id, key_hash, fingerprint, unit_id, hold, held, cost_nanos, remaining, meters, counts, model_id, feature_id, api_key_id,
-    rate_card_id, price_ids, quantities, user_ref, session_ref, run_ref, created_at, expires_at, hard_expires_at,
+    rate_card_id, price_ids, quantities, user_ref, session_ref, run_ref, created_at, expires_at, hard_expires_at, closes_at,
     assumed_output_tokens)
   values (
     p_account, new_id(v_now), p_key, p_fingerprint, p_unit, p_hold, case when p_unit is null then 0 else p_hold end, p_cost, said.remaining,
     said.meters, p_call.counts, p_call.model_id, p_call.feature_id, p_call.api_key_id, p_call.rate_card_id, p_call.price_ids,
     p_call.quantities, p_call.user_ref, p_call.session_ref, p_call.run_ref, v_now, v_now + p_lifetime, v_now + p_hard_lifetime,
-    p_assumed_output)
+    p_closes_at, p_assumed_output)
   returning id, expires_at into said.id, said.expires_at;
   return row('done', said.id, 'authorized', p_hold, null, null, null, null, f.balance, f.balance - f.held - p_hold, f.debt, v_now, said.expires_at,
              said.remaining, said.meters, said.used, said.resets_at, said.throttle_reason, said.throttled_until)::usage_answer;
@@ -473,6 +479,7 @@ begin
   u.fingerprint := a.fingerprint;
   u.event_at := a.created_at;
   u.recorded_at := p_now;
+  u.counted_at := case when a.closes_at < p_now and p_outcome = 'captured' then p_now end;
   u.authorized_at := a.created_at;
   u.expires_at := a.expires_at;
   u.hold := a.hold;
@@ -527,10 +534,11 @@ declare
 begin
   -- What the usual capture depends on, in one statement: the hold is open, nothing is due or owed, and the grant that comes first in burn
   -- order covers the price.
-  select v.balance, v.held, v.seq, o.held as hold, g.id as grant_id, s.counted,
-    case when g.cash_nanos = 0 then 0 else share(g.cash_nanos, g.granted - g.remaining + p_price, g.granted) - share(g.cash_nanos, g.granted - g.remaining, g.granted) end as cash,
-    case when g.fee_nanos = 0 then 0 else share(g.fee_nanos, g.granted - g.remaining + p_price, g.granted) - share(g.fee_nanos, g.granted - g.remaining, g.granted) end as fee,
-    o.state = 'open' and coalesce(o.extended_to, o.expires_at) > v_now and v.debt = 0 and (v.due_at is null or v.due_at > v_now)
+  select v.unit_id, v.balance, v.held, v.seq, g.id as grant_id, s.counted, o.created_at, o.held as promised, o.cost_nanos, o.model_id, o.feature_id,
+    o.assumed_output_tokens is not null as assumed,
+    case when g.cash_nanos = 0 then 0 else share(g.cash_nanos, g.gone + least(p_price, g.remaining), g.granted) - share(g.cash_nanos, g.gone, g.granted) end as cash,
+    case when g.fee_nanos = 0 then 0 else share(g.fee_nanos, g.gone + least(p_price, g.remaining), g.granted) - share(g.fee_nanos, g.gone, g.granted) end as fee,
+    o.state = 'open' and coalesce(o.extended_to, o.expires_at) > v_now and (o.closes_at is null or o.closes_at >= v_now) and v.debt = 0 and (v.due_at is null or v.due_at > v_now)
       and p_price > 0 and p_price <= least(g.remaining, v.balance - v.held + o.held)
       and p_overage <> 'absorb' and (p_price <= o.hold or p_overage = 'charge') as usual
   into f
@@ -538,7 +546,7 @@ begin
   join account_state s on s.account_id = o.account_id
   join wallet v on v.account_id = o.account_id and v.unit_id = o.unit_id
   join lateral (
-    select * from credit_grant c
+    select c.*, c.granted - c.remaining as gone from credit_grant c
     where c.account_id = o.account_id and c.unit_id = o.unit_id and not c.closed and c.remaining > 0
     order by c.priority, c.expires_at, c.id limit 1) g on true
   where o.account_id = p_account and o.id = p_id;
@@ -546,25 +554,19 @@ begin
     with ended as (
       delete from open_authorization where account_id = p_account and id = p_id returning *
     ), closed as (
-      update account_state s set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - e.cost_nanos
-      from ended e where s.account_id = p_account
+      update account_state set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - f.cost_nanos where account_id = p_account
     ), burnt as (
       update credit_grant set remaining = remaining - p_price, closed = (remaining = p_price and frozen = 0)
       where account_id = p_account and id = f.grant_id
     ), entry as (
-      insert into ledger_entry
-      select p_account, e.unit_id, f.seq + 1, f.grant_id, 'usage', -p_price, 0, f.balance - p_price, 0, f.cash, f.fee, p_id, null, v_now, v_now
-      from ended e
+      insert into ledger_entry values (
+        p_account, f.unit_id, f.seq + 1, f.grant_id, 'usage', -p_price, 0, f.balance - p_price, 0, f.cash, f.fee, p_id, null, v_now, v_now)
     ), paid as (
-      update wallet v set balance = f.balance - p_price, held = f.held - f.hold, seq = f.seq + 1
-      from ended e where v.account_id = p_account and v.unit_id = e.unit_id
+      update wallet set balance = f.balance - p_price, held = f.held - f.promised, seq = f.seq + 1
+      where account_id = p_account and unit_id = f.unit_id
     ), delta as (
-      insert into rollup_delta
-      select p_account, (e.created_at at time zone 'UTC')::date, e.model_id, e.feature_id, 1, p_tokens, p_cost, p_price, p_value, f.cash, f.fee
-      from ended e
-    ), learnt as (
-      insert into output_delta
-      select p_account, e.model_id, e.feature_id, p_quantities from ended e where e.assumed_output_tokens is not null
+      insert into rollup_delta values (
+        p_account, (f.created_at at time zone 'UTC')::date, f.model_id, f.feature_id, 1, p_tokens, p_cost, p_price, p_value, f.cash, f.fee)
     )
     insert into usage_record (
       account_id, id, key_hash, fingerprint, event_at, recorded_at, authorized_at, expires_at, cost_nanos, price_nanos, value_nanos, hold,
@@ -575,11 +577,14 @@ begin
       f.seq + 1, f.balance - p_price, 0, 'captured', e.model_id, e.feature_id, e.rate_card_id, e.api_key_id, e.unit_id, 1, p_price_ids,
       p_quantities, e.remaining, e.meters, e.counts, e.assumed_output_tokens, e.user_ref, e.session_ref, e.run_ref
     from ended e
-    returning hold, event_at, expires_at, remaining, meters, counts into u.hold, u.event_at, u.expires_at, u.remaining, u.meters, u.counts;
-    if f.counted then
-      perform usage_count(p_account, u.event_at, p_cost, 0, u.counts, 0);
+    returning hold, expires_at, remaining, meters, counts into u.hold, u.expires_at, u.remaining, u.meters, u.counts;
+    if f.assumed then
+      insert into output_delta values (p_account, f.model_id, f.feature_id, p_quantities);
     end if;
-    return row('done', p_id, 'captured', u.hold, p_price, p_cost, 0, 0, f.balance - p_price, null, 0, u.event_at, u.expires_at, u.remaining,
+    if f.counted then
+      perform usage_count(p_account, f.created_at, p_cost, 0, u.counts, 0);
+    end if;
+    return row('done', p_id, 'captured', u.hold, p_price, p_cost, 0, 0, f.balance - p_price, null, 0, f.created_at, u.expires_at, u.remaining,
                u.meters, null, null, null, null)::usage_answer;
   end if;
 
@@ -613,7 +618,12 @@ begin
   end if;
   u := usage_write(u, w, p_tokens);
   perform usage_close(a);
-  perform usage_count(p_account, u.event_at, u.cost_nanos, 0, u.counts, case a.state when 'timed_out' then 1 else 0 end);
+  if u.counted_at is null then
+    perform usage_count(p_account, u.event_at, u.cost_nanos, 0, u.counts, case a.state when 'timed_out' then 1 else 0 end);
+  else   -- its period is closed: what it counted there when it was authorized moves here too
+    perform usage_count(p_account, u.event_at, 0, -1, u.counts, case a.state when 'timed_out' then 0 else -1 end);
+    perform usage_count(p_account, u.counted_at, u.cost_nanos, 1, u.counts, 1);
+  end if;
   return usage_replayed(u, 'done');
 end $$;
 
@@ -849,7 +859,7 @@ begin
     'ledger_grant(bigint, text, uuid, uuid, text, text, smallint, text, text, bigint, smallint, timestamptz, bigint, bigint, text, timestamptz, bigint, smallint)',
     'ledger_take_back(bigint, uuid, uuid, text, text, smallint, bigint)',
     'ledger_reverse(bigint, uuid, uuid, text, text, uuid)',
-    'usage_authorize(bigint, uuid, uuid, text, usage_call, smallint, bigint, bigint, bigint, bigint[], usage_limit[], interval, interval, bigint)',
+    'usage_authorize(bigint, uuid, uuid, text, usage_call, smallint, bigint, bigint, bigint, bigint[], usage_limit[], interval, interval, timestamptz, bigint)',
     'usage_limits(bigint, usage_limit[])',
     'usage_stop(bigint, text, text, timestamptz)',
     'usage_resume(bigint, text)',

@@ -37,7 +37,7 @@ begin
     join unnest(p_wallets) w on w.account_id = e.account and w.unit_id = e.unit
     where e.upto > w.balance - w.held
   )
-  select m.account_id, m.unit_id, m.seq + row_number() over w, m.grant_id, case when m.grant_id is null then 'debt' else 'usage' end::entry_kind,
+  select m.account_id, m.unit_id, (m.seq + row_number() over w)::not_negative, m.grant_id, case when m.grant_id is null then 'debt' else 'usage' end::entry_kind,
     -m.burnt, m.owed, (m.balance - isum(m.burnt) over w)::not_negative, (m.debt + isum(m.owed) over w)::not_negative,
     case when m.cash_nanos > 0 then share(m.cash_nanos, m.gone + m.burnt, m.granted) - share(m.cash_nanos, m.gone, m.granted) else 0 end,
     case when m.fee_nanos > 0 then share(m.fee_nanos, m.gone + m.burnt, m.granted) - share(m.fee_nanos, m.gone, m.granted) else 0 end,
@@ -167,7 +167,7 @@ returns setof usage_answer language plpgsql as $$
 declare
   v_locked int;
 begin
-  perform pg_advisory_xact_lock(account) from (select distinct account from unnest(p_account) account order by account) one_by_one;
+  perform ledger_wait(account) from (select distinct account from unnest(p_account) account order by account) one_by_one;
   get diagnostics v_locked = row_count;
   if v_locked <> (select count(*) from account_state where account_id = any (p_account)) then
     raise exception 'an account of the set has no ledger' using errcode = 'no_data_found';

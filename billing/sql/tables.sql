@@ -130,7 +130,7 @@ $$;
 
 -- Work that was allowed and is not finished. Whatever ends it moves it into usage_record; a timed-out hold waits here 7 days for its capture.
 create table open_authorization (
-  account_id bigint not null,   -- no foreign key: only usage_authorize inserts, which has just locked the account's row, and that row stays
+  account_id bigint not null,   -- no foreign key: only usage_authorize inserts, which has just read the account's row, and that row stays
   id uuid not null,
   key_hash uuid not null,
   fingerprint uuid not null,
@@ -154,6 +154,7 @@ create table open_authorization (
   created_at timestamptz not null,
   expires_at timestamptz not null,
   hard_expires_at timestamptz not null,
+  closes_at timestamptz,   -- when the period of created_at is closed for good: what is captured later counts then; null: not known
   extended_to timestamptz,   -- the end that counts, once the hold was extended; expires_at stays what the key was answered with
   assumed_output_tokens bigint,   -- what metering put in for the answer; null means the client app said it
   captured bigint[],
@@ -219,7 +220,7 @@ create table usage_record (
 create table ledger_entry (
   account_id bigint not null,
   unit_id smallint not null,
-  seq bigint not null,
+  seq not_negative not null,
   grant_id bigint,
   kind entry_kind not null,
   amount bigint not null,

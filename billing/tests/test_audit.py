@@ -64,6 +64,7 @@ BREAKS = {
     "open work is counted": "update account_state set open_count = open_count + 1",
     "a grant's movements leave what remains": "update ledger_entry set amount = amount - 1 where kind = 'usage'",
     "a grant's cash moved with its credits": "update ledger_entry set cash_nanos = cash_nanos + 1 where kind = 'usage'",
+    "a grant's fee moved with its credits": "update ledger_entry set fee_nanos = fee_nanos + 1 where kind = 'usage'",
     "entries are numbered without gaps and their running balance holds": "update ledger_entry set seq = seq + 100 where seq = 3",
     "the last entry is the wallet": "update wallet set seq = seq + 1",
     "every priced record has its entries": "update usage_record set price_nanos = price_nanos + 1",

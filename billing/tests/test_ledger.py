@@ -42,8 +42,9 @@ def call(quantities: tuple[int, ...] = (10,)) -> ledger.Call:
 
 
 def hold(
-    account: Account, amount: int, *, key: str = "", refusal: str | None = None, minimum: int = 0, lifetime: timedelta = MINUTES_15
-) -> ledger.Usage:
+    account: Account, amount: int, *, key: str = "", refusal: str | None = None, minimum: int = 0, lifetime: timedelta = MINUTES_15,
+    closes_at: datetime | None = None,
+) -> ledger.Usage:  # fmt: skip
     key = key or str(uuid4())
     return ledger.hold(
         account_id=account.pk,
@@ -58,6 +59,7 @@ def hold(
         remaining=[None],
         lifetime=lifetime,
         hard_lifetime=timedelta(hours=24),
+        closes_at=closes_at,
     )
 
 
@@ -242,6 +244,12 @@ class TestHold:
         ledger.throttle(account_id=account.pk, actor="ann", reason="fraud", ends_at=now + timedelta(hours=1))
         with ledger.clock(at=now + timedelta(hours=1)):
             hold(account, 1)
+        assert not ledger.resume(account_id=account.pk, actor="ann")
+
+    def test_stop_whose_end_is_over_stops_nothing(self, account: Account) -> None:
+        give(account, 100)
+        assert not ledger.throttle(account_id=account.pk, actor="ann", reason="fraud", ends_at=datetime.now(UTC))
+        hold(account, 1)
 
     def test_account_that_nobody_opened_a_ledger_for_is_an_error(self, account: Account) -> None:
         nobody = Account(pk=account.pk + 1_000_000, product=account.product)
@@ -345,6 +353,32 @@ class TestCapture:
         capture(account, hold(account, 12).id, 3)
         left = dict(Grant.objects.filter(account=account).values_list("id", "remaining"))
         assert left == {late.grant_id: 10, young.grant_id: 10, first.grant_id: 0, same.grant_id: 7}
+
+    def test_cap_refuses_no_price_however_far_it_is_above_the_hold(self, account: Account) -> None:
+        give(account, 1_000, cash_nanos=1_000_000)
+        done = capture(account, hold(account, 10).id, 2**62, overage="cap")
+        assert (done.price_nanos, done.waived_nanos) == (10, 2**62 - 10)
+
+    def test_fee_moves_with_the_credits_of_a_grant_that_brought_no_cash(self, account: Account) -> None:
+        give(account, 100, cash_nanos=0, fee_nanos=50)
+        capture(account, hold(account, 50).id, 50)
+        hold(account, 50)
+        record(account, 50)
+        for open_ in OpenAuthorization.objects.filter(account=account):
+            capture(account, open_.id, 50)
+        moved = LedgerEntry.objects.filter(account=account, kind="usage").values_list("fee_nanos", flat=True)
+        assert list(moved) == [25, 25]
+
+    @pytest.mark.parametrize("late", [timedelta(), timedelta(days=3)])
+    def test_capture_after_its_period_was_closed_counts_when_it_comes(self, account: Account, late: timedelta) -> None:
+        give(account, 100)
+        now = datetime.now(UTC)
+        held = hold(account, 10, closes_at=now + timedelta(hours=2))
+        with ledger.clock(at=now + late):
+            capture(account, held.id, 10)
+        record = UsageRecord.objects.get(pk=held.id)
+        assert record.event_at == held.created_at
+        assert record.counted_at == (now + late if late else None)
 
     @pytest.mark.failure(19)
     def test_cash_moves_with_the_credits_and_its_parts_sum_to_the_whole(self, account: Account) -> None:

@@ -111,7 +111,7 @@ class LedgerMachine(RuleBasedStateMachine):
         key = self.new_key()
         self.do(
             "grant", wallet, key=key, source="promo", source_key=key, amount=amount, priority=priority,
-            ends_at=self.now + ends_in if ends_in else None, cash=cash, fee=min(cash, fee), rolls=self.rollover(ends_in, rolls),
+            ends_at=self.now + ends_in if ends_in else None, cash=cash, fee=fee, rolls=self.rollover(ends_in, rolls),
         )  # fmt: skip
 
     @rule(wallet=WALLETS, amount=AMOUNTS, invoice=st.integers(1, 9), ends_in=SPANS | st.none(), rolls=ROLLOVERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
@@ -9,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from django.db import connection, connections
+from django.db import DatabaseError, connection, connections, transaction
 
 from billing import audit, ledger
 from billing.models import Wallet
@@ -54,6 +55,23 @@ def test_fifty_parallel_authorizations_of_a_tenth_on_a_balance_of_one_pass_exact
     wallet = Wallet.objects.get(account=account)
     assert (wallet.balance, wallet.available) == (NANOS, 0)
     assert audit.run() == []
+
+
+def test_a_transaction_that_goes_on_reading_the_past_is_refused() -> None:
+    account, model = make_account(credit=1), make_model()
+    event = usage.Event("e", account, datetime.now(UTC), model, {"input_tokens": 1})
+
+    def in_the_past(work: Callable[[], object]) -> None:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("set transaction isolation level repeatable read")
+            work()
+
+    for work in (
+        lambda: usage.authorize(account=account, ask=usage.Ask(model, {"input_tokens": 1}), key="k", now=datetime.now(UTC)),
+        lambda: usage.record(events=[event], now=datetime.now(UTC)),
+    ):
+        with pytest.raises(DatabaseError, match="READ COMMITTED"):
+            in_the_past(work)
 
 
 @pytest.mark.failure(4)

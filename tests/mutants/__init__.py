@@ -343,8 +343,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "released work stays counted", "billing/sql/ledger.sql",
-        "case a.state when 'timed_out' then 0 else -1 end",
-        "0", (LIMITS,),
+        "usage_count(a.account_id, a.created_at, 0, 0, a.counts, case a.state when 'timed_out' then 0 else -1 end)",
+        "usage_count(a.account_id, a.created_at, 0, 0, a.counts, 0)", (LIMITS,),
     ),
     Mutant(
         "window that is over goes on", "billing/sql/counters.sql",
@@ -359,7 +359,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # A set of events.
     Mutant(
         "set is settled without its accounts' locks", "billing/sql/settle.sql",
-        "perform pg_advisory_xact_lock(account) from",
+        "perform ledger_wait(account) from",
         "perform account from", (CROWD,),
     ),
     Mutant(
