@@ -574,20 +574,21 @@ def limits(*, account_id: int, limits: Sequence[Limit]) -> Look:
     return Look(*row)
 
 
-def reserve(*, account_id: int, meter: str, object_ref: str, allowed: int | None, enforced: bool) -> Places:
-    """Takes a place for an object. ``allowed`` None = any number. What exists is never refused, also above the limit.
+def reserve(*, account_id: int, meter: str, object_ref: str, refusal: str | None, allowed: int | None, enforced: bool) -> Places:
+    """Takes a place for an object. ``allowed`` None = any number. What exists is never refused, ``refusal`` and ``allowed`` included.
 
-    :raises Refused: that many exist already.
+    :raises Refused: the object is new, and the account is throttled, ``refusal`` was given, or that many exist already (``quota``).
     """
-    [(outcome, used)] = _call("select * from usage_reserve(%s, %s, %s, %s, %s)", [account_id, meter, object_ref, allowed, enforced])
+    sql = "select * from usage_reserve(%s, %s, %s, %s, %s, %s)"
+    [(outcome, used, layer, reason, until)] = _call(sql, [account_id, meter, object_ref, refusal, allowed, enforced])
     if outcome == "refused":
-        raise Refused("quota", Look([used], [None], None, None))
+        raise Refused(layer, Look([used], [None], reason, until))
     return Places(used, outcome == "replayed")
 
 
 def unreserve(*, account_id: int, meter: str, object_ref: str) -> Places:
     """Gives an object's place back. :raises NotFound: there never was such an object."""
-    [(outcome, used)] = _call("select * from usage_unreserve(%s, %s, %s)", [account_id, meter, object_ref])
+    [(outcome, used)] = _call("select outcome, used from usage_unreserve(%s, %s, %s)", [account_id, meter, object_ref])
     if outcome == "not_found":
         raise NotFound("No such object.")
     return Places(used, outcome == "replayed")

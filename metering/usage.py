@@ -204,37 +204,39 @@ def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
 def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> tuple[ledger.Places, int | None]:
     """Takes a place for an object that the plan limits in number; answers how many there are, and the limit (None = no limit).
 
-    Objects that exist are never refused, also where a plan allows fewer.
+    Objects that exist are never refused, also where a plan allows fewer, or none.
 
-    :raises Refused: there are as many as the plan allows, or the plan has none of them, or all work is stopped.
+    :raises Refused: the object is new, and there are as many as the plan allows, or the plan has none of them, or all work is stopped.
     """
     allowed = subscriptions.allowed(account=account)
-    look = ledger.limits(account_id=account.pk, limits=[])
-    stopped: tuple[Layer, ...] = (
-        *limits.before(account=account, allowed=allowed, feature=None, quantities=None, now=now),
-        *limits.answered(counted=[], look=look),
-    )
     limit = allowed.plan.limit(meter, Entitlement.Window.COUNT) if allowed else None
+    kill_switch, *others = limits.before(account=account, allowed=allowed, feature=None, quantities=None, now=now)
     if limit is None:
         reason = f"The plan does not include {meter.replace('_', ' ')}."
-        none = Layer("entitlement", allowed=False, meter=f"{meter}/count", reason=reason)
-        stopped = (*(layer for layer in stopped if layer.name in ("kill_switch", "throttle")), none)
-    if (refusal := limits.in_order(stopped).refusal) is not None:
-        raise _refused(refusal.name, limits.in_order(stopped))
-    assert limit is not None
+        others = [Layer("entitlement", allowed=False, meter=f"{meter}/count", reason=reason)]
+    layers = [kill_switch, *others]
+    refusal = Decision(tuple(layers)).refusal
+    at_most, mode = (limit.limit, limit.mode) if limit else (None, Entitlement.Mode.OFF)
     try:
         places = ledger.reserve(
-            account_id=account.pk, meter=meter, object_ref=object_ref, allowed=limit.limit, enforced=limit.mode == Entitlement.Mode.HARD
+            account_id=account.pk,
+            meter=meter,
+            object_ref=object_ref,
+            refusal=refusal.name if refusal else None,
+            allowed=at_most,
+            enforced=mode == Entitlement.Mode.HARD,
         )
     except ledger.Refused as error:
-        [used] = error.look.used
-        reason = f"There are {used} {meter.replace('_', ' ')}; the plan allows {limit.limit}."
-        full = Layer("quota", allowed=False, meter=f"{meter}/count", limit=limit.limit, used=used, remaining=0, reason=reason)
-        raise _refused("quota", limits.in_order([*stopped, full])) from None
-    watched = limit.mode in (Entitlement.Mode.SHADOW, Entitlement.Mode.SOFT)
-    if watched and limit.limit is not None and places.used > limit.limit and not places.replayed:
-        _shadowed(account, Layer("quota", allowed=False, mode=limit.mode, meter=f"{meter}/count", limit=limit.limit, used=places.used))
-    return places, limit.limit
+        layers += limits.answered(counted=[], look=error.look)
+        if error.layer == "quota":
+            [used] = error.look.used
+            reason = f"There are {used} {meter.replace('_', ' ')}; the plan allows {at_most}."
+            layers.append(Layer("quota", allowed=False, meter=f"{meter}/count", limit=at_most, used=used, remaining=0, reason=reason))
+        raise _refused(error.layer, limits.in_order(layers)) from None
+    watched = mode in (Entitlement.Mode.SHADOW, Entitlement.Mode.SOFT)
+    if watched and at_most is not None and places.used > at_most and not places.replayed:
+        _shadowed(account, Layer("quota", allowed=False, mode=mode, meter=f"{meter}/count", limit=at_most, used=places.used))
+    return places, at_most
 
 
 def unreserve(*, account: Account, meter: str, object_ref: str) -> tuple[ledger.Places, int | None]:

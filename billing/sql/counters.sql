@@ -218,24 +218,41 @@ begin
   return true;
 end $$;
 
-create type object_answer as (outcome text, used bigint);   -- done | replayed | refused | not_found
+-- outcome: done | replayed | refused | not_found. A refusal says by which layer, and what of a throttle.
+create type object_answer as (outcome text, used bigint, layer text, throttle_reason text, throttled_until timestamptz);
 
--- Reserves a place for an object: at most p_allowed may exist (null = any number). Objects that exist stay when a plan allows fewer.
-create function usage_reserve(p_account bigint, p_meter text, p_object text, p_allowed bigint, p_enforced boolean) returns object_answer
-language plpgsql as $$
+-- Reserves a place for an object. One that exists is never refused, also where a plan allows fewer; a new one by a throttle, by the verdict
+-- that was reached outside (p_refusal), and where p_allowed exist already (null = any number), in the order of usage_authorize.
+create function usage_reserve(p_account bigint, p_meter text, p_object text, p_refusal text, p_allowed bigint, p_enforced boolean)
+returns object_answer language plpgsql as $$
 declare
   v_now timestamptz := ledger_lock(p_account);
-  v_used bigint := usage_objects(p_account, p_meter);
+  k usage_look;
+  said object_answer;
 begin
+  said.used := usage_objects(p_account, p_meter);
   if exists (select from usage_object where account_id = p_account and meter = p_meter and object_ref = p_object and released_at is null) then
-    return row('replayed', v_used)::object_answer;
+    said.outcome := 'replayed';
+    return said;
   end if;
-  if p_enforced and v_used >= p_allowed then
-    return row('refused', v_used)::object_answer;
+  k := usage_looked(p_account, '{}', v_now);
+  said.throttle_reason := k.throttle_reason;
+  said.throttled_until := k.throttled_until;
+  said.layer := case
+    when p_refusal = 'kill_switch' then p_refusal
+    when k.throttle_reason is not null then 'throttle'
+    when p_refusal is not null then p_refusal
+    when p_enforced and said.used >= p_allowed then 'quota'
+  end;
+  if said.layer is not null then
+    said.outcome := 'refused';
+    return said;
   end if;
   insert into usage_object (account_id, meter, object_ref, created_at) values (p_account, p_meter, p_object, v_now)
   on conflict (account_id, meter, object_ref) do update set created_at = v_now, released_at = null;
-  return row('done', v_used + 1)::object_answer;
+  said.outcome := 'done';
+  said.used := said.used + 1;
+  return said;
 end $$;
 
 create function usage_unreserve(p_account bigint, p_meter text, p_object text) returns object_answer language plpgsql as $$
@@ -249,5 +266,5 @@ begin
     v_outcome := case when exists (select from usage_object where account_id = p_account and meter = p_meter and object_ref = p_object)
       then 'replayed' else 'not_found' end;
   end if;
-  return row(v_outcome, usage_objects(p_account, p_meter))::object_answer;
+  return row(v_outcome, usage_objects(p_account, p_meter), null, null, null)::object_answer;
 end $$;

@@ -863,7 +863,7 @@ begin
     'usage_limits(bigint, usage_limit[])',
     'usage_stop(bigint, text, text, timestamptz)',
     'usage_resume(bigint, text)',
-    'usage_reserve(bigint, text, text, bigint, boolean)',
+    'usage_reserve(bigint, text, text, text, bigint, boolean)',
     'usage_unreserve(bigint, text, text)',
     'usage_capture(bigint, uuid, bigint[], bigint, int[], bigint, bigint, bigint, text)',
     'usage_await_price(bigint, uuid, bigint[])',

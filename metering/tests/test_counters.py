@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +41,15 @@ def account_state(account: Account) -> tuple[int, int]:
         cursor.execute("select open_count, open_cost_nanos from account_state where account_id = %s", [account.pk])
         [row] = cursor.fetchall()
         return row  # type: ignore[no-any-return]
+
+
+def somebody_waits() -> bool:
+    """Whether a connection to this database waits for a lock."""
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_stat_clear_snapshot()")
+        cursor.execute("select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')")
+        [(waits,)] = cursor.fetchall()
+        return bool(waits)
 
 
 @pytest.mark.usefixtures("committed")
@@ -87,6 +97,24 @@ class TestAtOnce:
         answers = at_once(8, lambda _: usage.reserve(account=shop.account, meter="agents", object_ref="a", now=datetime.now(UTC)))
         assert [answer[0].used for answer in answers] == [1] * 8
         assert sum(not answer[0].replayed for answer in answers) == 1
+
+    def test_an_object_that_waits_while_its_account_is_stopped_is_refused(self) -> None:
+        shop = Shop.new(("agents", "count", 3))
+
+        def reserve() -> None:
+            try:
+                usage.reserve(account=shop.account, meter="agents", object_ref="a", now=datetime.now(UTC))
+            finally:
+                connections.close_all()
+
+        with ThreadPoolExecutor(1) as pool:
+            with transaction.atomic():
+                ledger.throttle(account_id=shop.account.pk, actor="ada", reason="abuse")
+                waiting = pool.submit(reserve)
+                while not somebody_waits():
+                    assert not waiting.done()
+            with pytest.raises(usage.Refused, match="stopped: abuse"):
+                waiting.result()
 
     def test_the_first_eight_of_a_window_make_its_counter_once(self) -> None:
         shop = Shop.new(("messages", "day", 100), tier={"requests_per_hour": 100, "daily_cost_nanos": 10**9})

@@ -499,6 +499,27 @@ class TestObjects:
         usage.unreserve(account=shop.account, meter="agents", object_ref="c")
         assert self.reserve(shop, "d") == 1
 
+    def test_an_object_that_exists_is_answered_whatever_stops_new_ones(self) -> None:
+        shop = Shop.new(("agents", "count", 2))
+        assert self.reserve(shop, "a") == 1
+        shop.put_on(plan_version(shop.product.plans.get(slug="free")))
+        assert [self.reserve(shop, name) for name in "ab"] == [1, "entitlement"]
+        Subscription.objects.filter(account=shop.account).update(status="canceled", ended_at=NOON)
+        assert [self.reserve(shop, name) for name in "ab"] == [1, "entitlement"]
+        ledger.throttle(account_id=shop.account.pk, actor="ada", reason="abuse")
+        assert [self.reserve(shop, name) for name in "ab"] == [1, "throttle"]
+        throw(shop.product, now=datetime.now(UTC))
+        assert [self.reserve(shop, name) for name in "ab"] == [1, "kill_switch"]
+
+    def test_what_refuses_an_object_says_why_and_until_when(self) -> None:
+        shop = Shop.new(("agents", "count", 2))
+        with shop.at(NOON):
+            ledger.throttle(account_id=shop.account.pk, actor="ada", reason="abuse", ends_at=NOON + timedelta(hours=1))
+            with pytest.raises(usage.Refused) as refused:
+                usage.reserve(account=shop.account, meter="agents", object_ref="a", now=NOON)
+        layer = refused.value.layer
+        assert (layer.name, layer.reason, layer.resets_at) == ("throttle", "The account is stopped: abuse", NOON + timedelta(hours=1))
+
     def test_objects_are_shown_among_the_limits_and_refuse_no_request(self) -> None:
         shop = Shop.new(("agents", "count", 1))
         self.reserve(shop, "a")
