@@ -159,6 +159,7 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
             limits=[item.limit for item in counted],
             lifetime=timedelta(seconds=account.product.hold_lifetime_seconds),
             hard_lifetime=timedelta(seconds=account.product.hold_max_seconds),
+            closes_at=allowed.period_at(now)[1] + GRACE if allowed else None,
             assumed_output_tokens=estimate.quantities["output_tokens"] if ask.open_ended and not unknown else None,
         )
     except ledger.OtherWindow as error:  # an hour, a day or a period has ended on the way: the ledger's clock decides

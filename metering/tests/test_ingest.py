@@ -201,6 +201,22 @@ class TestLate:
             assert record.price_nanos == 4_500_000
 
     @pytest.mark.failure(27)
+    @pytest.mark.parametrize(("hours", "counts_now"), [(47, False), (49, True)])
+    @pytest.mark.parametrize("swept", [False, True])
+    def test_a_late_capture_counts_like_a_late_event(self, account: Account, swept: bool, hours: int, counts_now: bool) -> None:
+        closes = datetime(2026, 4, 30, tzinfo=UTC)  # the period that began on the 31st of March
+        begun, now, ask = closes - timedelta(hours=1), closes + timedelta(hours=hours), usage.Ask(make_model(), {"input_tokens": 1_000})
+        with ledger.clock(at=begun):
+            held = usage.authorize(account=account, ask=ask, key="k", now=begun)
+        with ledger.clock(at=now):
+            assert not swept or ledger.sweep(limit=10) == 1
+            usage.capture(account=account, authorization_id=held.usage.id, quantities={"input_tokens": 500})
+        record = UsageRecord.objects.get(account=account)
+        assert (record.event_at, record.counted_at) == (begun, now if counts_now else None)
+        assert record.price_nanos == 2_250_000
+        assert audit.run() == []
+
+    @pytest.mark.failure(27)
     def test_a_closed_month_does_not_change_and_the_adjustment_points_to_it(self) -> None:
         app = App()
         give(app.account, NANOS)
