@@ -3,7 +3,8 @@
     start     puts an account on a plan
     end       takes it off its plan
     current   the subscription that counts now
-    payer     the account that a request names, its plan read along; payers for several at once
+    payer     the open account that a request names, its plan read along
+    payers    the accounts, open or closed, whose work is reported; payer_of for one
     allowed   what its plan allows, and the rate card that prices its usage; allowed_many for several accounts at once
 
 A plan version is kept for the whole subscription: a later version is for later subscribers.
@@ -141,12 +142,19 @@ def current(*, account_id: int) -> Subscription | None:
 
 
 def payer(product_id: int, name: str | int) -> Account | None:
-    """The open account that a request names; see :func:`payers`."""
+    """The open account that a request names; see :func:`payers`. A closed one begins nothing."""
+    account = payer_of(product_id, name)
+    return account if account and account.closed_at is None else None
+
+
+def payer_of(product_id: int, name: str | int) -> Account | None:
+    """The account, open or closed, whose work a request reports; see :func:`payers`."""
     return payers(product_id, [name]).get(name)
 
 
 def payers(product_id: int, names: Collection[str | int]) -> dict[str | int, Account]:
-    """The product's open accounts with these names, ours (``acct_…``) or the client app's own, or with these primary keys.
+    """The product's accounts with these names, ours (``acct_…``) or the client app's own, or with these primary keys; closed ones too:
+    work that was done, or begun, before an account closed is paid for.
 
     What their plans allow is read along, in one query a kind of name, so :func:`allowed` need not ask again. Accounts too are kept for
     ``MAX_AGE_SECONDS``, and one object may be handed to several requests: it is to be read.
@@ -241,6 +249,6 @@ _ACCOUNT_FIELDS = [field.attname for field in Account._meta.concrete_fields]
 _PAYERS = {
     column: f"select {', '.join(f'a.{name}' for name in _ACCOUNT_FIELDS)}, {_TERMS}"  # noqa: S608 (our own columns)
     f" from accounts_account a left join billing_subscription s on s.account_id = a.id and {_ENTITLED}"
-    f" where a.closed_at is null and a.product_id = %s and a.{column}"
+    f" where a.product_id = %s and a.{column}"
     for column in ("id", "public_id", "external_id")
 }

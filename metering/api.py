@@ -296,7 +296,7 @@ def _idempotency_key(request: HttpRequest) -> str:
 def _authorization(principal: api_keys.Principal, value: str) -> tuple[Account, Any]:
     try:
         account_id, id_ = usage.split_id(value)
-        return api.account_for(principal, account_id, find=subscriptions.payer), id_
+        return api.account_for(principal, account_id, find=subscriptions.payer_of), id_
     except (ledger.NotFound, api.Problem):
         raise api.Problem(404, "not_found", "No such authorization.") from None
 

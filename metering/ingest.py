@@ -205,9 +205,9 @@ def _event(key: str, body: Event | Span, accounts: Mapping[str | None, Account |
 
 
 def _accounts(names: Iterable[str | None], product_id: int, account_id: int | None) -> Mapping[str | None, Account | None]:
-    """The open accounts of these names, ours or the client app's own."""
+    """The accounts of these names, open or closed, ours or the client app's own."""
     if account_id is not None:
-        only = subscriptions.payer(product_id, account_id)
+        only = subscriptions.payer_of(product_id, account_id)
         return {name: only for name in names if only and name in (None, only.public_id, only.external_id)}
     found = subscriptions.payers(product_id, [name for name in names if name is not None])
     return {name: found.get(name) for name in names if name is not None}

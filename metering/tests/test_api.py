@@ -106,6 +106,20 @@ class TestAuthorizeAndCapture:
         other = app.authorize(key="k", estimate={"input_tokens": 100_001, "max_output_tokens": 0})
         assert (other.status_code, body(other)["code"]) == (409, "idempotency_key_reused")
 
+    def test_an_account_that_closes_ends_what_it_began_and_begins_nothing_new(self, app: App) -> None:
+        captured, released, extended = (body(app.authorize(estimate={"input_tokens": 10}))["id"] for _ in range(3))
+        Account.objects.filter(pk=app.account.pk).update(closed_at=datetime.now(UTC))
+        done = app.post(f"authorizations/{captured}/capture", {"quantities": {"input_tokens": 10}})
+        assert (done.status_code, body(done)["charged"]) == (200, "0.000045000")
+        assert body(app.post(f"authorizations/{released}/release", {}))["status"] == "released"
+        assert app.post(f"authorizations/{extended}/extend", {"seconds": 60}).status_code == 200
+        foreign = make_key(make_product())
+        assert app.post(f"authorizations/{extended}/release", {}, token=foreign).status_code == 404
+        place = {"account": app.account.external_id, "action": "reserve", "object": "a"}
+        for refused in (app.authorize(), app.authorize(account=app.account.public_id), app.post("counters/agents", place)):
+            assert (refused.status_code, body(refused)["detail"]) == (404, "No such account.")
+        assert audit.run() == []
+
     @pytest.mark.failure(7)
     def test_capture_again_is_the_same_answer(self, app: App) -> None:
         path = f"authorizations/{body(app.authorize())['id']}/capture"

@@ -145,14 +145,13 @@ class TestBatches:
         assert answer["results"][2]["problem"]["code"] == "not_found"
         assert body(app.post("records", nameless))["errors"][0]["field"] == "account"
 
-    def test_another_products_account_and_a_closed_one_do_not_exist(self, app: App) -> None:
-        closed = make_account(app.product)
-        Account.objects.filter(pk=closed.pk).update(closed_at=datetime.now(UTC))
-        names = [make_account().public_id, closed.external_id, "", "acct_" + "0" * 20]
-        statuses = [
-            result["status"] for result in body(app.post("records", {"events": [app.event(account=name) for name in names]}))["results"]
-        ]
-        assert statuses == ["invalid"] * 4
+    def test_another_products_account_does_not_exist_and_what_a_closed_one_used_is_recorded(self, app: App) -> None:
+        closed, other = make_account(app.product, credit=1), make_account()
+        Account.objects.filter(pk__in=[closed.pk, other.pk]).update(closed_at=datetime.now(UTC))
+        names = [closed.external_id, closed.public_id, other.public_id, other.external_id, make_account().public_id, "", "acct_" + "0" * 20]
+        results = body(app.post("records", {"events": [app.event(account=name) for name in names]}))["results"]
+        assert [result["status"] for result in results] == ["created"] * 2 + ["invalid"] * 5
+        assert UsageRecord.objects.filter(account=closed).count() == 2
 
     def test_an_event_that_overflows_takes_no_other_along(self, app: App) -> None:
         app.model = make_model(input_price=9_000_000_000_000)
