@@ -250,7 +250,7 @@ def _refusal(error: usage.Refused, account: Account | None) -> api.Problem:
     if status in (429, 503):
         seconds = RETRY_SECONDS if layer.resets_at is None else max(1, math.ceil((layer.resets_at - now).total_seconds()))
         headers["Retry-After"] = str(seconds)
-    offer = limits.upgrade(account=account, layer=layer, now=now) if account else None
+    offer = limits.upgrade(account=account, allowed=error.allowed, layer=layer, now=now) if account else None
     if offer is not None:
         price = None if offer.price_cents is None else f"{offer.price_cents // 100}.{offer.price_cents % 100:02}"
         members["upgrade"] = {"plan": offer.plan, "name": offer.name, "price": price, "currency": offer.currency}

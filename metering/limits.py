@@ -235,9 +235,8 @@ class Upgrade:
     currency: str
 
 
-def upgrade(*, account: Account, layer: Layer, now: datetime) -> Upgrade | None:
+def upgrade(*, account: Account, allowed: subscriptions.Allowed | None, layer: Layer, now: datetime) -> Upgrade | None:
     """The next plan of the product that lifts ``layer``'s refusal; None where none does, or money would not help."""
-    allowed = subscriptions.allowed(account=account)
     rank = allowed.plan.version.plan.rank if allowed else -1
     higher = Plan.objects.filter(product_id=account.product_id, public=True, available=True, rank__gt=rank).order_by("rank")
     for plan in higher:

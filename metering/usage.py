@@ -72,12 +72,13 @@ class UnknownModel(UsageError):
 
 
 class Refused(UsageError):
-    """A layer said no. ``decision`` has them all."""
+    """A layer said no. ``decision`` has them all, ``allowed`` is what the plan allowed then."""
 
-    def __init__(self, layer: Layer, decision: Decision) -> None:
+    def __init__(self, layer: Layer, decision: Decision, allowed: subscriptions.Allowed | None) -> None:
         super().__init__(layer.reason)
         self.layer = layer
         self.decision = decision
+        self.allowed = allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +166,15 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
     except ledger.OtherWindow as error:  # an hour, a day or a period has ended on the way: the ledger's clock decides
         return authorize(account=account, ask=ask, key=key, now=error.now, api_key_id=api_key_id)
     except ledger.Refused as error:
-        if error.layer == "price":
-            assert unknown is not None
+        if unknown and error.layer == "price":
             raise unknown from None
-        layers = [*before, *limits.answered(counted=counted, look=error.look), _credits(account, now)]
-        raise _refused(error.layer, limits.in_order(layers)) from None
+        answered = limits.answered(counted=counted, look=error.look)
+        raise _refused(error.layer, [*before, *answered, _credits(account, now)], allowed) from None
     except ledger.InsufficientCredits as error:
         _hear(account, error.available_nanos)
-        layer = Layer("credits", allowed=False, remaining=error.available_nanos, reason=str(error))
-        layers = [*before, *limits.answered(counted=counted, look=error.look), layer]
-        raise _refused("credits", limits.in_order(layers)) from error
+        answered = limits.answered(counted=counted, look=error.look)
+        short = Layer("credits", allowed=False, remaining=error.available_nanos, reason=str(error))
+        raise _refused("credits", [*before, *answered, short], allowed) from error
     if not usage.replayed:
         for layer in limits.in_order([*before, *limits.answered(counted=counted, look=usage.look)]).shadowed:
             _shadowed(account, layer)
@@ -233,7 +233,7 @@ def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> 
             [used] = error.look.used
             reason = f"There are {used} {meter.replace('_', ' ')}; the plan allows {at_most}."
             layers.append(Layer("quota", allowed=False, meter=f"{meter}/count", limit=at_most, used=used, remaining=0, reason=reason))
-        raise _refused(error.layer, limits.in_order(layers)) from None
+        raise _refused(error.layer, layers, allowed) from None
     watched = mode in (Entitlement.Mode.SHADOW, Entitlement.Mode.SOFT)
     if watched and at_most is not None and places.used > at_most and not places.replayed:
         _shadowed(account, Layer("quota", allowed=False, mode=mode, meter=f"{meter}/count", limit=at_most, used=places.used))
@@ -252,10 +252,12 @@ def _shadowed(account: Account, layer: Layer) -> None:
     log.info("Limit reached in shadow", account=account.public_id, layer=layer.name, meter=layer.meter, used=layer.used)
 
 
-def _refused(name: str, decision: Decision) -> Refused:
+def _refused(name: str, layers: Sequence[Layer], allowed: subscriptions.Allowed | None) -> Refused:
+    """The refusal by the first layer of this name that refuses."""
     REFUSALS.labels(name).inc()
+    decision = limits.in_order(layers)
     layer = next(layer for layer in decision.layers if layer.name == name and not layer.allowed and layer.mode == Entitlement.Mode.HARD)
-    return Refused(layer, decision)
+    return Refused(layer, decision, allowed)
 
 
 def _credits(account: Account, now: datetime, needed_nanos: int = 0) -> Layer:
@@ -367,9 +369,9 @@ def record(*, events: Sequence[Event], now: datetime, api_key_id: int | None = N
     answered with the outcome ``key_reused``.
     """
     plans = subscriptions.allowed_many(accounts={event.account.pk: event.account for event in events}.values())
-    prepared = [_prepare(event, plans.get(event.account.pk), now, api_key_id) for event in events]
-    answers = iter(ledger.record_many([item for item in prepared if isinstance(item, ledger.Event)]))
-    return [item if isinstance(item, UsageError) else next(answers) for item in prepared]
+    rated = [_prepare(event, plans.get(event.account.pk), now, api_key_id) for event in events]
+    answers = iter(ledger.record_many([item for item in rated if isinstance(item, ledger.Event)]))
+    return [item if isinstance(item, UsageError) else next(answers) for item in rated]
 
 
 def _prepare(event: Event, allowed: subscriptions.Allowed | None, now: datetime, api_key_id: int | None) -> ledger.Event | InvalidUsage:

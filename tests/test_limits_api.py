@@ -9,7 +9,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from billing import ledger
 from metering.models import KillSwitch
@@ -72,6 +74,13 @@ REFUSALS: list[tuple[str, Callable[[Shop], None], list[Any], dict[str, Any], int
 
 
 class TestRefusals:
+    def test_a_refusal_asks_once_what_the_plan_allows(self) -> None:
+        shop = Shop.new(("messages", "day", 0))
+        app = App(shop)
+        with CaptureQueriesContext(connection) as asked:
+            assert app.authorize().status_code == 429
+        assert sum("from billing_subscription" in query["sql"] for query in asked) == 1
+
     @pytest.mark.parametrize(("layer", "happened", "terms", "more", "status", "code", "ends", "lifted"), REFUSALS)
     def test_a_refusal_says_its_status_its_layer_its_end_and_the_plan_that_lifts_it(
         self, layer: str, happened: Callable[[Shop], None], terms: list[Any], more: dict[str, Any], status: int, code: str, ends: bool,

@@ -239,7 +239,11 @@ class TestUpgrade:
     def offered(self, shop: Shop, **ask: Any) -> str | None:
         layer = shop.refusal(**ask)
         assert layer is not None
-        found = limits.upgrade(account=shop.account, layer=layer, now=datetime.now(UTC))
+        return self.lifting(shop, layer)
+
+    def lifting(self, shop: Shop, layer: limits.Layer) -> str | None:
+        allowed = subscriptions.allowed(account=shop.account)
+        found = limits.upgrade(account=shop.account, allowed=allowed, layer=layer, now=datetime.now(UTC))
         return found.plan if found else None
 
     @pytest.mark.parametrize(("layer", "key", "window"), [*COUNTED, ("request_size", "request_tokens", "request")])
@@ -281,8 +285,7 @@ class TestUpgrade:
             plan(shop.product, "pro", 4, ("agents", "count", 3))
             with pytest.raises(usage.Refused) as refused:
                 usage.reserve(account=shop.account, meter="agents", object_ref="a", now=datetime.now(UTC))
-            found = limits.upgrade(account=shop.account, layer=refused.value.layer, now=datetime.now(UTC))
-            return found.plan if found else None
+            return self.lifting(shop, refused.value.layer)
 
         assert offered(("agents", "count", 0)) == "pro"
         assert offered() == "pro"
@@ -663,7 +666,8 @@ class TestTheFiveBusinesses:
             for _ in range(99):
                 shop.record()
             assert [shop.refused_by(), shop.refused_by()] == [None, "quota"]
-            offer = limits.upgrade(account=shop.account, layer=shop.layer("quota", "messages/day"), now=now)
+            allowed = subscriptions.allowed(account=shop.account)
+            offer = limits.upgrade(account=shop.account, allowed=allowed, layer=shop.layer("quota", "messages/day"), now=now)
             assert offer is not None
             assert offer.plan == "pro"
         with shop.at(midnight + timedelta(days=1)):

@@ -58,7 +58,7 @@ class Command(BaseCommand):
         if refusal is None:
             self.stdout.write("ALLOWED: no layer refuses.")
             return
-        offer = limits.upgrade(account=account, layer=refusal, now=now)
+        offer = limits.upgrade(account=account, allowed=allowed, layer=refusal, now=now)
         ends = f" It ends {_until(refusal.resets_at, now)}." if refusal.resets_at else ""
         way_out = f" The plan {offer.name} ({offer.plan}) would lift it." if offer else " No plan of the product would lift it."
         raise CommandError(f"REFUSED by {refusal.name}: {refusal.reason}{ends}{way_out}", returncode=1)
