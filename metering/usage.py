@@ -172,6 +172,9 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
         raise _refused(error.layer, [*before, *answered, _credits(account, now)], allowed) from None
     except ledger.InsufficientCredits as error:
         _hear(account, error.available_nanos)
+        if ask.open_ended and _estimate(account, allowed, ask, now).quantities != estimate.quantities:
+            # The worst case was chosen by what was heard a while ago. By what was heard just now it is the usual, which may fit.
+            return authorize(account=account, ask=ask, key=key, now=now, api_key_id=api_key_id)
         answered = limits.answered(counted=counted, look=error.look)
         short = Layer("credits", allowed=False, remaining=error.available_nanos, reason=str(error))
         raise _refused("credits", [*before, *answered, short], allowed) from error

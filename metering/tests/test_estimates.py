@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounts.models import Account
-from billing import audit
+from billing import audit, ledger
+from billing.models import Wallet
 from metering import estimates, hold_report, names, tasks, traces, usage
 from metering.models import OpenAuthorization, OutputHistogram, UsageRecord
 from metering.traces import Row
@@ -336,6 +337,22 @@ def test_what_a_wallet_has_is_asked_once_and_then_known_from_the_ledgers_answers
     assert queries(unsaid, 304) == queries(said, 300)
     give(account, 100 * NANOS)  # nobody tells this process before the next answer does
     assert [queries(unsaid, length) for length in (304, 4096)][1] == queries(said, 300)
+
+
+@pytest.mark.parametrize(("left", "length"), [(NANOS // 50, 304), (NANOS // 1_000, None)])
+def test_what_was_heard_a_while_ago_refuses_nothing_that_the_usual_covers(committed: None, left: int, length: int | None) -> None:
+    app = App()
+    app.knows(300)
+    assert app.authorize()[1]["max_output_tokens"] == 4096
+    spent = left - Wallet.objects.get(account=app.account).available
+    unit_id, key = app.product.unit_id, str(uuid4())  # elsewhere: this process hears nothing of it
+    ledger.adjust(account_id=app.account.pk, unit_id=unit_id, amount_nanos=spent, key=key, actor="test", reason="spent elsewhere")
+    refused = usage.REFUSALS.labels("credits")._value.get
+    before = refused()
+    for _ in range(2):
+        status, answer = app.authorize(key="k")
+        assert (status, answer.get("max_output_tokens")) == ((200, length) if length else (402, None))
+    assert refused() == before + (0 if length else 2)
 
 
 def test_nothing_is_folded_by_less_than_one() -> None:
