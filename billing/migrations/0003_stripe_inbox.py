@@ -119,6 +119,8 @@ class Migration(migrations.Migration):
                 to="billing.stripesubscription",
             ),
         ),
+        # Who pays is no secret of ours: tenants read the whole row, as before.
+        migrations.RunSQL("grant select (stripe_id) on billing_subscription to authenticated", migrations.RunSQL.noop),
         migrations.CreateModel(
             name="StripePayment",
             fields=[
