@@ -79,6 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
     server_version = "StripeDouble"
+    wbufsize = -1  # one packet an answer: in two, the second waits for the acknowledgement of the first
 
     def do_GET(self) -> None:
         self._serve("GET")
@@ -111,6 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         self.wfile.write(answer.body)
+        self.wfile.flush()
 
     def _answer(self, method: str, path: str, query: str) -> Answer:
         body = self._body()
@@ -250,4 +252,4 @@ def _broken() -> dict[str, Any]:
 
 
 def _json(status: int, body: dict[str, Any], headers: dict[str, str]) -> Answer:
-    return Answer(status, json.dumps(body, indent=2).encode(), {"Content-Type": "application/json"} | headers)
+    return Answer(status, json.dumps(body).encode(), {"Content-Type": "application/json"} | headers)

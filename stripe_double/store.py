@@ -23,6 +23,9 @@ Obj = dict[str, Any]
 SCHEMA = """
 create table if not exists object (seq integer primary key, id text not null, kind text not null, body text not null, unique (kind, id));
 create index if not exists object_id on object (id);
+create index if not exists object_kind on object (kind, seq);
+create index if not exists object_customer on object (kind, json_extract(body, '$.customer'), seq);
+create index if not exists object_invoice on object (kind, json_extract(body, '$.invoice'), seq);
 create table if not exists due (seq integer primary key, at integer not null, action text not null, id text not null);
 create index if not exists due_at on due (at, seq);
 create table if not exists delivery (
@@ -164,11 +167,12 @@ class Store:
         return self.get(row[0], id, deleted=True) if row else None
 
     def find(self, kind: str, where: dict[str, Any] | None = None, *, tail: str = "", tail_values: tuple[Any, ...] = ()) -> list[Obj]:
-        """The objects of a kind whose fields (``a.b`` for nested ones) have these values, newest first; deleted ones are left out."""
+        """The objects of a kind whose fields (``a.b`` for nested ones, never a client's words) have these values, newest first; deleted
+        ones are left out."""
         query, values = "select id, body from object where kind = ? and json_extract(body, '$._deleted') is null", [kind]
         for path, value in (where or {}).items():
-            query += " and json_extract(body, ?) = ?"
-            values += [f"$.{path}", value]
+            query += f" and json_extract(body, '$.{path}') = ?"
+            values.append(value)
         rows = self.sql(f"{query} {tail or 'order by seq desc'}", *values, *tail_values).fetchall()
         return [self._objects.setdefault((kind, id), json.loads(body)) for id, body in rows]
 

@@ -117,7 +117,7 @@ class Deliverer(threading.Thread):
         with self._store.transaction():
             endpoint = self._store.get("webhook_endpoint", endpoint_id, deleted=True)
             event = self._store.get("event", event_id)
-            body = json.dumps(public(event), indent=2).encode()
+            body = json.dumps(public(event)).encode()
         status = 0 if endpoint.get("_deleted") else _post(endpoint["url"], body, signature(body, endpoint["_secrets"], int(time.time())))
         with self._store.transaction():
             attempts += 1
