@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.db import connection
 from django.db.models import Q
 
 from billing import ledger, periods, stripe_api, stripe_prices, subscriptions
@@ -164,6 +165,7 @@ def _grant(bought: Bought, fee_nanos: int, truth: stripe_api.Payment, customer: 
     account = customer.account
     if _granted(bought, customer) is not None:
         return
+    expires_at, rollover = _still_open(bought)
     ledger.grant(
         account_id=account.pk,
         unit_id=account.product.unit_id,
@@ -174,12 +176,24 @@ def _grant(bought: Bought, fee_nanos: int, truth: stripe_api.Payment, customer: 
         actor=ACTOR,
         reason=f"{bought.reason}, {truth.id}",
         priority=subscriptions.priority(product=account.product, source=bought.source),
-        expires_at=bought.expires_at,
+        expires_at=expires_at,
         cash_nanos=bought.cash_nanos,
         fee_nanos=fee_nanos,
         currency=truth.currency,
-        rollover=bought.rollover,
+        rollover=rollover,
     )
+
+
+def _still_open(bought: Bought) -> tuple[datetime | None, ledger.Rollover | None]:
+    """When the grant expires and rolls over. One whose time is over already lives for a minute more: then it expires or rolls over as it
+    would have, and the cash that was paid for it is in the books."""
+    if bought.expires_at is None:
+        return None, None
+    with connection.cursor() as cursor:
+        cursor.execute("select greatest(%s, app_now() + interval '1 minute')", [bought.expires_at])
+        [expires_at] = cursor.fetchone()
+    rolls = bought.rollover is not None and bought.rollover.expires_at > expires_at
+    return expires_at, bought.rollover if rolls else None
 
 
 def _granted(bought: Bought, customer: StripeCustomer) -> Grant | None:

@@ -227,6 +227,10 @@ def served(stub: Stub) -> Iterator[str]:
     """The stub's address, while it answers."""
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # connections are kept
+        disable_nagle_algorithm = True
+        wbufsize = -1
+
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
             status, body = stub.answer(parts.path, parse_qs(parts.query))
