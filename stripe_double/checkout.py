@@ -211,6 +211,8 @@ def submit(
         return "This page has expired."
     store.save(session)
     customer = _customer(store, session, email, name)
+    if customer:
+        _keep_details(store, session, store.get("customer", customer))
     method = customers.add_method(store, number, name=name)
     if session["mode"] == "setup" or (session["mode"] == "subscription" and not session["amount_total"]):
         refusal = _keep_card(store, session, customer, method)
@@ -250,10 +252,20 @@ def _customer(store: Store, session: Obj, email: str | None, name: str | None) -
         known["email"] = email
         store.save(known, "customer.updated")
     details = {"email": email or session["customer_email"] or (known or {}).get("email"), "name": name or (known or {}).get("name")}
-    address = dict.fromkeys(customers.ADDRESS) | {"country": "US"}
-    session["customer_details"] = details | {"address": address, "phone": None, "tax_exempt": "none", "tax_ids": []}
+    address = session.get("_address") or dict.fromkeys(customers.ADDRESS) | {"country": "US"}
+    tax_ids = [{"type": "eu_vat", "value": session["_vat"]}] if session.get("_vat") else []
+    session["customer_details"] = details | {"address": address, "phone": None, "tax_exempt": "none", "tax_ids": tax_ids}
     session["customer_details"] |= {"business_name": None, "individual_name": None}
     return known["id"] if known else None
+
+
+def _keep_details(store: Store, session: Obj, customer: Obj) -> None:
+    """The address and the VAT id that were asked for stand on the customer from now on."""
+    if session.get("_address"):
+        customer["address"] = session["_address"]
+        store.save(customer, "customer.updated")
+    if session.get("_vat") and not store.find("tax_id", {"customer": customer["id"], "value": session["_vat"]}):
+        customers.add_tax_id(store, customer["id"], "eu_vat", session["_vat"])
 
 
 def _intent(store: Store, session: Obj, customer: str | None) -> Obj:

@@ -101,7 +101,11 @@ def tax_ids(store: Store, customer: str) -> Obj:
 
 
 def create_tax_id(store: Store, p: Params, customer: str) -> Obj:
-    tax = store.new("tax_id", "txi", customer=store.get("customer", customer)["id"], type=p.need("type"), value=p.need("value"))
+    return add_tax_id(store, store.get("customer", customer)["id"], p.need("type"), p.need("value"))
+
+
+def add_tax_id(store: Store, customer: str, type: str, value: str) -> Obj:
+    tax = store.new("tax_id", "txi", customer=customer, type=type, value=value)
     tax |= {"country": tax["value"][:2].upper() if tax["type"] == "eu_vat" else None, "customer_account": None}
     tax["owner"] = {"account": None, "application": None, "customer": customer, "customer_account": None, "type": "customer"}
     tax["verification"] = {"status": "verified", "verified_address": None, "verified_name": None}

@@ -20,6 +20,9 @@ section{margin-top:2rem}form.inline button{width:auto}
 """
 
 
+ADDRESS = {"line1": "Address", "postal_code": "Postal code", "city": "City", "country": "Country (two letters)"}
+
+
 class Page(NamedTuple):
     """``html``, or where to go instead."""
 
@@ -100,6 +103,13 @@ def _pay(store: Store, session: Obj, fields: Params) -> Page:
         return _checkout_page(store, session, refusal, 402)
     if fields.has("amount") and (refusal := _take_amount(store, session, fields)):
         return _checkout_page(store, session, refusal, 402)
+    if session["billing_address_collection"] == "required" and not fields.has("authenticated"):
+        address = {name: fields.text(name, longest=200) for name in ADDRESS}
+        if not all(address.values()):
+            return _checkout_page(store, session, "The address is not complete.", 402)
+        session["_address"] = dict.fromkeys(customers.ADDRESS) | address
+    if session["tax_id_collection"]["enabled"] and (vat := fields.text("vat", longest=30)):
+        session["_vat"] = vat
     answered = {"yes": True, "no": False}.get(fields.text("authenticated") or "")
     said = checkout.submit(store, session, number=number, email=email if wanted else None, name=name, authenticated=answered)
     if said == "requires_action":
@@ -153,6 +163,10 @@ def _checkout_page(store: Store, session: Obj, alert: str | None = None, status:
     if _email_is_wanted(session):
         inner += '<label>Email<input name="email" type="email" autocomplete="email" required></label>'
     inner += _number_field() + '<label>Name on card<input name="name" autocomplete="off"></label>'
+    if session["billing_address_collection"] == "required":
+        inner += "".join(f'<label>{label}<input name="{name}" required></label>' for name, label in ADDRESS.items())
+    if session["tax_id_collection"]["enabled"]:
+        inner += '<label>VAT id, for a business in the EU<input name="vat" autocomplete="off"></label>'
     if session["allow_promotion_codes"]:
         inner += '<label>Promotion code<input name="code" autocomplete="off"></label>'
     verb = {"payment": f"Pay {total}", "subscription": "Subscribe", "setup": "Save card"}[session["mode"]]

@@ -152,6 +152,25 @@ def test_a_purchase_may_have_an_invoice(client: Client) -> None:
     assert len(client.v1.charges.list().data) == 1
 
 
+def test_address_and_vat_id_are_asked_for_and_kept(client: Client) -> None:
+    customer, asked = client.customer(card=None), {"billing_address_collection": "required", "tax_id_collection": {"enabled": True}}
+    session = begin(client, "subscription", customer=customer.id, line_items=[{"price": client.price(2500).id, "quantity": 1}], **asked)
+    assert submit(client, session, vat="DE123456789")[0] == 402
+    where = {"line1": "Weg 1", "postal_code": "10115", "city": "Berlin", "country": "DE"}
+    assert submit(client, session, "4000000000000002", vat="DE123456789", **where)[0] == 402
+    assert submit(client, session, vat="DE123456789", **where)[0] == 303
+    (invoice,) = client.v1.invoices.list().data
+    assert [tax.value for tax in invoice.customer_tax_ids or []] == ["DE123456789"]
+    details = again(client, session).customer_details
+    assert details is not None
+    assert details.address is not None
+    assert (details.address.city, [tax.value for tax in details.tax_ids or []]) == ("Berlin", ["DE123456789"])
+    assert [tax.value for tax in client.v1.customers.tax_ids.list(customer.id).data] == ["DE123456789"]
+    kept = client.v1.customers.retrieve(customer.id).address
+    assert kept is not None
+    assert (kept.line1, kept.country) == ("Weg 1", "DE")
+
+
 def test_a_code_or_a_coupon_makes_it_cheaper_and_a_full_one_free(client: Client) -> None:
     coupon = client.v1.coupons.create({"percent_off": 25})
     client.v1.promotion_codes.create({"promotion": {"type": "coupon", "coupon": coupon.id}, "code": "QUARTER"})
