@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
@@ -48,6 +48,11 @@ MAX_AGE = timedelta(days=366)
 GRACE = timedelta(hours=48)
 #: What an authorization promised of its price.
 _PROMISED = "select model_id, rate_card_id, price_ids from open_authorization where account_id = %s and id = %s"
+#: Which of these keys were used before.
+_RECORDED = """
+    select account_id, key_hash from unnest(%s::bigint[], %s::uuid[]) asked (account_id, key_hash)
+    join usage_record using (account_id, key_hash)
+"""
 
 log = structlog.get_logger(__name__)
 REFUSALS = Counter("usage_refusals", "Refused authorizations, by the layer that refused.", ["layer"])
@@ -372,21 +377,32 @@ def record(*, events: Sequence[Event], now: datetime, api_key_id: int | None = N
     answered with the outcome ``key_reused``.
     """
     plans = subscriptions.allowed_many(accounts={event.account.pk: event.account for event in events}.values())
-    rated = [_prepare(event, plans.get(event.account.pk), now, api_key_id) for event in events]
+    recorded = _recorded([event for event in events if event.at < now - MAX_AGE])
+    rated = [_prepare(event, plans.get(event.account.pk), recorded, now, api_key_id) for event in events]
     answers = iter(ledger.record_many([item for item in rated if isinstance(item, ledger.Event)]))
     return [item if isinstance(item, UsageError) else next(answers) for item in rated]
 
 
-def _prepare(event: Event, allowed: subscriptions.Allowed | None, now: datetime, api_key_id: int | None) -> ledger.Event | InvalidUsage:
+def _recorded(events: Sequence[Event]) -> set[tuple[int, UUID]]:
+    """The accounts and keys of those ``events`` that were recorded before."""
+    keys = [(event.account.pk, ledger.key_hash("usage", event.key)) for event in events]
+    return set(prepared.rows(_RECORDED, [list(column) for column in zip(*keys, strict=True)])) if keys else set()
+
+
+def _prepare(
+    event: Event, allowed: subscriptions.Allowed | None, recorded: Collection[tuple[int, UUID]], now: datetime, api_key_id: int | None
+) -> ledger.Event | InvalidUsage:
+    key = ledger.key_hash("usage", event.key)
     try:
-        return _rate_event(event, allowed, now, api_key_id)
+        # A key that was used before is answered as it was, however long ago that is.
+        if event.at > now + MAX_AHEAD or (event.at < now - MAX_AGE and (event.account.pk, key) not in recorded):
+            raise InvalidUsage("time", "The event's time is more than five minutes ahead or more than a year ago.")
+        return _rate_event(event, key, allowed, now, api_key_id)
     except InvalidUsage as error:
         return error
 
 
-def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: datetime, api_key_id: int | None) -> ledger.Event:
-    if event.at > now + MAX_AHEAD or (event.at < now - MAX_AGE and not _is_recorded(event)):
-        raise InvalidUsage("time", "The event's time is more than five minutes ahead or more than a year ago.")
+def _rate_event(event: Event, key: UUID, allowed: subscriptions.Allowed | None, now: datetime, api_key_id: int | None) -> ledger.Event:
     account = event.account
     book = _book(event.model, event.at, event.service_level)
     quantities = folded(event.quantities, book)
@@ -402,7 +418,7 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
         done = replace(asked, quantities=quantities)
     return ledger.Event(
         account_id=account.pk,
-        key=ledger.key_hash("usage", event.key),
+        key=key,
         fingerprint=_fingerprint(asked, at=event.at.astimezone(UTC).isoformat()),
         call=_call(account, done, card.id if card else None, rated.price_row_ids if rated else (), api_key_id),
         unit_id=account.product.unit_id if card and _charges(card) else None,
@@ -411,11 +427,6 @@ def _rate_event(event: Event, allowed: subscriptions.Allowed | None, now: dateti
         service_level=None if event.service_level == "standard" else event.service_level,
         closes_at=None if allowed is None or event.at >= allowed.period_at(now)[0] else allowed.period_at(event.at)[1] + GRACE,
     )
-
-
-def _is_recorded(event: Event) -> bool:
-    """Whether the key was used before: then it is answered as it was, however long ago that is."""
-    return UsageRecord.objects.filter(account_id=event.account.pk, key_hash=ledger.key_hash("usage", event.key)).exists()
 
 
 # Later ------------------------------------------------------------------------------------------------------------------------

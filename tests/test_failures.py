@@ -21,6 +21,7 @@ from uuid import uuid4
 import pytest
 from django.db import DatabaseError, connection, connections, transaction
 from django.db.models import ProtectedError
+from django.test.utils import CaptureQueriesContext
 from psycopg.types.range import Range
 from structlog.testing import capture_logs
 
@@ -34,7 +35,7 @@ from metering.tests.limited import Shop
 from metering.tests.test_api import App, balance, body
 from pricing.models import PriceRow
 from tests.cutter import Cutter, cutter, database_behind_a_cutter
-from tests.factories import NANOS, START, give, make_account, make_model
+from tests.factories import NANOS, START, give, make_account, make_model, make_product
 
 #: As long as a client app waits for one answer.
 PATIENCE_SECONDS = 30
@@ -367,6 +368,23 @@ class TestReports:
         assert isinstance(other, ledger.Usage)
         assert (answer.outcome, other.outcome) == ("replayed", "key_reused")
         assert UsageRecord.objects.filter(account=app.account).count() == 1
+
+    def test_which_of_many_old_events_were_recorded_is_asked_once(self) -> None:
+        product, model, now = make_product(), make_model(), datetime.now(UTC)
+        accounts = [make_account(product, credit=1) for _ in range(3)]
+        events = [usage.Event(f"e{number}", accounts[number % 3], now, model, {"input_tokens": 1}) for number in range(12)]
+        first = usage.record(events=events[:9], now=now)
+        later = now + timedelta(days=400)
+
+        def again(events: list[usage.Event]) -> list[str]:
+            with ledger.clock(at=later), CaptureQueriesContext(connection) as asked:
+                answers = usage.record(events=events, now=later)
+            assert sum("key_hash" in query["sql"] for query in asked) == 1
+            return [str(answer.id) if isinstance(answer, ledger.Usage) else "refused" for answer in answers]
+
+        assert again(events) == [str(answer.id) for answer in first if isinstance(answer, ledger.Usage)] + ["refused"] * 3
+        others = [replace(event, account=accounts[(number + 1) % 3]) for number, event in enumerate(events)]
+        assert again(others) == ["refused"] * 12  # a key is its account's
 
     @pytest.mark.failure(30)
     def test_75_000_dollars_in_one_call_are_refused_before_it_and_recorded_to_the_nano_after_it(self) -> None:
