@@ -42,6 +42,7 @@ class Sql:
     place: Place
     authorize: str
     capture: str
+    limited: str
     wal: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
@@ -118,6 +119,22 @@ def sql_rows(verbs: Sql, tpcb: dict[str, str], load: Load) -> list[Row]:
             if (shape, clients) == ("many", 16):
                 found += [alone(f"WAL of {verb}, {_clients(clients)}, {name}: bytes", here.wal[verb]) for verb in runs]
     return found
+
+
+def limited_rows(verbs: Sql, tpcb: str, load: Load) -> list[Row]:
+    """The same two verbs for accounts with four limits: their calls are counted, which is not the usual way."""
+    here = replace(verbs, authorize=verbs.limited, wal={})
+    parts: dict[str, Callable[[], Run]] = {
+        "TPC-B": partial(pgbench.tpcb, tpcb, clients=16, seconds=load.seconds),
+        "authorize": partial(here.run_authorize, clients=16, seconds=load.seconds),
+        "capture": partial(here.run_capture, clients=16),
+    }
+    runs = rounds(load.rounds, parts)
+    reference = [run.rate for run in runs.pop("TPC-B")]
+    return [
+        compare(f"SQL {verb} within four limits × TPC-B, 16 clients, many accounts: per second", [run.rate for run in ours], reference)
+        for verb, ours in runs.items()
+    ]
 
 
 def python_rows(place: Place, crowd: Crowd, load: Load) -> list[Row]:

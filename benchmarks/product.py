@@ -25,8 +25,9 @@ from accounts.models import Account, Membership, User
 from analytics import margin, rollups
 from billing import audit as billing_audit
 from billing import balances, ledger
-from metering import names, usage
+from metering import limits, names, usage
 from metering.models import OpenAuthorization
+from pricing.models import Entitlement
 from tests import factories
 
 CREDIT = 1_000_000
@@ -142,17 +143,41 @@ def statements(*, account: int, model: str) -> dict[str, str]:
         sent.append((text, parameters))
         return execute(text, parameters, many, context)
 
-    one, key = Account.objects.select_related("product__unit").get(pk=account), secrets.token_hex(12)
+    one, key, ask = (
+        Account.objects.select_related("product__unit").get(pk=account),
+        secrets.token_hex(12),
+        usage.Ask(model, WORST_CASE, "feature-0"),
+    )
     with connection.execute_wrapper(listen):
-        held = usage.authorize(account=one, ask=usage.Ask(model, WORST_CASE, feature="feature-0"), key=key, now=timezone.now())
+        held = usage.authorize(account=one, ask=ask, key=key, now=timezone.now())
         usage.capture(account=one, authorization_id=held.usage.id, quantities=USED)
-    differing: dict[Any, str] = {account: ":account", ledger.key_hash("usage", key): ":key", held.usage.id: ":id"}
-    verbs = {"authorize": "usage_authorize(", "capture": "usage_capture("}
-    return {name: _template(sent, verb, differing) for name, verb in verbs.items()}
+        with patch.object(limits, "counted", return_value=_four_limits()):
+            usage.authorize(account=one, ask=ask, key=f"{key} limited", now=timezone.now())
+    keys = [ledger.key_hash("usage", name) for name in (key, f"{key} limited")]
+    differing: dict[Any, str] = {account: ":account", held.usage.id: ":id"} | dict.fromkeys(keys, ":key")
+    authorize, limited = _templates(sent, "usage_authorize(", differing)
+    [capture] = _templates(sent, "usage_capture(", differing)
+    return {"authorize": authorize, "capture": capture, "limited": limited}
 
 
-def _template(sent: Sequence[tuple[str, Sequence[Any]]], verb: str, differing: dict[Any, str]) -> str:
-    [(text, parameters)] = [(text, parameters) for text, parameters in sent if verb in text]
+def _four_limits() -> list[limits.Counted]:
+    """Requests, concurrency, messages and cost, none of which is ever reached, in windows that outlast the run."""
+    today = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0)
+    window, often = (today, today + timedelta(days=2)), 10**15
+    found = [
+        ledger.Limit("requests", "requests/day", *window, often, 1, True),
+        ledger.Limit("concurrency", "requests/open", None, None, often, 1, True),
+        ledger.Limit("quota", "messages/day", *window, often, 1, True),
+        ledger.Limit("cost", "cost/day", *window, often, 1, True),
+    ]
+    return [limits.Counted(limit, Entitlement.Mode.HARD) for limit in found]
+
+
+def _templates(sent: Sequence[tuple[str, Sequence[Any]]], verb: str, differing: dict[Any, str]) -> list[str]:
+    return [_template(text, parameters, differing) for text, parameters in sent if verb in text]
+
+
+def _template(text: str, parameters: Sequence[Any], differing: dict[Any, str]) -> str:
     values = [differing[value] if isinstance(value, UUID | int) and value in differing else _literal(value) for value in parameters]
     return text % tuple(values)
 

@@ -172,9 +172,12 @@ class TestRuns:
         rows = hot_path.sql_rows(miniature.verbs[0], {"many": url, "one": url}, LOAD)
         assert_whole(rows)
         assert len(rows) == 2 * 2 * 3 * 3
+        limited = hot_path.limited_rows(miniature.verbs[1], url, LOAD)
+        assert_whole(limited)
+        assert len(limited) == 2
 
     def test_a_verb_that_did_not_do_what_was_asked_is_no_measurement(self, miniature: World) -> None:
-        nobody = hot_path.Sql(miniature.places[0], "select gen_random_uuid() as id", "select 1")
+        nobody = hot_path.Sql(miniature.places[0], "select gen_random_uuid() as id", "select 1", "select 1")
         with pytest.raises(RuntimeError, match="made 0 entries and 0 open"):
             nobody.run_authorize(clients=1, seconds=0)
 
