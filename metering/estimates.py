@@ -182,9 +182,10 @@ def of(*, product_id: int, model_id: int, feature_id: int | None) -> Sizes:
     kept = _kept.get(key)
     if kept is not None and not connection.in_atomic_block and time.monotonic() - kept[0] <= MAX_AGE_SECONDS:
         return kept[1]
+    read_at = time.monotonic()
     found = sizes(dict(OutputHistogram.objects.filter(**_lookup(key)).values_list("input_bits", "counts")))
     if not connection.in_atomic_block:  # what a transaction sees is its own
         if len(_kept) >= MAX_KEPT:
             _kept.clear()
-        _kept[key] = (time.monotonic(), found)
+        _kept[key] = (read_at, found)
     return found

@@ -60,8 +60,9 @@ def _switches(now: datetime) -> list[KillSwitch]:
     """Every switch that has not ended at ``now``, the broadest first."""
     global _kept
     if connection.in_atomic_block or _kept is None or time.monotonic() - _kept[0] > MAX_AGE_SECONDS:
+        read_at = time.monotonic()
         found = list(KillSwitch.objects.filter(ended_at=None, ends_at__gt=now).order_by("-product_id", "feature", "id"))
         if connection.in_atomic_block:  # what a transaction sees is its own
             return found
-        _kept = (time.monotonic(), found)
+        _kept = (read_at, found)
     return _kept[1]

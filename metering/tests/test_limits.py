@@ -9,6 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
+from django.db import connection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -447,6 +448,21 @@ class TestKillSwitchesOutsideTransactions:
         assert self.seconds_until(shop, "kill_switch") <= 1.3
         KillSwitch.objects.filter(pk=switch.pk).update(ended_at=datetime.now(UTC), ended_by="ada")
         assert self.seconds_until(shop, None) <= 1.3
+
+    def test_switches_are_as_old_as_the_question_however_long_its_answer_takes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shop = Shop.new()
+        monkeypatch.setattr(kill_switches, "MAX_AGE_SECONDS", 0.2)
+        monkeypatch.setattr(kill_switches, "_kept", None)
+
+        def slowly(execute: Any, *query: Any) -> Any:
+            answer = execute(*query)
+            time.sleep(0.3)
+            return answer
+
+        with connection.execute_wrapper(slowly):
+            assert kill_switches.in_force(product_id=shop.product.pk, feature=None, now=datetime.now(UTC)) is None
+        switch = throw(shop.product, now=datetime.now(UTC))
+        assert kill_switches.in_force(product_id=shop.product.pk, feature=None, now=datetime.now(UTC)) == switch
 
     def seconds_until(self, shop: Shop, expected: str | None) -> float:
         began = time.monotonic()
