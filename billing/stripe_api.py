@@ -5,6 +5,7 @@
     subscription  a subscription
     session       what a checkout session led to
     intent_of     the payment intent that a charge, a refund or a dispute is about
+    events        what Stripe has announced, the newest first; it keeps 30 days
 
 Amounts are in the smallest unit of their currency. Every function calls the network, so none is called inside a transaction; they raise
 :class:`stripe.StripeError`.
@@ -12,7 +13,7 @@ Amounts are in the smallest unit of their currency. Every function calls the net
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -157,6 +158,12 @@ def intent_of(kind: Kind, object_id: str) -> str | None:
     service: Any = {"charge": v1.charges, "refund": v1.refunds, "dispute": v1.disputes}[kind]
     found = service.retrieve(object_id).to_dict().get("payment_intent")
     return _id(found) if found else None
+
+
+def events(*, since: datetime) -> Iterator[Obj]:
+    """All events made at or after ``since``, as they were sent."""
+    for event in client().v1.events.list({"limit": 100, "created": {"gte": int(since.timestamp())}}).auto_paging_iter():
+        yield event.to_dict()
 
 
 def _invoice(invoice_id: str) -> Obj:

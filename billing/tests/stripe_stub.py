@@ -54,6 +54,9 @@ class Stub:
             return self.trouble, {"error": {"type": "api_error", "message": "out of order"}}
         one = {key: values[0] for key, values in query.items()}
         match path.removeprefix("/v1/").split("/"):
+            case ["events"]:
+                since = int(one["created[gte]"])
+                return 200, listed([obj for obj in self.find("event") if obj["created"] >= since])
             case ["disputes"]:
                 return 200, listed(self.find("dispute", payment_intent=one["payment_intent"]))
             case ["checkout", "sessions"]:

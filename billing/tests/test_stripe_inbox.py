@@ -9,12 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import connections, transaction
+from django.db import IntegrityError, connections, transaction
 from pytest_django import Settings
 
 from accounts.models import Account
 from billing import audit, stripe_api, stripe_inbox, stripe_receiver, tasks
-from billing.models import Grant, StripeCustomer, StripeEvent, Wallet
+from billing.models import Grant, StripeCustomer, StripeEvent, StripeSubscription, Wallet
 from billing.tests import stripe_stub
 from billing.tests.stripe_stub import Stub, event, new
 from pricing.models import CreditPack
@@ -230,11 +230,27 @@ class TestWhose:
         [worked] = work()
         assert (worked.state, worked.last_error) == ("ignored", f"{intent['id']} paid no session and no invoice.")
 
-    def test_a_customer_at_stripe_is_one_account_and_an_account_one_customer(self, shop: Account) -> None:
-        with pytest.raises(Exception, match="duplicate key"), transaction.atomic():
-            StripeCustomer.objects.create(id=shop.stripe_customer.pk, account=make_account(shop.product))
-        with pytest.raises(Exception, match="duplicate key"), transaction.atomic():
+    def test_a_customer_and_a_subscription_at_stripe_are_one_accounts_and_an_account_is_one_customer(
+        self, stub: Stub, shop: Account
+    ) -> None:
+        other = make_account(shop.product)
+        with pytest.raises(IntegrityError, match="duplicate key"), transaction.atomic():
+            StripeCustomer.objects.create(id=shop.stripe_customer.pk, account=other)
+        with pytest.raises(IntegrityError, match="duplicate key"), transaction.atomic():
             StripeCustomer.objects.create(id=new("cus"), account=shop)
+        subscription = stub.subscription(shop.stripe_customer.pk, "price_plan")
+        receive("customer.subscription.created", subscription)
+        subscription["customer"] = StripeCustomer.objects.create(id=new("cus"), account=other).pk
+        receive("customer.subscription.updated", subscription)
+        work()
+        found = StripeSubscription.objects.get(pk=subscription["id"])
+        assert found.account_id == other.pk  # as Stripe said when it was first read, and never another's afterwards
+        subscription["customer"] = shop.stripe_customer.pk
+        receive("customer.subscription.updated", subscription)
+        work()
+        assert StripeSubscription.objects.get().account_id == other.pk
+        with pytest.raises(IntegrityError, match="duplicate key"), transaction.atomic():
+            StripeSubscription.objects.bulk_create([found])
 
 
 class TestAtOnce:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -16,9 +17,13 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from accounts.models import User
+from accounts.models import Account, User
 from billing.models import StripeEvent
-from billing.tests.test_stripe_inbox import receive
+from billing.tests.stripe_stub import Stub, event
+from billing.tests.test_stripe_inbox import balance, receive, shop, stub, work
+from tests.factories import NANOS
+
+__all__ = ["shop", "stub"]  # fixtures
 
 pytestmark = pytest.mark.django_db
 LIST = reverse("admin:billing_stripeevent_changelist")
@@ -142,6 +147,9 @@ class TestCommand:
             ["inbox", "--limit", "٣"],
             ["inbox", "--limit", "9" * 40],
             ["inbox", "--state", "gone"],
+            ["missing", "--days", "31"],
+            ["missing", "--days", "-1"],
+            ["missing", "--days", "1.5"],
             ["outbox"],
             [],
         ],
@@ -151,3 +159,26 @@ class TestCommand:
             self.run(*arguments)
         dead.refresh_from_db()
         assert dead.state == "dead"
+
+    def test_missing_names_what_never_came_and_takes_it_in_when_it_is_told_to(self, stub: Stub, shop: Account) -> None:
+        intent = stub.pack(shop.stripe_customer.pk, "price_pack", 1_000)
+        came, lost = (stub.put(event("payment_intent.succeeded", intent)) for _ in range(2))
+        stub.put(event("payment_intent.succeeded", intent, created=int(time.time()) - 4 * 86_400))
+        receive("payment_intent.succeeded", intent, id=came["id"])
+        out = io.StringIO()
+        with pytest.raises(SystemExit):
+            call_command("stripe", "missing", stdout=out)
+        assert out.getvalue().splitlines() == [
+            f"missing: {lost['id']}  payment_intent.succeeded",
+            "2 events of the last 3 days compared, 1 missing",
+        ]
+        assert not StripeEvent.objects.filter(event_id=lost["id"]).exists()
+        assert self.run("missing", "--store").endswith("1 missing, stored now\n")
+        assert self.run("missing").endswith("2 events of the last 3 days compared, 0 missing\n")
+        assert {str(one.state) for one in work(timezone.now())} == {"done"}
+        assert balance(shop) == (12 * NANOS, 0, 0)
+
+    def test_missing_says_that_stripe_does_not_answer(self, stub: Stub) -> None:
+        stub.trouble = 503
+        with pytest.raises(CommandError, match="Stripe does not answer"):
+            self.run("missing")

@@ -1,22 +1,30 @@
-"""``manage.py stripe inbox``: what came from Stripe and what became of it; ``manage.py stripe replay`` works events again."""
+"""``manage.py stripe inbox | replay | missing``: what came from Stripe and what became of it."""
 
 from __future__ import annotations
 
+import json
+import sys
 from argparse import ArgumentParser, ArgumentTypeError
+from datetime import timedelta
 from typing import Any
 
+import stripe
 from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Count
 from django.utils import timezone
 
-from billing import stripe_inbox, stripe_receiver
+from billing import stripe_api, stripe_inbox, stripe_receiver
 from billing.models import StripeEvent
 
 MOST = 1_000
+MOST_DAYS = 30
 
 
 class Command(BaseCommand):
-    help = "Stripe's events: `inbox` lists them, the newest first; `replay` works some of them again, which is always safe."
+    help = (
+        "Stripe's events: `inbox` lists them, the newest first; `replay` works some of them again, which is always safe; `missing` asks"
+        " Stripe which it made that never came, and with --store takes them in."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True)
@@ -27,11 +35,20 @@ class Command(BaseCommand):
         replay.add_argument("events", nargs="*", metavar="EVENT", help="Their ids, evt_….")
         replay.add_argument("--state", choices=("quarantined", "dead"), help=f"All in this state, the oldest {MOST:,}.")
 
+        missing = actions.add_parser(
+            "missing", help="Compares Stripe's events with the inbox. Exit code 1 where some are missing and stay so."
+        )
+        missing.add_argument("--days", type=_days, default=3, help=f"How far back, up to {MOST_DAYS} days (%(default)s).")
+        missing.add_argument("--store", action="store_true", help="Take in what is missing, as if it had been delivered.")
+
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["action"] == "inbox":
-            self._inbox(options["state"], options["limit"])
-        else:
-            self._replay(options["events"], options["state"])
+        match options["action"]:
+            case "inbox":
+                self._inbox(options["state"], options["limit"])
+            case "replay":
+                self._replay(options["events"], options["state"])
+            case "missing":
+                self._missing(options["days"], store=options["store"])
 
     def _inbox(self, state: str | None, limit: int) -> None:
         counts = dict(StripeEvent.objects.values_list("state").annotate(Count("pk")))
@@ -54,8 +71,33 @@ class Command(BaseCommand):
         stripe_receiver.ring()
         self.stdout.write(f"{len(again)} event{'' if len(again) == 1 else 's'} to be worked again")
 
+    def _missing(self, days: int, *, store: bool) -> None:
+        now = timezone.now()
+        compared = absent = 0
+        try:
+            for event in stripe_api.events(since=now - timedelta(days=days)):
+                compared += 1
+                if not StripeEvent.objects.filter(event_id=event["id"]).exists():
+                    absent += 1
+                    self.stdout.write(f"missing: {event['id']}  {event['type']}")
+                    if store:
+                        stripe_receiver.store(stripe_receiver.parse(json.dumps(event)), endpoint="manage.py stripe missing", now=now)
+        except stripe.StripeError as error:
+            raise CommandError(f"Stripe does not answer: {error}") from error
+        self.stdout.write(f"{compared:,} events of the last {days} days compared, {absent:,} missing{', stored now' if store else ''}")
+        if absent and not store:
+            sys.exit(1)
+
+
+def _days(text: str) -> int:
+    return _integer(text, MOST_DAYS)
+
 
 def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= MOST):
-        raise ArgumentTypeError(f"expected a whole number from 1 to {MOST:,}, got {text[:40]!r}")
+    return _integer(text, MOST)
+
+
+def _integer(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= most):
+        raise ArgumentTypeError(f"expected a whole number from 1 to {most:,}, got {text[:40]!r}")
     return int(text)
