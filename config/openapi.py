@@ -64,6 +64,16 @@ class Left(BaseModel):
     remaining: int | str | None
 
 
+class Passed(BaseModel):
+    """A soft limit that would have refused the work if it were hard; `used` is without it."""
+
+    layer: str
+    meter: str | None
+    limit: int | str | None
+    used: int | str | None
+    resets_at: datetime | None
+
+
 class Problem(BaseModel):
     """What went wrong (RFC 9457). Decide by `code`, never by the words. Some codes bring further members."""
 
@@ -103,6 +113,7 @@ class Authorization(BaseModel):
     created_at: datetime
     expires_at: datetime
     limits: list[Left]
+    warnings: list[Passed] = Field(description="Soft limits that it has passed. Told once: a repeated call has none.")
 
 
 class Settlement(BaseModel):

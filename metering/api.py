@@ -130,6 +130,16 @@ def authorize(request: HttpRequest, principal: api_keys.Principal) -> HttpRespon
                 {"layer": layer.name, "meter": layer.meter, "remaining": _measure(layer, layer.remaining, wholesale=False)}
                 for layer in done.decision.layers
             ],
+            "warnings": [
+                {
+                    "layer": layer.name,
+                    "meter": layer.meter,
+                    "limit": _measure(layer, layer.limit, wholesale=False),
+                    "used": _measure(layer, layer.used, wholesale=False),
+                    "resets_at": layer.resets_at,
+                }
+                for layer in done.warnings
+            ],
         },
         replayed=done.usage.replayed,
     )

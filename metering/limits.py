@@ -61,8 +61,8 @@ class Decision:
         return next((layer for layer in self.layers if not layer.allowed and layer.mode == Entitlement.Mode.HARD), None)
 
     @property
-    def shadowed(self) -> list[Layer]:
-        """Limits that are reached and refuse nothing yet."""
+    def passed(self) -> list[Layer]:
+        """Limits in soft or shadow mode that are reached: they refuse nothing."""
         return [layer for layer in self.layers if not layer.allowed and layer.mode != Entitlement.Mode.HARD]
 
 

@@ -123,12 +123,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Authorization:
-    """Leave to do work: what is held for it, until when, for how long an answer, and what every layer had left."""
+    """Leave to do work: what is held for it, until when, for how long an answer, and what every layer had left.
+
+    ``warnings`` are the soft limits that it has passed, as they were before it. They are not stored: a repeated key hears none.
+    """
 
     account: Account
     usage: ledger.Usage
     decision: Decision
     max_output_tokens: int
+    warnings: tuple[Layer, ...] = ()
 
 
 # Before the call --------------------------------------------------------------------------------------------------------------
@@ -183,15 +187,16 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
         answered = limits.answered(counted=counted, look=error.look)
         short = Layer("credits", allowed=False, remaining=error.available_nanos, reason=str(error))
         raise _refused("credits", [*before, *answered, short], allowed) from error
-    if not usage.replayed:
-        for layer in limits.in_order([*before, *limits.answered(counted=counted, look=usage.look)]).shadowed:
-            _shadowed(account, layer)
+    passed = [] if usage.replayed else limits.in_order([*before, *limits.answered(counted=counted, look=usage.look)]).passed
+    for layer in passed:
+        _passed(account, layer)
     _hear(account, usage.available_nanos)
     if usage.replayed and ask.open_ended:
         output_tokens = _assumed_at_first(account, usage.id)
     else:
         output_tokens = estimate.quantities.get("output_tokens", 0)
-    return Authorization(account, usage, _left(usage), output_tokens)
+    warnings = tuple(layer for layer in passed if layer.mode == Entitlement.Mode.SOFT)
+    return Authorization(account, usage, _left(usage), output_tokens, warnings)
 
 
 def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
@@ -244,7 +249,7 @@ def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> 
         raise _refused(error.layer, layers, allowed) from None
     watched = mode in (Entitlement.Mode.SHADOW, Entitlement.Mode.SOFT)
     if watched and at_most is not None and places.used > at_most and not places.replayed:
-        _shadowed(account, Layer("quota", allowed=False, mode=mode, meter=f"{meter}/count", limit=at_most, used=places.used))
+        _passed(account, Layer("quota", allowed=False, mode=mode, meter=f"{meter}/count", limit=at_most, used=places.used))
     return places, at_most
 
 
@@ -255,9 +260,9 @@ def unreserve(*, account: Account, meter: str, object_ref: str) -> tuple[ledger.
     return ledger.unreserve(account_id=account.pk, meter=meter, object_ref=object_ref), limit.limit if limit else None
 
 
-def _shadowed(account: Account, layer: Layer) -> None:
+def _passed(account: Account, layer: Layer) -> None:
     SHADOWED.labels(layer.name).inc()
-    log.info("Limit reached in shadow", account=account.public_id, layer=layer.name, meter=layer.meter, used=layer.used)
+    log.info("Limit passed", account=account.public_id, layer=layer.name, meter=layer.meter, mode=layer.mode, used=layer.used)
 
 
 def _refused(name: str, layers: Sequence[Layer], allowed: subscriptions.Allowed | None) -> Refused:

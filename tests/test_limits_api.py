@@ -28,17 +28,18 @@ class App:
         self.shop = shop
         self.token = token or make_key(shop.product)
 
-    def post(self, path: str, body: object, *, raw: bytes | None = None) -> Any:
-        headers = {"Authorization": f"Bearer {self.token}", "Idempotency-Key": str(uuid4())}
+    def post(self, path: str, body: object, *, raw: bytes | None = None, key: str = "") -> Any:
+        headers = {"Authorization": f"Bearer {self.token}", "Idempotency-Key": key or str(uuid4())}
         data = json.dumps(body).encode() if raw is None else raw
         return Client().post(f"/api/v1/usage/{path}", data, content_type="application/json", headers=headers)
 
     def get(self, path: str, **query: str) -> Any:
         return Client().get(f"/api/v1/usage/{path}", query, headers={"Authorization": f"Bearer {self.token}"})
 
-    def authorize(self, *, tokens: int = 1, **more: Any) -> Any:
+    def authorize(self, *, tokens: int = 1, key: str = "", **more: Any) -> Any:
         estimate = {"input_tokens": tokens, "max_output_tokens": 0}
-        return self.post("authorize", {"account": self.shop.account.external_id, "model": self.shop.model, "estimate": estimate} | more)
+        body = {"account": self.shop.account.external_id, "model": self.shop.model, "estimate": estimate} | more
+        return self.post("authorize", body, key=key)
 
     def place(self, meter: str = "agents", **body: Any) -> Any:
         return self.post(f"counters/{meter}", {"account": self.shop.account.external_id, "action": "reserve", "object": "a"} | body)
@@ -71,6 +72,22 @@ REFUSALS: list[tuple[str, Callable[[Shop], None], list[Any], dict[str, Any], int
     ("cost", nothing, [], {"tier": {"daily_cost_nanos": 0}}, 429, "cost_limit_reached", True, True),
     ("credits", nothing, [], {"credit": 0}, 402, "insufficient_credits", False, False),
 ]
+
+
+class TestWarnings:
+    def test_a_soft_limit_lets_pass_and_says_so_once_and_a_shadow_says_nothing(self) -> None:
+        now = datetime.now(UTC)
+        shop = Shop.new(("messages", "day", 1, "soft"), ("request_tokens", "request", 5, "soft"), ("tasks", "open", 0, "shadow"))
+        app = App(shop)
+        assert app.authorize().json()["warnings"] == []
+        second = app.authorize(tokens=6, key="k")
+        size, quota = second.json()["warnings"]
+        assert size == {"layer": "request_size", "meter": "request_tokens/request", "limit": 5, "used": 6, "resets_at": None}
+        assert datetime.fromisoformat(quota.pop("resets_at")) > now
+        assert quota == {"layer": "quota", "meter": "messages/day", "limit": 1, "used": 1}
+        again = app.authorize(tokens=6, key="k")
+        assert again.headers["Idempotency-Replayed"] == "true"
+        assert again.json() == second.json() | {"warnings": []}
 
 
 class TestRefusals:

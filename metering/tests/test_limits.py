@@ -139,16 +139,17 @@ class TestModes:
         shop = Shop.new((key, window, 1, mode))
         counted = usage.SHADOWED.labels(layer)._value.get
         before, refused = counted(), usage.REFUSALS.labels(layer)._value.get()
-        shop.authorize(tokens=1)
+        assert shop.authorize(tokens=1).warnings == ()
         assert counted() == before
-        shop.authorize(tokens=2, key="k")
+        told = shop.authorize(tokens=2, key="k").warnings
+        assert [(found.name, found.limit) for found in told] == ([(layer, 1)] if mode == "soft" else [])
         assert counted() == before + 1
-        shop.authorize(tokens=2, key="k")  # the same one again
+        assert shop.authorize(tokens=2, key="k").warnings == ()  # the same one again
         assert (counted(), usage.REFUSALS.labels(layer)._value.get()) == (before + 1, refused)
         asked = shop.decide(tokens=2)
         [shown] = [found for found in asked.layers if found.name == layer]
         assert (shown.allowed, shown.mode, shown.limit) == (False, mode, 1)
-        assert (asked.refusal, asked.shadowed) == (None, [shown])
+        assert (asked.refusal, asked.passed) == (None, [shown])
 
     @pytest.mark.parametrize(("layer", "key", "window"), [*COUNTED, ("request_size", "request_tokens", "request")])
     def test_off_is_neither_asked_nor_counted(self, layer: str, key: str, window: str) -> None:
