@@ -116,10 +116,10 @@ def payment(intent_id: str) -> Payment:
 
 
 def invoice(invoice_id: str) -> Payment:
-    """An invoice with the payment intent that paid it, if one did."""
+    """An invoice with the payment intent that paid it, or while it is unpaid with the one that is to. Neither need exist."""
     found = _invoice(invoice_id)
-    intents = [each["payment"].get("payment_intent") for each in found["payments"]["data"] if each["status"] == "paid"]
-    intent_id = next((_id(each) for each in intents if each), None)
+    payments = [each for each in found["payments"]["data"] if found["status"] != "paid" or each["status"] == "paid"]
+    intent_id = next((_id(named) for each in payments if (named := each["payment"].get("payment_intent"))), None)
     intent: Obj | None = None
     if intent_id:
         intent = client().v1.payment_intents.retrieve(intent_id, {"expand": ["latest_charge.balance_transaction"]}).to_dict()
@@ -179,7 +179,8 @@ def _of_invoice(found: Obj, intent: Obj | None) -> Payment:
     subscribed = subscription(_id(parent["subscription"])) if parent.get("subscription") else None
     lines = [_invoice_line(line) for line in found["lines"]["data"] if (line.get("pricing") or {}).get("price_details")]
     if intent is not None:
-        return replace(_payment(intent, due=found["amount_due"], lines=lines, subscription=subscribed), is_paid=found["status"] == "paid")
+        paid = _payment(intent, due=found["amount_due"], lines=lines, subscription=subscribed)
+        return replace(paid, is_paid=paid.is_paid and found["status"] == "paid")
     return Payment(
         id=found["id"],
         customer_id=_id(found["customer"]),

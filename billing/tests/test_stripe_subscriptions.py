@@ -11,7 +11,7 @@ import pytest
 from django.db import transaction
 
 from accounts.models import Account
-from billing import audit, ledger, subscriptions
+from billing import audit, ledger, stripe_inbox, subscriptions
 from billing.models import Grant, LedgerEntry, Schedule, StripeCustomer, StripePayment, StripeSubscription, Subscription, Wallet
 from billing.tests.stripe_stub import FEBRUARY, JANUARY, MARCH, Obj, Stub, listed, new
 from billing.tests.test_ledger import record
@@ -121,6 +121,15 @@ class TestPlan:
         subscription["status"] = "active"
         assert happen(("customer.subscription.updated", subscription)) == [("done", "")]
         assert plan_of(shop) == "free"
+
+    def test_of_two_reads_at_once_the_older_one_never_overwrites_the_newer(self, stub: Stub, shop: Account, customer: str) -> None:
+        subscription = stub.subscription(customer, "price_core", status="unpaid")
+        slow = receive("customer.subscription.updated", subscription)
+        number, effect = stripe_inbox._read_number(), stripe_inbox._read(slow)
+        subscription["status"] = "active"
+        assert happen(("customer.subscription.updated", subscription)) == [("done", "")]
+        assert effect(NOW, number) == ("done", "")
+        assert plan_of(shop) == "core"
 
     def test_a_subscription_that_ends_leads_back_to_the_default_plan_once(self, stub: Stub, shop: Account, customer: str) -> None:
         subscription = stub.subscription(customer, "price_core")
@@ -287,6 +296,22 @@ class TestIncludedCredit:
         subscription["status"] = "active"
         assert happen(("invoice.paid", unpaid), ("invoice.payment_succeeded", unpaid)) == [("done", "")] * 2
         assert (balance(shop), Grant.objects.filter(account=shop).count()) == ((40 * NANOS, 0, 0), 2)
+        assert StripePayment.objects.filter(account=shop, status="succeeded").count() == StripePayment.objects.count() == 2
+
+    def test_an_invoice_whose_first_card_was_declined_is_granted_by_the_payment_that_paid_it(
+        self, stub: Stub, shop: Account, customer: str
+    ) -> None:
+        subscription = stub.subscription(customer, "price_core", start=THIS, end=NEXT)
+        invoice = stub.invoice(subscription, 2_500)
+        declined = stub.put(
+            stub.objects[invoice["payments"]["data"][0]["payment"]["payment_intent"]]
+            | {"id": new("pi"), "status": "canceled", "amount_received": 0}
+        )
+        payment = {"type": "payment_intent", "payment_intent": declined["id"]}
+        other = {"id": new("inpay"), "object": "invoice_payment", "invoice": invoice["id"], "status": "canceled", "payment": payment}
+        invoice["payments"]["data"].insert(0, stub.put(other))
+        assert happen(("payment_intent.canceled", declined), ("invoice.paid", invoice)) == [("done", "")] * 2
+        assert balance(shop) == (20 * NANOS, 0, 0)
 
     def test_a_trial_and_a_proration_grant_nothing(self, stub: Stub, shop: Account, customer: str) -> None:
         subscription = stub.subscription(customer, "price_core", status="trialing", start=THIS, end=NEXT)
