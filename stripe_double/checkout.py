@@ -206,9 +206,7 @@ def expire(store: Store, session: Obj) -> Obj:
 def submit(
     store: Store, session: Obj, *, number: str, email: str | None, name: str | None, authenticated: bool | None = None
 ) -> str | None:
-    """Pay. None when the session is complete, "requires_action" when the bank asks first, else what to tell the customer."""
-    if session["status"] != "open" or session["expires_at"] <= store.now():
-        return "This page has expired."
+    """Pay for an open session. None when it is complete, "requires_action" when the bank asks first, else what to tell the customer."""
     store.save(session)
     customer = _customer(store, session, email, name)
     if customer:
@@ -357,7 +355,7 @@ def _invoice_purchase(store: Store, session: Obj) -> None:
 def settled(store: Store, intent: Obj) -> None:
     """A payment that was processing when the session completed has ended."""
     session = store.get("checkout.session", intent["_session"]) if intent.get("_session") else None
-    if session is None or session["status"] != "complete" or session["payment_status"] != "unpaid":
+    if session is None:
         return
     if intent["status"] == "succeeded":
         session["payment_status"] = "paid"

@@ -209,7 +209,7 @@ def _total(store: Store, invoice: Obj) -> Obj:
     base = left = sum(line["amount"] for line in open_lines)
     invoice["total_discount_amounts"] = []
     for id in invoice["discounts"]:
-        off = min(catalog.reduction(store, store.get("discount", id), left), left)
+        off = catalog.reduction(store, store.get("discount", id), left)
         left -= off
         invoice["total_discount_amounts"].append({"amount": off, "discount": id})
         seen = given = 0
@@ -266,9 +266,7 @@ def finalize(store: Store, invoice: Obj, intent: Obj | None = None) -> Obj:
     store.set("invoice_number", number)
     before = customer["balance"]
     owed = invoice["total"] + before
-    due, after = max(0, owed), min(0, owed)
-    if invoice["currency"] == "usd" and due < 50:  # too small to charge: it waits on the balance for the next invoice
-        due, after = 0, owed
+    due, after = (owed, 0) if owed >= payments.LEAST else (0, owed)  # too little to charge waits for the next invoice
     invoice |= {"amount_due": due, "amount_remaining": due}
     invoice |= {
         "status": "open",

@@ -10,6 +10,7 @@ from stripe_double.store import Obj, Store
 
 FEE_PER_MILLE, FEE_FIXED = 29, 30  # 2.9 % + $0.30, kept by Stripe when a charge is refunded
 DISPUTE_FEE = 1500
+LEAST = 50  # cents that can be charged
 OPEN = ("requires_payment_method", "requires_confirmation", "requires_action")
 REFUND_REASONS = ("duplicate", "fraudulent", "requested_by_customer")
 
@@ -41,7 +42,7 @@ def create(store: Store, p: Params) -> Obj:
 
 
 def add(store: Store, amount: int, currency: str, customer: str | None, metadata: dict[str, str], **own: Any) -> Obj:
-    if amount < 50 and currency.lower() == "usd":
+    if amount < LEAST:
         raise errors.invalid("Amount must be at least $0.50 usd", param="amount", code="amount_too_small")
     intent = store.new("payment_intent", "pi", amount=amount, currency=currency.lower(), customer=customer, metadata=metadata)
     intent |= {
@@ -63,7 +64,7 @@ def add(store: Store, amount: int, currency: str, customer: str | None, metadata
 def update(store: Store, p: Params, id: str) -> Obj:
     intent = _open(store, id)
     intent["metadata"] = p.metadata(intent["metadata"])
-    intent["amount"] = p.number("amount", intent["amount"], least=50)
+    intent["amount"] = p.number("amount", intent["amount"], least=LEAST)
     p.put(intent, "description", "receipt_email")
     return store.save(intent)
 

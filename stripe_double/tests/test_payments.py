@@ -122,6 +122,7 @@ def test_a_dispute_takes_the_money_and_gives_it_back_if_it_is_won(client: Client
     assert (submitted.status, submitted.evidence.uncategorized_text) == ("under_review", "They used it.")
     client.control("POST", f"/disputes/{dispute['id']}/close", outcome=outcome)
     assert client.v1.disputes.retrieve(dispute["id"]).status == outcome
+    assert client.raw("POST", f"/_control/disputes/{dispute['id']}/close", b'{"outcome": "won"}', Content_Type="application/json")[0] == 400
     own = [move for move in client.v1.balance_transactions.list().data if move.source in {charge.id, dispute["id"]}]
     assert sum(move.net for move in own) == net
     said = [event for event in client.events() if event.startswith("charge.dispute")]
@@ -264,6 +265,15 @@ def test_credit_on_the_balance_pays_first(client: Client) -> None:
     (invoice,) = client.v1.invoices.list().data
     assert (invoice.total, invoice.amount_due, invoice.amount_paid, invoice.ending_balance) == (2500, 1800, 1800, 0)
     assert client.v1.charges.list().data[0].amount == 1800
+
+
+def test_too_little_to_charge_waits_on_the_balance(client: Client) -> None:
+    customer = client.customer(balance=-2460)
+    client.subscribe(customer.id, client.price(2500).id)
+    assert client.v1.invoices.list().data[0].status == "paid"
+    assert client.v1.customers.retrieve(customer.id).balance == 40
+    client.advance(days=32)
+    assert client.v1.charges.list().data[0].amount == 2540
 
 
 def test_a_tax_id_stands_on_the_customer_and_the_invoice(client: Client) -> None:

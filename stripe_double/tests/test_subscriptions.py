@@ -67,6 +67,22 @@ def test_the_period_holds_its_instant_and_borders_on_the_next(anchor: int, inter
     assert periods.period(anchor, interval, count, end)[0] == end
 
 
+@pytest.mark.parametrize(
+    ("interval", "count", "ends"),
+    [
+        ("day", 10, "2027-02-10"),
+        ("week", 2, "2027-02-14"),
+        ("month", 3, "2027-04-30"),
+        ("month", 13, "2028-02-29"),
+        ("year", 1, "2028-01-31"),
+    ],
+)
+def test_a_period_is_as_many_intervals_as_the_price_says(interval: str, count: int, ends: str) -> None:
+    anchor = at(2027, 1, 31)
+    assert periods.period(anchor, interval, count, anchor) == (anchor, periods.boundary(anchor, interval, count, 1))
+    assert day(periods.period(anchor, interval, count, anchor)[1]) == ends
+
+
 def test_a_renewal_is_a_draft_for_an_hour_and_then_paid(client: Client) -> None:
     subscription = client.subscribe(client.customer().id, client.price(2500).id)
     client.advance(to=period(subscription)[1] + 60)
@@ -198,6 +214,16 @@ def test_a_change_without_proration_costs_nothing_until_the_renewal(client: Clie
     upgrade(client, subscription, core.id, proration_behavior="none")
     client.advance(days=32)
     assert bills(client, subscription) == [(5000, "paid"), (2500, "paid")]
+
+
+def test_a_change_within_a_trial_costs_nothing(client: Client) -> None:
+    core, pro = client.price(2500, name="Core"), client.price(5000)
+    subscription = client.subscribe(client.customer().id, core.id, trial_period_days=14)
+    client.advance(days=5)
+    assert upgrade(client, subscription, pro.id).status == "trialing"
+    assert client.v1.invoice_items.list().data == []
+    client.advance(days=10)
+    assert bills(client, subscription) == [(0, "paid"), (5000, "paid")]
 
 
 def test_there_and_back_at_the_same_instant_costs_nothing(client: Client) -> None:
