@@ -295,3 +295,21 @@ class TestAtOnce:
             assert old[1](NOW, old[0]) == ("done", "")
         assert balance(committed_shop) == (12 * NANOS, 0, 0)
         assert not Grant.objects.filter(account=committed_shop, frozen__gt=0).exists()
+
+    def test_what_comes_for_one_customer_waits_for_what_is_being_done_for_it(self, committed_shop: Account, stub: Stub) -> None:
+        receive("payment_intent.succeeded", stub.pack(committed_shop.stripe_customer.pk, "price_pack", 1_000))
+
+        def run() -> list[str]:
+            try:
+                return [str(one.state) for one in work()]
+            finally:
+                connections.close_all()
+
+        with ThreadPoolExecutor(1) as pool:
+            with transaction.atomic():
+                stripe_inbox._owner(committed_shop.stripe_customer.pk)
+                working = pool.submit(run)
+                with pytest.raises(TimeoutError):
+                    working.result(timeout=1)
+            assert working.result(timeout=10) == ["done"]
+        assert balance(committed_shop) == (12 * NANOS, 0, 0)
