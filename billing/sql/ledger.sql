@@ -451,7 +451,8 @@ begin
     p_closes_at, p_assumed_output)
   returning id, expires_at into said.id, said.expires_at;
   return row('done', said.id, 'authorized', p_hold, null, null, null, null, f.balance, f.balance - f.held - p_hold, f.debt, v_now, said.expires_at,
-             said.remaining, said.meters, said.used, said.resets_at, said.throttle_reason, said.throttled_until)::usage_answer;
+             said.remaining, said.meters, coalesce(said.used, '{}'), coalesce(said.resets_at, '{}'), said.throttle_reason,
+             said.throttled_until)::usage_answer;
 end $$;
 
 -- Charges an opened wallet: what is free is burnt, the rest becomes debt.

@@ -57,8 +57,9 @@ def _adjust(account: Account, intent: Intent) -> Answer:
 
 
 def _throttle(account: Account, intent: Intent) -> Answer:
-    ledger.throttle(account_id=account.pk, actor="torture", reason=intent["key"], ends_at=datetime.fromisoformat(intent["ends"]))
-    return {}
+    ends_at = datetime.fromisoformat(intent["ends"])
+    stopped = ledger.throttle(account_id=account.pk, actor="torture", reason=intent["key"], ends_at=ends_at)
+    return {} if stopped else {"refused": "too late"}
 
 
 def _resume(account: Account, intent: Intent) -> Answer:

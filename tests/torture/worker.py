@@ -104,7 +104,7 @@ class Worker:
             return {"refused": error.state}
         except (ledger.AlreadyReversed, ledger.HoldExceeded, ledger.InsufficientCredits, ledger.NotFound) as error:
             return {"refused": type(error).__name__}
-        except IntegrityError:  # a grant or a throttle that was to end in the future when it was written down
+        except IntegrityError:  # a grant that was to end in the future when it was written down
             if intent.get("ends") is None or datetime.fromisoformat(intent["ends"]) > timezone.now():
                 raise
             return {"refused": "too late"}
