@@ -65,7 +65,7 @@ class Left(BaseModel):
 
 
 class Passed(BaseModel):
-    """A soft limit that would have refused the work if it were hard; `used` is without it."""
+    """A soft limit that would have refused the work; `used` is without it, or of `request_size` the tokens asked for."""
 
     layer: str
     meter: str | None
