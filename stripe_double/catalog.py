@@ -182,40 +182,45 @@ def create_promotion_code(store: Store, p: Params) -> Obj:
 
 def discounts(store: Store, p: Params, customer: str | None, **target: str | None) -> list[str]:
     """Redeem the coupons and promotion codes of the list ``discounts``; the ids of the new discounts."""
-    made = []
-    for wish in p.children("discounts"):
-        code = wish.text("promotion_code")
-        id = wish.text("coupon")
-        if code:
-            id = _redeemable(store, store.get("promotion_code", code, param=wish.path("promotion_code")))["promotion"]["coupon"]
-        if not id:
-            raise errors.invalid("Pass a coupon or a promotion_code.", param=wish.path("coupon"), code="parameter_missing")
-        made.append(redeem(store, store.get("coupon", id, param=wish.path("coupon")), customer, code, **target)["id"])
-    return made
+    return [redeem(store, offer_of(store, wish), customer, **target)["id"] for wish in p.children("discounts")]
 
 
-def redeem(store: Store, coupon: Obj, customer: str | None, code: str | None = None, **target: str | None) -> Obj:
-    _redeemable(store, coupon)
+def offer_of(store: Store, wish: Params) -> Obj:
+    """The coupon or promotion code that one entry of ``discounts`` names, if it can be redeemed."""
+    for kind in ("promotion_code", "coupon"):
+        if id := wish.text(kind):
+            return redeemable(store, store.get(kind, id, param=wish.path(kind)))
+    raise errors.invalid("Pass a coupon or a promotion_code.", param=wish.path("coupon"), code="parameter_missing")
+
+
+def coupon_of(store: Store, offer: Obj) -> Obj:
+    return offer if offer["object"] == "coupon" else store.get("coupon", offer["promotion"]["coupon"])
+
+
+def redeemable(store: Store, offer: Obj) -> Obj:
+    """:raises StripeError: 400 for an offer that is used up, over or switched off."""
+    for one in (offer, coupon_of(store, offer)):
+        most, until = one["max_redemptions"], one.get("redeem_by") or one.get("expires_at")
+        if (most and one["times_redeemed"] >= most) or (until and until <= store.now()) or not one.get("active", True):
+            message = f"This {offer['object'].replace('_', ' ')} cannot be redeemed any more."
+            raise errors.invalid(message, param="discounts", code="coupon_expired")
+    return offer
+
+
+def redeem(store: Store, offer: Obj, customer: str | None, **target: str | None) -> Obj:
+    """Count the redemption of a coupon or promotion code; the discount that it gives."""
+    coupon, code = coupon_of(store, redeemable(store, offer)), None
     coupon["times_redeemed"] += 1
     store.save(coupon)
+    if offer["object"] == "promotion_code":
+        offer["times_redeemed"] += 1
+        code = store.save(offer)["id"]
     discount: Obj = {"id": store.new("discount", "di")["id"], "object": "discount", "customer": customer, "customer_account": None}
     discount |= {"checkout_session": None, "invoice": None, "invoice_item": None, "subscription": None, "subscription_item": None} | target
     discount |= {"promotion_code": code, "source": {"type": "coupon", "coupon": coupon["id"]}, "start": store.now(), "end": None}
     if coupon["duration"] == "repeating":
         discount["end"] = periods.boundary(store.now(), "month", coupon["duration_in_months"], 1)
     return store.add(discount, "customer.discount.created")
-
-
-def _redeemable(store: Store, offer: Obj) -> Obj:
-    most, until = offer["max_redemptions"], offer.get("redeem_by") or offer.get("expires_at")
-    if (most and offer["times_redeemed"] >= most) or (until and until <= store.now()) or not offer.get("active", True):
-        raise errors.invalid(
-            f"This {offer['object'].replace('_', ' ')} cannot be redeemed any more.", param="discounts", code="coupon_expired"
-        )
-    if offer["object"] == "promotion_code":
-        offer["times_redeemed"] += 1
-        store.save(offer)
-    return offer
 
 
 def reduction(store: Store, discount: Obj, subtotal: int) -> int:

@@ -56,7 +56,7 @@ def create(store: Store, p: Params) -> Obj:
         "payment_status": "unpaid",
         "phone_number_collection": {"enabled": False},
     }
-    session |= {"redirect_on_completion": "always", "status": "open", "ui_mode": "hosted_page", "_items": [], "_discounts": []}
+    session |= {"redirect_on_completion": "always", "status": "open", "ui_mode": "hosted_page", "_items": [], "_offers": []}
     tax = p.child("tax_id_collection")
     session["tax_id_collection"] = {"enabled": bool(tax and tax.flag("enabled")), "required": "never"}
     if tax:
@@ -78,12 +78,7 @@ def create(store: Store, p: Params) -> Obj:
         session["_subscription"] = _subscription_data(p)
     _take_items(store, p, session)
     for wish in p.children("discounts"):
-        found = {"coupon": wish.text("coupon"), "promotion_code": wish.text("promotion_code")}
-        for kind, id in found.items():
-            if id:
-                store.get(kind, id, param=f"discounts[0][{kind}]")
-        session["_discounts"].append({name: id for name, id in found.items() if id})
-        session["discounts"].append(found)
+        take_offer(session, catalog.offer_of(store, wish))
     price_session(store, session)
     store.add(session)
     store.schedule(session["expires_at"], "expire_session", session["id"])
@@ -138,6 +133,12 @@ def _take_items(store: Store, p: Params, session: Obj) -> None:
         raise errors.invalid("You must provide at least one recurring price in `subscription` mode.", param="line_items")
 
 
+def take_offer(session: Obj, offer: Obj) -> None:
+    """Put a coupon or a promotion code on the session, in place of what was there."""
+    session["_offers"] = [[offer["object"], offer["id"]]]
+    session["discounts"] = [{"coupon": None, "promotion_code": None} | {offer["object"]: offer["id"]}]
+
+
 def price_session(store: Store, session: Obj) -> None:
     """What the page will ask for: nothing in a trial, less with a discount."""
     if session["mode"] == "setup":
@@ -146,8 +147,8 @@ def price_session(store: Store, session: Obj) -> None:
     trial = {"trial_period_days", "trial_end"} & set(session.get("_subscription", {}))
     due = [item for item in session["_items"] if not (trial and store.get("price", item["price"])["recurring"])]
     subtotal = left = sum(item["amount"] * item["quantity"] for item in due)
-    for wish in session["_discounts"]:
-        coupon = wish.get("coupon") or store.get("promotion_code", wish["promotion_code"])["promotion"]["coupon"]
+    for kind, id in session["_offers"]:
+        coupon = catalog.coupon_of(store, store.get(kind, id))["id"]
         left -= catalog.reduction(store, {"source": {"coupon": coupon}, "end": None}, left)
     session |= {"amount_subtotal": subtotal, "amount_total": left, "_trial": bool(trial)}
     session["total_details"] = {"amount_discount": subtotal - left, "amount_shipping": 0, "amount_tax": 0}
@@ -234,6 +235,9 @@ def submit(
             return "requires_action"
         if refusal := _subscribe(store, session, customer, method, authenticated):
             return refusal
+    if session["mode"] == "payment":
+        for kind, id in session["_offers"]:
+            catalog.redeem(store, store.get(kind, id), customer, checkout_session=session["id"])
     session |= {"status": "complete", "url": None, "customer": customer}
     store.save(session, "checkout.session.completed")
     return None
@@ -314,10 +318,9 @@ def _subscribe(store: Store, session: Obj, customer: str | None, method: Obj, au
         )
     subscription, _ = subscriptions.begin(store, Params(session["_subscription"]), store.get("customer", customer), items)
     subscription["default_payment_method"] = method["id"]
-    for wish in session["_discounts"]:
-        code = wish.get("promotion_code")
-        coupon = store.get("coupon", wish.get("coupon") or store.get("promotion_code", code)["promotion"]["coupon"])
-        subscription["discounts"].append(catalog.redeem(store, coupon, customer, code, subscription=subscription["id"])["id"])
+    for kind, id in session["_offers"]:
+        discount = catalog.redeem(store, store.get(kind, id), customer, subscription=subscription["id"], checkout_session=session["id"])
+        subscription["discounts"].append(discount["id"])
     store.save(subscription)
     subscriptions.start(store, subscription, "default_incomplete")
     invoice = store.get("invoice", subscription["latest_invoice"])
@@ -384,11 +387,7 @@ def confirm_intent(store: Store, p: Params, id: str) -> Obj:
 # The customer portal
 
 
-def create_configuration(store: Store, p: Params) -> Obj:
-    return _add_configuration(store, p)
-
-
-def _add_configuration(store: Store, p: Params | None = None) -> Obj:
+def add_configuration(store: Store, p: Params | None = None) -> Obj:
     made = store.new("billing_portal.configuration", "bpc", active=True, application=None, is_default=p is None, metadata={}, name=None)
     made |= {"business_profile": {"headline": None, "privacy_policy_url": None, "terms_of_service_url": None}, "default_return_url": None}
     options = ["too_expensive", "missing_features", "switched_service", "unused", "other"]
@@ -452,7 +451,7 @@ def create_portal(store: Store, p: Params) -> Obj:
     id = p.text("configuration")
     default = store.find("billing_portal.configuration", {"is_default": True})
     chosen = (
-        store.get("billing_portal.configuration", id, param="configuration") if id else default[0] if default else _add_configuration(store)
+        store.get("billing_portal.configuration", id, param="configuration") if id else default[0] if default else add_configuration(store)
     )
     p.known("flow_data")
     session = store.new(

@@ -45,10 +45,6 @@ def account(store: Store, p: Params) -> Obj:
     }
 
 
-def create(store: Store, p: Params) -> Obj:
-    return add(store, p)
-
-
 def add(store: Store, p: Params | None = None, **fields: Any) -> Obj:
     customer = store.new("customer", "cus", balance=0, currency=None, default_source=None, delinquent=False, discount=None)
     customer |= dict.fromkeys(("address", "customer_account", "description", "email", "name", "phone", "shipping", "test_clock"))

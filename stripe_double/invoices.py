@@ -150,7 +150,7 @@ def draft(
     store: Store, customer: Obj, lines: list[Obj], reason: str, *, subscription: Obj | None = None, pending: bool = True,
     currency: str | None = None, period: tuple[int, int] | None = None, add: bool = True,
 ) -> Obj:  # fmt: skip
-    """A draft with these lines and, if ``pending``, all items that wait for it; discounts of subscription and customer apply."""
+    """A draft with these lines and, if ``pending``, all items that wait for it; the discounts of the subscription apply."""
     invoice = store.new("invoice", "in", customer=customer["id"], customer_account=None, billing_reason=reason, status="draft", metadata={})
     start, end = period or (store.now(), store.now())
     nothing = "account_tax_ids amount_paid_off_stripe application automatically_finalizes_at custom_fields customer_shipping description"
@@ -180,12 +180,12 @@ def draft(
     invoice["payment_settings"] = {"default_mandate": None, "payment_method_options": None, "payment_method_types": None}
     invoice |= {"post_payment_credit_notes_amount": 0, "pre_payment_credit_notes_amount": 0, "total_pretax_credit_amounts": []}
     invoice["status_transitions"] = dict.fromkeys(("finalized_at", "marked_uncollectible_at", "paid_at", "voided_at"))
-    invoice["discounts"] = [customer["_discount"]] if customer.get("_discount") else []
+    invoice["discounts"] = []
     if subscription:
         details = {"metadata": dict(subscription["metadata"]), "subscription": subscription["id"]}
         invoice["parent"] = {"quote_details": None, "subscription_details": details, "type": "subscription_details"}
         invoice["collection_method"] = subscription["collection_method"]
-        invoice["discounts"] = list(subscription["discounts"]) or invoice["discounts"]
+        invoice["discounts"] = list(subscription["discounts"])
     items = [item for item in reversed(store.find("invoiceitem", {"customer": customer["id"]})) if not item["invoice"]] if pending else []
     wanted = {None, subscription["id"] if subscription else None}
     for item in items:

@@ -6,7 +6,7 @@ import re
 from html import escape
 from typing import NamedTuple
 
-from stripe_double import cards, checkout, collection, customers, errors, periods, subscriptions
+from stripe_double import cards, catalog, checkout, collection, customers, errors, periods, subscriptions
 from stripe_double.params import Params
 from stripe_double.store import Obj, Store
 
@@ -32,7 +32,7 @@ class Page(NamedTuple):
 
 
 def answer(store: Store, method: str, path: str, fields: Params) -> Page:
-    """:raises StripeError: 404 for a page that is not here, 405 for a form that is not there."""
+    """:raises StripeError: 404 for a page that is not here."""
     for pattern, page in _PAGES:
         if found := re.fullmatch(pattern, path):
             return page(store, method, found[1], fields)
@@ -126,10 +126,13 @@ def _email_is_wanted(session: Obj) -> bool:
 
 def _take_code(store: Store, session: Obj, code: str) -> str | None:
     found = store.find("promotion_code", {"code": code, "active": True}) if session["allow_promotion_codes"] else []
-    if not found:
+    try:
+        offer = catalog.redeemable(store, found[0]) if found else None
+    except errors.StripeError:
+        offer = None
+    if offer is None:
         return "This code is invalid."
-    session["_discounts"] = [{"promotion_code": found[0]["id"]}]
-    session["discounts"] = [{"coupon": None, "promotion_code": found[0]["id"]}]
+    checkout.take_offer(session, offer)
     checkout.price_session(store, session)
     return None
 

@@ -185,6 +185,18 @@ def test_a_code_or_a_coupon_makes_it_cheaper_and_a_full_one_free(client: Client)
         assert (done.payment_status, done.payment_intent, done.amount_total) == ("no_payment_required", None, 0)
 
 
+def test_a_code_for_one_customer_is_used_up_by_the_first(client: Client) -> None:
+    coupon = client.v1.coupons.create({"percent_off": 25})
+    code = client.v1.promotion_codes.create({"promotion": {"type": "coupon", "coupon": coupon.id}, "code": "ONE", "max_redemptions": 1})
+    first, second = pack(client, allow_promotion_codes=True), pack(client, allow_promotion_codes=True)
+    assert submit(client, first, code="ONE")[0] == 303
+    assert submit(client, second, code="ONE")[0] == 402
+    assert client.v1.promotion_codes.retrieve(code.id).times_redeemed == 1
+    assert client.v1.coupons.retrieve(coupon.id).times_redeemed == 1
+    with pytest.raises(stripe.InvalidRequestError, match="cannot be redeemed"):
+        pack(client, discounts=[{"promotion_code": code.id}])
+
+
 def test_a_coupon_holds_for_the_first_invoice_of_a_plan_bought_with_it(client: Client) -> None:
     coupon = client.v1.coupons.create({"amount_off": 500, "currency": "usd"})
     session = begin(client, "subscription", line_items=[{"price": client.price(2500).id, "quantity": 1}], discounts=[{"coupon": coupon.id}])
