@@ -1,7 +1,7 @@
 """Which of our plans and packs a price at Stripe is.
 
-A catalog names, for each plan and pack, the environment variable that holds its price id; several packs may share one price whose amount
-is chosen at checkout.
+A catalog names, for each plan and pack, the environment variable that holds its price id; after a comma follow those of earlier prices that
+customers still pay. Several packs may share one price whose amount is chosen at checkout.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _packs(product: Product) -> Iterable[CreditPack]:
 
 
 def _has(setting: str, price_id: str) -> bool:
-    return os.environ.get(setting) == price_id
+    return bool(price_id) and price_id in [each.strip() for each in os.environ.get(setting, "").split(",")]
 
 
 def _sold(versions: Sequence[V], at: datetime) -> V | None:

@@ -42,12 +42,11 @@ def apply(*, truth: stripe_api.Subscription, customer: StripeCustomer, read_numb
     price_id, quantity = truth.items[0]
     mapped = None
     for price, count in truth.items:
-        if known is not None and known.plan_version is not None and known.price_id == price:
-            mapped = known.plan_version  # a version is kept for the whole subscription
-        else:
-            mapped = stripe_prices.plan_version(product=account.product, price_id=price, at=truth.period[0])
+        mapped = stripe_prices.plan_version(product=account.product, price_id=price, at=truth.period[0])
         if mapped is not None:
-            version, price_id, quantity = mapped, price, count
+            if version is None or version.plan_id != mapped.plan_id:  # else a version is kept for the whole subscription
+                version = mapped
+            price_id, quantity = price, count
             break
     StripeSubscription.objects.update_or_create(
         pk=truth.id,

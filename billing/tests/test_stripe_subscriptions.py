@@ -202,15 +202,28 @@ class TestPlan:
         subscription = stub.subscription(customer, "price_core")
         happen(("customer.subscription.created", subscription))
         item(subscription)["price"]["id"] = "price_unknown"
-        [(state, reason)] = happen(("customer.subscription.updated", subscription))
-        assert (state, reason) == ("quarantined", f"The price price_unknown of {subscription['id']} is of no plan: its plan is as it was.")
-        assert plan_of(shop) == "core"
+        for _ in range(2):
+            [(state, reason)] = happen(("customer.subscription.updated", subscription))
+            assert state == "quarantined"
+            assert reason == f"The price price_unknown of {subscription['id']} is of no plan: its plan is as it was."
+            assert plan_of(shop) == "core"
         stranger = stub.subscription(customer, "price_unknown")
         assert happen(("customer.subscription.created", stranger))[0][0] == "quarantined"
         assert StripeSubscription.objects.get(pk=stranger["id"]).plan_version is None
         monkeypatch.setenv("STRIPE_TEST_PRO", "price_unknown")
         assert happen(("customer.subscription.updated", stranger)) == [("done", "")]
         assert plan_of(shop) == "pro"
+
+    def test_an_earlier_price_that_a_customer_still_pays_is_the_plans_too(
+        self, stub: Stub, shop: Account, customer: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("STRIPE_TEST_CORE", "price_new, price_core")
+        for price in ("price_core", "price_new"):
+            subscription = stub.subscription(customer, price)
+            assert happen(("customer.subscription.created", subscription)) == [("done", "")]
+            assert StripeSubscription.objects.get(pk=subscription["id"]).plan_version is not None
+        for price in ("price_", "price_new,", "", "price_new, price_core"):
+            assert happen(("customer.subscription.created", stub.subscription(customer, price)))[0][0] == "quarantined"
 
     def test_a_subscription_of_an_unknown_price_that_ends_still_ends(self, stub: Stub, shop: Account, customer: str) -> None:
         subscription = stub.subscription(customer, "price_core")
