@@ -64,7 +64,7 @@ def acts(seed: int) -> list[tuple[int, tuple[Any, ...]]]:
             case name:
                 return name, which
 
-    return [(1, ("grant", 1_000, 1, None, 7, 3)), *((pick([1, 1, 5, 30]), act()) for _ in range(one_of.randint(8, 40)))]
+    return [(1, ("grant", 1_000, 1, None, pick([0, 70]), 300)), *((pick([1, 1, 5, 30]), act()) for _ in range(one_of.randint(8, 40)))]
 
 
 class Life:
