@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
+import sqlite3
 import sys
 import threading
 from pathlib import Path
@@ -19,8 +20,11 @@ def main() -> None:
     parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     options = parser.parse_args()
     logging.basicConfig(level=options.log_level, format="stripe_double: %(message)s", stream=sys.stderr)
-    options.data.parent.mkdir(parents=True, exist_ok=True)
-    double = Double(port=options.port, data=options.data)
+    try:
+        options.data.parent.mkdir(parents=True, exist_ok=True)
+        double = Double(port=options.port, data=options.data)
+    except (OSError, OverflowError, sqlite3.Error) as error:
+        parser.error(f"port {options.port} or file {options.data} cannot be used: {error}")
     server = threading.Thread(target=double.serve_forever)
     server.start()
     sys.stdout.write(f"Stripe double at {double.address} (no real cards, no real money)\n")

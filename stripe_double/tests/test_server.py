@@ -323,3 +323,23 @@ def test_it_ends_when_it_is_told_to(start: Start) -> None:
     create(client)
     process.terminate()
     assert process.wait(timeout=10) == 0
+
+
+@pytest.mark.parametrize(
+    "given", [("--port", "x"), ("--port", "70000"), ("--port", "1", "--data", "/"), ("--data", "/dev/null/x"), ("--colour", "red")]
+)
+def test_a_command_line_that_makes_no_sense_is_refused_in_words(given: tuple[str, ...], tmp_path: Path) -> None:
+    data = () if "--data" in given else ("--data", str(tmp_path / "new.sqlite3"))
+    command = [sys.executable, "-m", "stripe_double", "--port", "0", *data, *given]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=20)
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    garbage = tmp_path / "no.sqlite3"
+    garbage.write_bytes(b"garbage" * 1000)
+    command = [sys.executable, "-m", "stripe_double", "--port", "0", "--data", str(garbage)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=20)
+    assert (done.returncode, "Traceback" in done.stderr, garbage.read_bytes()) == (2, False, b"garbage" * 1000)
