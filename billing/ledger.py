@@ -513,6 +513,7 @@ def hold(
     amount_nanos: int,
     cost_nanos: int,
     minimum_nanos: int,
+    in_debt: bool = False,
     remaining: Sequence[int | None],
     lifetime: timedelta,
     hard_lifetime: timedelta,
@@ -527,13 +528,14 @@ def hold(
     with the authorization and its record: None where the client app said them.
 
     :raises Refused: the key is new, and the account is throttled, ``refusal`` was given, or one of ``limits`` is reached.
-    :raises InsufficientCredits: less than the amount, or than ``minimum_nanos``, is free, or the account has debt.
+    :raises InsufficientCredits: less than the amount, or than ``minimum_nanos``, is free, or the account has debt and may not work
+        ``in_debt`` (then what costs nothing beforehand still passes: nothing is ever free beside a debt).
     :raises OtherWindow: the key is new, and one of ``limits`` has another window now.
     :raises KeyReused: the key was used for another command.
     """
     usage = _usage(
         "select * from usage_authorize(%s, %s, %s, %s, row(%s,%s,%s,%s,%s::int[],%s::bigint[],"  # noqa: S608 -- placeholders only
-        "%s,%s,%s,%s::jsonb)::usage_call, %s::smallint, %s, %s, %s,"
+        "%s,%s,%s,%s::jsonb)::usage_call, %s::smallint, %s, %s, %s, %s,"
         f" %s::bigint[], {_limits_sql(limits)}, %s, %s, %s, %s)",
         [
             account_id,
@@ -545,6 +547,7 @@ def hold(
             amount_nanos,
             cost_nanos,
             minimum_nanos,
+            in_debt,
             list(remaining),
             *_limits_parameters(limits),
             lifetime,

@@ -165,6 +165,7 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
             amount_nanos=estimate.rated.price_nanos,
             cost_nanos=estimate.rated.cost_nanos,
             minimum_nanos=account.product.minimum_balance_nanos,
+            in_debt=account.product.work_in_debt,
             remaining=[layer.remaining for layer in before if layer.name in LAYERS],
             limits=[item.limit for item in counted],
             lifetime=timedelta(seconds=account.product.hold_lifetime_seconds),
@@ -211,7 +212,7 @@ def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
     rated = estimate.rated
     counted = limits.counted(account=account, allowed=allowed, counts=counts, cost_nanos=rated.cost_nanos, now=now, objects=ask is None)
     look = ledger.limits(account_id=account.pk, limits=[item.limit for item in counted])
-    needed = max(rated.price_nanos, account.product.minimum_balance_nanos) if _charges(estimate.card) else 0
+    needed = max(rated.price_nanos, account.product.minimum_balance_nanos) if _charges(estimate.card) else None if ask else 0
     return limits.in_order([*before, *limits.answered(counted=counted, look=look), _credits(account, now, needed)])
 
 
@@ -273,12 +274,14 @@ def _refused(name: str, layers: Sequence[Layer], allowed: subscriptions.Allowed 
     return Refused(layer, decision, allowed)
 
 
-def _credits(account: Account, now: datetime, needed_nanos: int = 0) -> Layer:
+def _credits(account: Account, now: datetime, needed_nanos: int | None = 0) -> Layer:
+    """What is free; refused where it is not ``needed_nanos``, None for work that charges no wallet."""
     wallet = next((wallet for wallet in balances.of_account(account, now=now) if wallet.unit_id == account.product.unit_id), None)
     available, debt = (wallet.available, wallet.debt) if wallet else (0, 0)
-    refused = debt > 0 or available < needed_nanos
-    reason = str(ledger.InsufficientCredits(needed_nanos=needed_nanos, available_nanos=available, debt_nanos=debt)) if refused else ""
-    return Layer("credits", allowed=not refused, remaining=available, reason=reason)
+    if needed_nanos is None or (available >= needed_nanos and (debt == 0 or account.product.work_in_debt)):
+        return Layer("credits", remaining=available)
+    reason = str(ledger.InsufficientCredits(needed_nanos=needed_nanos, available_nanos=available, debt_nanos=debt))
+    return Layer("credits", allowed=False, remaining=available, reason=reason)
 
 
 def _left(usage: ledger.Usage) -> Decision:

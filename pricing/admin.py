@@ -127,7 +127,7 @@ class ProductAdmin(ReadOnlyAdmin):
         ),
         ("What customers see and pay", {"fields": ("visibility", "overage", "late_charging", "late_hours", "burn_order")}),
         ("Credit that it gives", {"fields": ("welcome", "announcement")}),
-        ("Open work", {"fields": ("least_balance", "hold_lifetime", "hold_max")}),
+        ("Open work", {"fields": ("least_balance", "work_in_debt", "hold_lifetime", "hold_max")}),
         ("Margin", {"fields": ("target", "alert", "floor", "payment_fee")}),
     )
 

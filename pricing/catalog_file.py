@@ -260,6 +260,7 @@ PRODUCT = (
     Field("hold_lifetime_seconds", "hold_lifetime_seconds", _integer(1, 86_400), 900),
     Field("hold_max_seconds", "hold_max_seconds", _integer(1, 86_400), 86_400),
     Field("minimum_balance", "minimum_balance_nanos", UNIT_AMOUNT, 0),
+    Field("work_in_debt", "work_in_debt", BOOLEAN, False),
     Field("welcome_credit", "welcome_credit_nanos", UNIT_AMOUNT, 0),
     Field("announcement_credit", "announcement_credit_nanos", UNIT_AMOUNT, 0),
     Field("burn_order", "burn_order", _list(_choice(*CREDIT_SOURCES))),

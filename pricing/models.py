@@ -67,6 +67,7 @@ class Product(models.Model):
     hold_lifetime_seconds = models.PositiveIntegerField(default=900)
     hold_max_seconds = models.PositiveIntegerField(default=86_400)
     minimum_balance_nanos = models.BigIntegerField(default=0, help_text="Below this an account may not start work.")
+    work_in_debt = models.BooleanField(default=False, help_text="An account in debt may go on with what costs nothing beforehand.")
     welcome_credit_nanos = models.BigIntegerField(default=0, help_text="Granted once, when an account is opened.")
     announcement_credit_nanos = models.BigIntegerField(default=0, help_text="For accounts that existed before the product charged.")
     burn_order = ArrayField(models.CharField(max_length=20), default=list, help_text="Sources of credit, first burnt first.")

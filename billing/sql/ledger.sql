@@ -350,10 +350,10 @@ create function usage_replayed(u usage_record, p_outcome text) returns usage_ans
 $$;
 
 -- May this account spend p_hold? Asked in this order: throttle, the verdict that was reached outside (p_refusal), p_limits, credits. The
--- key comes before all of them. What refuses is asked once more after holds that nobody resolved in time have been given back.
+-- key comes before all of them. p_in_debt: open debt alone refuses nothing; nothing is free beside it. What refuses is asked once more after holds that nobody resolved in time have been given back.
 create function usage_authorize(
   p_account bigint, p_key uuid, p_fingerprint uuid, p_refusal text, p_call usage_call, p_unit smallint, p_hold bigint,
-  p_cost bigint, p_minimum bigint, p_remaining bigint[], p_limits usage_limit[], p_lifetime interval, p_hard_lifetime interval,
+  p_cost bigint, p_minimum bigint, p_in_debt boolean, p_remaining bigint[], p_limits usage_limit[], p_lifetime interval, p_hard_lifetime interval,
   p_closes_at timestamptz, p_assumed_output bigint)
 returns usage_answer language plpgsql as $$
 declare
@@ -406,7 +406,7 @@ begin
       end if;
       if said.outcome is null and p_unit is not null then
         w := ledger_open(p_account, p_unit, v_now, null, null);
-        said.outcome := case when w.debt > 0 then 'debt' when w.balance - w.held < greatest(p_hold, p_minimum) then 'insufficient' end;
+        said.outcome := case when w.debt > 0 and not p_in_debt then 'debt' when w.balance - w.held < greatest(p_hold, p_minimum) then 'insufficient' end;
         said.state := 'credits';
         if said.outcome is not null or f.due then
           w := ledger_close(w);
@@ -860,7 +860,7 @@ begin
     'ledger_grant(bigint, text, uuid, uuid, text, text, smallint, text, text, bigint, smallint, timestamptz, bigint, bigint, text, timestamptz, bigint, smallint)',
     'ledger_take_back(bigint, uuid, uuid, text, text, smallint, bigint)',
     'ledger_reverse(bigint, uuid, uuid, text, text, uuid)',
-    'usage_authorize(bigint, uuid, uuid, text, usage_call, smallint, bigint, bigint, bigint, bigint[], usage_limit[], interval, interval, timestamptz, bigint)',
+    'usage_authorize(bigint, uuid, uuid, text, usage_call, smallint, bigint, bigint, bigint, boolean, bigint[], usage_limit[], interval, interval, timestamptz, bigint)',
     'usage_limits(bigint, usage_limit[])',
     'usage_stop(bigint, text, text, timestamptz)',
     'usage_resume(bigint, text)',

@@ -43,7 +43,7 @@ def call(quantities: tuple[int, ...] = (10,)) -> ledger.Call:
 
 def hold(
     account: Account, amount: int, *, key: str = "", refusal: str | None = None, minimum: int = 0, lifetime: timedelta = MINUTES_15,
-    closes_at: datetime | None = None,
+    closes_at: datetime | None = None, in_debt: bool = False,
 ) -> ledger.Usage:  # fmt: skip
     key = key or str(uuid4())
     return ledger.hold(
@@ -60,6 +60,7 @@ def hold(
         lifetime=lifetime,
         hard_lifetime=timedelta(hours=24),
         closes_at=closes_at,
+        in_debt=in_debt,
     )
 
 
@@ -186,6 +187,16 @@ class TestHold:
         assert refused.value.debt_nanos == 5
 
     @pytest.mark.failure(5)
+    def test_where_the_product_lets_debtors_work_only_what_costs_nothing_beforehand_passes(self, account: Account) -> None:
+        give(account, 10)
+        record(account, 15)
+        assert hold(account, 0, in_debt=True).state == "authorized"
+        with pytest.raises(ledger.InsufficientCredits):
+            hold(account, 1, in_debt=True)
+        with pytest.raises(ledger.InsufficientCredits):
+            hold(account, 0)
+        assert wallet(account) == (0, 0, 5)
+
     def test_repeated_key_returns_the_first_hold_even_when_the_wallet_is_now_empty(self, account: Account) -> None:
         give(account, 100)
         first = hold(account, 100, key="k")

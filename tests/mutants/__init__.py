@@ -164,7 +164,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "debt does not refuse a hold of nothing", "billing/sql/ledger.sql",
-        "case when w.debt > 0 then 'debt' when w.balance - w.held < greatest",
+        "case when w.debt > 0 and not p_in_debt then 'debt' when w.balance - w.held < greatest",
         "case when w.balance - w.held < greatest", (VERBS,),
     ),
     Mutant(
@@ -353,8 +353,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "one object more than the plan allows", "billing/sql/counters.sql",
-        "p_enforced and v_used >= p_allowed",
-        "p_enforced and v_used > p_allowed", (LIMITS,),
+        "p_enforced and said.used >= p_allowed",
+        "p_enforced and said.used > p_allowed", (LIMITS,),
     ),
     # A set of events.
     Mutant(
