@@ -79,6 +79,17 @@ def _subscription_tail(p: Params) -> str:
     return clause
 
 
+def _invoice_payment_tail(p: Params) -> str:
+    child = p.child("payment")
+    if not child:
+        return ""
+    child.text("type", choices=("payment_intent",))
+    intent = child.text("payment_intent") or ""
+    if not re.fullmatch(r"[\w-]+", intent):
+        raise errors.missing_resource("payment_intent", intent, param="payment[payment_intent]")
+    return f"and json_extract(body, '$.payment.payment_intent') = '{intent}'"
+
+
 def invoice_lines(store: Store, p: Params, id: str) -> Obj:
     p.known("limit")
     return dict(store.get("invoice", id)["lines"])
@@ -98,7 +109,7 @@ def _methods_of(store: Store, p: Params, customer: str) -> Obj:
 
 _LISTS: dict[str, Handler] = {
     "payment_method": listing("payment_method", "customer", "type"),
-    "invoice_payment": listing("invoice_payment", "invoice", "status"),
+    "invoice_payment": listing("invoice_payment", "invoice", "status", tail=_invoice_payment_tail),
 }
 
 _INTENT, _SETUP, _SUBSCRIPTION, _INVOICE = "/v1/payment_intents", "/v1/setup_intents", "/v1/subscriptions", "/v1/invoices"

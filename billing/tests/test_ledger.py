@@ -186,7 +186,6 @@ class TestHold:
             hold(account, 0)
         assert refused.value.debt_nanos == 5
 
-    @pytest.mark.failure(5)
     def test_where_the_product_lets_debtors_work_only_what_costs_nothing_beforehand_passes(self, account: Account) -> None:
         give(account, 10)
         record(account, 15)
@@ -197,6 +196,7 @@ class TestHold:
             hold(account, 0)
         assert wallet(account) == (0, 0, 5)
 
+    @pytest.mark.failure(5)
     def test_repeated_key_returns_the_first_hold_even_when_the_wallet_is_now_empty(self, account: Account) -> None:
         give(account, 100)
         first = hold(account, 100, key="k")
