@@ -40,7 +40,7 @@ from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.db import DataError, connection, transaction
 
@@ -597,12 +597,13 @@ def unreserve(*, account_id: int, meter: str, object_ref: str) -> Places:
     return Places(used, outcome == "replayed")
 
 
-def throttle(*, account_id: int, actor: str, reason: str, ends_at: datetime | None = None) -> bool:
+def throttle(*, account_id: int, actor: str, reason: str, ends_at: datetime | None = None, key: str | None = None) -> bool:
     """Stops an account until ``ends_at`` (None: until it is lifted); False, and nothing done, where that is over by now.
 
-    A throttle in force is replaced; all are kept as history.
+    A throttle in force is replaced; all are kept as history. A repeated ``key`` stops nothing anew; None is a new one.
     """
-    [(stopped,)] = _call("select usage_stop(%s, %s, %s, %s)", [account_id, actor, reason, ends_at])
+    hashed = key_hash("throttle", key or str(uuid4()))
+    [(stopped,)] = _call("select usage_stop(%s, %s, %s, %s, %s)", [account_id, hashed, actor, reason, ends_at])
     return bool(stopped)
 
 

@@ -30,6 +30,7 @@ create index usage_object_existing on usage_object (account_id, meter) where rel
 create table usage_throttle (
   account_id bigint not null references account_state,
   id bigint generated always as identity,
+  key_hash uuid not null,
   reason text not null check (length(reason) between 1 and 500),
   actor text not null check (length(actor) between 1 and 150),
   created_at timestamptz not null,
@@ -37,6 +38,7 @@ create table usage_throttle (
   lifted_at timestamptz,
   lifted_by text,
   primary key (account_id, id),
+  unique (account_id, key_hash),
   constraint usage_throttle_lifted_by_somebody check ((lifted_at is null) = (lifted_by is null))
 );
 create unique index usage_throttle_in_force on usage_throttle (account_id) where lifted_at is null;
@@ -180,17 +182,20 @@ create function usage_delta(p_meter text, p_cost bigint, p_requests int, p_count
     when 'cost' then p_cost when 'requests' then p_requests else p_times * usage_counts(p_counts, split_part(p_meter, '/', 1)) end
 $$;
 
--- Stops an account until p_ends (null: until it is lifted); a stop in force is replaced. False where p_ends is over.
-create function usage_stop(p_account bigint, p_actor text, p_reason text, p_ends timestamptz) returns boolean language plpgsql as $$
+-- Stops an account until p_ends (null: until it is lifted), once a key; a stop in force is replaced. False where p_ends is over.
+create function usage_stop(p_account bigint, p_key uuid, p_actor text, p_reason text, p_ends timestamptz) returns boolean language plpgsql as $$
 declare
   v_now timestamptz := ledger_lock(p_account);
 begin
+  if exists (select from usage_throttle where account_id = p_account and key_hash = p_key) then
+    return true;
+  end if;
   if p_ends <= v_now then
     return false;
   end if;
   perform usage_ran_out(p_account);
   update usage_throttle set lifted_at = v_now, lifted_by = p_actor where account_id = p_account and lifted_at is null;
-  insert into usage_throttle (account_id, reason, actor, created_at, ends_at) values (p_account, p_reason, p_actor, v_now, p_ends);
+  insert into usage_throttle (account_id, key_hash, reason, actor, created_at, ends_at) values (p_account, p_key, p_reason, p_actor, v_now, p_ends);
   update account_state set stopped = true where account_id = p_account;
   return true;
 end $$;

@@ -862,7 +862,7 @@ begin
     'ledger_reverse(bigint, uuid, uuid, text, text, uuid)',
     'usage_authorize(bigint, uuid, uuid, text, usage_call, smallint, bigint, bigint, bigint, boolean, bigint[], usage_limit[], interval, interval, timestamptz, bigint)',
     'usage_limits(bigint, usage_limit[])',
-    'usage_stop(bigint, text, text, timestamptz)',
+    'usage_stop(bigint, uuid, text, text, timestamptz)',
     'usage_resume(bigint, text)',
     'usage_reserve(bigint, text, text, text, bigint, boolean)',
     'usage_unreserve(bigint, text, text)',

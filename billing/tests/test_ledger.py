@@ -14,7 +14,7 @@ from django.db import DatabaseError, transaction
 from accounts.models import Account
 from billing import audit, ledger
 from billing.models import Grant, LedgerEntry, Wallet
-from metering.models import OpenAuthorization, UsageRecord
+from metering.models import OpenAuthorization, Throttle, UsageRecord
 from tests.factories import give, make_account
 
 pytestmark = pytest.mark.django_db
@@ -256,6 +256,14 @@ class TestHold:
         with ledger.clock(at=now + timedelta(hours=1)):
             hold(account, 1)
         assert not ledger.resume(account_id=account.pk, actor="ann")
+
+    def test_repeated_key_stops_nothing_anew(self, account: Account) -> None:
+        for _ in range(2):
+            assert ledger.throttle(account_id=account.pk, actor="ann", reason="fraud", key="k")
+            ledger.resume(account_id=account.pk, actor="ann")
+        give(account, 100)
+        hold(account, 1)
+        assert Throttle.objects.filter(account=account).count() == 1
 
     def test_stop_whose_end_is_over_stops_nothing(self, account: Account) -> None:
         give(account, 100)

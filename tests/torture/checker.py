@@ -53,7 +53,7 @@ class Facts:
         operations = Operation.objects.filter(**theirs).values_list("account_id", "verb", "key_hash", "id", "amount")
         for account, verb, key, operation, amount in operations.iterator():
             facts.found["operation", account, verb, key].append({"operation": operation, "amount": amount})
-        for account, reason in Throttle.objects.filter(**theirs).values_list("account_id", "reason").distinct():
+        for account, reason in Throttle.objects.filter(**theirs).values_list("account_id", "reason"):
             facts.found["throttle", account, reason].append({})
         with connection.cursor() as cursor:
             cursor.execute(

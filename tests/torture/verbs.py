@@ -58,7 +58,7 @@ def _adjust(account: Account, intent: Intent) -> Answer:
 
 def _throttle(account: Account, intent: Intent) -> Answer:
     ends_at = datetime.fromisoformat(intent["ends"])
-    stopped = ledger.throttle(account_id=account.pk, actor="torture", reason=intent["key"], ends_at=ends_at)
+    stopped = ledger.throttle(account_id=account.pk, actor="torture", reason=intent["key"], ends_at=ends_at, key=intent["key"])
     return {} if stopped else {"refused": "too late"}
 
 
