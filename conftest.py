@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,13 +28,16 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
 from django.db import connection, connections
 from django.db.backends.postgresql.base import DatabaseWrapper
+from playwright.sync_api import Browser, sync_playwright
 from psycopg import sql
 from pytest_django.plugin import DjangoDbBlocker
 
+from accounts import edge_limit
 from config import roles
 
 ROOT = Path(__file__).parent
 PREFIX = "tollgate_test"
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +51,7 @@ def django_db_setup(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
     with django_db_blocker.unblock():
         connections.close_all()
         cast(DatabaseWrapper, connection).close_pool()
-    with psycopg.connect(_url("postgres"), autocommit=True) as server:
-        _as_owner(server)
-        server.execute(sql.SQL("drop database {}").format(sql.Identifier(name)))
+    _drop(name)
 
 
 @pytest.fixture
@@ -70,11 +72,29 @@ def fresh_database(django_db_setup: None) -> Iterator[str]:
         owner = _as_owner(server)
         server.execute("reset role")
         _create(server, name, f"{PREFIX}_template_{_fingerprint()}", owner)
-        yield _url(name)
-        # Not "with (force)": that may not end an autovacuum worker, which goes by itself when the database is dropped.
-        server.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s and usename = session_user", [name])
-        _as_owner(server)
-        server.execute(sql.SQL("drop database {}").format(sql.Identifier(name)))
+    yield _url(name)
+    _drop(name)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The browser that all tests of pages share: Playwright has one event loop a thread, so there is one for the whole session."""
+    # Playwright's event loop would make Django refuse the database in this thread.
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+    del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
+
+
+@pytest.fixture
+def patient_edge_limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The edge limit waits for Valkey on a busy machine too, and has not given it up because of an earlier test."""
+    monkeypatch.setattr(edge_limit, "TIMEOUT_SECONDS", 10)
+    edge_limit._shared.cache_clear()
+    yield
+    edge_limit._shared.cache_clear()
 
 
 @pytest.fixture
@@ -102,6 +122,15 @@ class _Server(ThreadedWSGIServer):
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Requests are the tests' own: nothing to log."""
+
+
+def _drop(name: str) -> None:
+    """Drop the database ``name``, whoever of us is still in it: a request of the last test's browser may be."""
+    with psycopg.connect(_url("postgres"), autocommit=True) as server:
+        # Not "with (force)": that may not end an autovacuum worker, which goes by itself when the database is dropped.
+        server.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s and usename = session_user", [name])
+        _as_owner(server)
+        server.execute(sql.SQL("drop database {}").format(sql.Identifier(name)))
 
 
 def _clone(name: str) -> None:

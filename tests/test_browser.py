@@ -18,10 +18,10 @@ from pytest_django.plugin import DjangoDbBlocker
 
 from accounts import registration
 from accounts.models import Account, User
+from conftest import CHROMIUM
 from metering import usage
 from pricing.models import Product, Unit
 from tests import factories
-from tests.conftest import CHROMIUM
 
 PASSWORD = "correct horse battery"
 PAGES = ("", "usage/", "statement/")

@@ -24,7 +24,7 @@ from metering.tests.test_api import App, body
 from pricing.models import PlanVersion
 from tests.factories import NANOS, START, give, make_account
 
-pytestmark = pytest.mark.usefixtures("committed")
+pytestmark = pytest.mark.usefixtures("committed", "patient_edge_limit")
 
 
 @dataclass

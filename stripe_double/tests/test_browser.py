@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from conftest import CHROMIUM
 from stripe_double.tests.conftest import Client, Receiver
-from tests.conftest import CHROMIUM, browser
-
-__all__ = ["browser"]
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: install the package chromium, or name it in CHROMIUM")
 
