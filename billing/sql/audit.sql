@@ -116,7 +116,9 @@ where g.remaining > 0 and g.expires_at < app_now() - interval '1 hour' and w.hel
 
 -- name: no work is in two places
 select a.account_id, format('authorization %s is open and finished', a.id)
-from open_authorization a join usage_record u on u.account_id = a.account_id and (u.id = a.id or u.key_hash = a.key_hash);
+from open_authorization a
+where exists (select from usage_record u where u.account_id = a.account_id and u.id = a.id)
+   or exists (select from usage_record u where u.account_id = a.account_id and u.key_hash = a.key_hash);
 
 -- name: what is frozen or clawed has its entries
 select g.account_id, format('grant %s: frozen %s, clawed %s, entries %s and %s', g.id, g.frozen, g.clawed, coalesce(e.frozen, 0), coalesce(e.clawed, 0))
