@@ -199,11 +199,7 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
                 stopped = ledger.throttle(account_id=account.pk, actor=actor(request), reason=said["reason"], ends_at=said["ends_at"])
                 if stopped:
                     self.log_change(request, account, f"Stopped: {said['reason']}")
-            if stopped:
-                self.message_user(request, f"{account} is stopped.", messages.SUCCESS)
-            else:
-                self.message_user(request, f"The end is over by now: {account} is not stopped.", messages.WARNING)
-            return HttpResponseRedirect(reverse("admin:accounts_account_change", args=[account.pk]))
+            return self._done(request, account, stopped, f"{account} is stopped.", f"The end is over by now: {account} is not stopped.")
         says = "New work of the account is refused at once, with the reason. Work that has begun is still captured and charged."
         return self._ask(request, account, f"Stop {account.name}", form, says, "Stop the account")
 
@@ -216,12 +212,13 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
                 lifted = ledger.resume(account_id=account.pk, actor=actor(request))
                 if lifted:
                     self.log_change(request, account, f"Resumed: {form.cleaned_data['reason']}")
-            if lifted:
-                self.message_user(request, f"{account} works again.", messages.SUCCESS)
-            else:
-                self.message_user(request, f"{account} was not stopped.", messages.WARNING)
-            return HttpResponseRedirect(reverse("admin:accounts_account_change", args=[account.pk]))
+            return self._done(request, account, lifted, f"{account} works again.", f"{account} was not stopped.")
         return self._ask(request, account, f"Resume {account.name}", form, "The account may begin new work at once.", "Resume the account")
+
+    def _done(self, request: HttpRequest, account: Account, done: bool, yes: str, no: str) -> HttpResponse:
+        """Back to the account, saying what came of it."""
+        self.message_user(request, yes if done else no, messages.SUCCESS if done else messages.WARNING)
+        return HttpResponseRedirect(reverse("admin:accounts_account_change", args=[account.pk]))
 
     def _stopping(self, request: HttpRequest, account_id: int, permission: str) -> Account:
         """:raises PermissionDenied: who asks may not. :raises Http404: there is no such account."""
