@@ -11,6 +11,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
+from billing import ledger
 from metering.models import KillSwitch, Throttle
 from metering.tests.limited import Shop
 from tests.test_admin import staff, superuser
@@ -143,6 +144,14 @@ class TestStops:
         layer = shop.refusal()
         assert layer is not None
         assert layer.resets_at == end
+
+    def test_a_stop_whose_end_comes_before_it_does_stops_and_logs_nothing(self, superuser: Client, shop: Shop) -> None:
+        end = (timezone.now() + timedelta(minutes=2)).replace(second=0, microsecond=0)
+        with ledger.clock(at=end):
+            answer = superuser.post(self.page(shop, "stop"), {"reason": "abuse", "ends_at": minute(end)}, follow=True)
+        assert "is not stopped" in answer.content.decode()
+        assert not Throttle.objects.filter(account=shop.account).exists()
+        assert not LogEntry.objects.filter(object_id=str(shop.account.pk)).exists()
 
     def test_resuming_what_is_not_stopped_changes_and_logs_nothing(self, superuser: Client, shop: Shop) -> None:
         answer = superuser.post(self.page(shop, "resume"), {"reason": "why not"}, follow=True)
