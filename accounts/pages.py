@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib.auth.decorators import login_required
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -22,7 +23,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from accounts import tenancy
-from accounts.models import Account, User
+from accounts.models import Account, Membership, User
 from pricing.models import Product
 
 
@@ -50,19 +51,28 @@ def accounts_of(user: User) -> QuerySet[Account]:
 
 
 @contextmanager
-def tenant(request: HttpRequest, public_id: str) -> Iterator[Account]:
+def tenant(request: HttpRequest, public_id: str, *, managing: bool = False) -> Iterator[Account]:
     """The account of this id, if it is the visitor's; inside, only rows of the visitor's accounts can be read.
 
-    Evaluate everything inside. What belongs to no tenant (product, plan, names) is read afterwards, with the program's own rights.
+    Evaluate everything inside. What belongs to no tenant (product, plan, names) is read afterwards, with the program's own rights. Whoever
+    spends, cancels, invites or makes keys is ``managing``: plain members may look. Writes come after the block, which can write nothing.
 
     :raises Http404: no such account, or somebody else's.
+    :raises PermissionDenied: ``managing``, and the visitor is neither an owner nor an admin of the account.
     """
     user = signed_in(request)
     with tenancy.acting_as(user=user):
         account = accounts_of(user).filter(public_id=public_id).first()
         if account is None:
             raise Http404("There is no such account here.")
+        if managing and not manages(user, account):
+            raise PermissionDenied("Only owners and admins of the account may do this.")
         yield account
+
+
+def manages(user: User, account: Account) -> bool:
+    """Whether ``user`` is an owner or an admin of ``account``."""
+    return Membership.objects.filter(account=account, user=user, role__in=[Membership.Role.OWNER, Membership.Role.ADMIN]).exists()
 
 
 def render(request: HttpRequest, template: str, *, account: Account, now: datetime, context: dict[str, Any]) -> HttpResponse:
