@@ -6,6 +6,7 @@
     session       what a checkout session led to
     intent_of     the payment intent that a charge, a refund or a dispute is about
     events        what Stripe has announced, the newest first; it keeps 30 days
+    product       a product, and ``prices`` all prices of one, the newest first
 
 Amounts are in the smallest unit of their currency. Every function calls the network, so none is called inside a transaction; they raise
 :class:`stripe.StripeError`.
@@ -164,6 +165,21 @@ def events(*, since: datetime) -> Iterator[Obj]:
     """All events made at or after ``since``, as they were sent."""
     for event in client().v1.events.list({"limit": 100, "created": {"gte": int(since.timestamp())}}).auto_paging_iter():
         yield event.to_dict()
+
+
+def product(product_id: str) -> Obj | None:
+    """None: Stripe has none of this id, or has it no longer."""
+    try:
+        found = client().v1.products.retrieve(product_id).to_dict()
+    except stripe.InvalidRequestError as error:
+        if error.code == "resource_missing":
+            return None
+        raise
+    return None if found.get("deleted") else found
+
+
+def prices(product_id: str) -> Sequence[Obj]:
+    return [price.to_dict() for price in client().v1.prices.list({"product": product_id, "limit": 100}).auto_paging_iter()]
 
 
 def _invoice(invoice_id: str) -> Obj:

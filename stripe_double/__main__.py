@@ -17,6 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stripe_double", description="A local double of Stripe, on the loopback only.")
     parser.add_argument("--port", type=int, default=12111, help="0 for any free one (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=Path("var/stripe_double.sqlite3"), help="what it keeps (default: %(default)s)")
+    parser.add_argument("--while-stdin", action="store_true", help="stop when standard input ends: with the process that holds it")
     parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     options = parser.parse_args()
     logging.basicConfig(level=options.log_level, format="stripe_double: %(message)s", stream=sys.stderr)
@@ -32,6 +33,8 @@ def main() -> None:
     stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
+    if options.while_stdin:
+        threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     stop.wait()
     double.close()
     server.join()

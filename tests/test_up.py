@@ -27,7 +27,8 @@ def test_a_demonstration_on_a_fresh_database_ends_with_the_report_of_the_trace(f
         [sys.executable, "manage.py", "up", "--demo", "--trace", str(trace)],
         cwd=settings.BASE_DIR,
         env=os.environ
-        | {"DATABASE_URL": fresh_database, "REDIS_URL": settings.REDIS_URL, "DJANGO_SETTINGS_MODULE": "config.settings.local"},
+        | {"DATABASE_URL": fresh_database, "REDIS_URL": settings.REDIS_URL, "DJANGO_SETTINGS_MODULE": "config.settings.local"}
+        | {"STRIPE_SECRET_KEY": "", "STRIPE_WEBHOOK_SECRET": "", "STRIPE_DOUBLE_FOLDER": str(tmp_path / "stripe")},
         capture_output=True,
         text=True,
         timeout=120,
@@ -38,6 +39,7 @@ def test_a_demonstration_on_a_fresh_database_ends_with_the_report_of_the_trace(f
     assert "charged      0.006750000 USD" in done.stdout  # (1,000 × $3 + 100 × $15) per million, and half as much again
     assert re.search(r"audit        clean, \d+ checks", done.stdout)
     assert len(done.stdout.splitlines()) < 60  # the catalogs' hundreds of terms are not listed
+    assert re.search(r"^STRIPE_PRICE_CORE_MONTHLY=price_\w+$", (tmp_path / "stripe" / "environment").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "1e3", "８０", "web", "9" * 5_000])

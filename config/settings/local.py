@@ -1,10 +1,13 @@
-"""A developer's machine: plain HTTP on localhost, embedded servers unless the environment names others, no secrets needed."""
+"""A developer's machine: plain HTTP on localhost, embedded servers unless the environment names others, no secrets needed.
+
+Without a Stripe key, `manage.py up` starts a double of Stripe; what it is asked by and sells is read from what `up` wrote down.
+"""
 
 import os
 
 import environ
 
-from config import embedded
+from config import embedded, local_stripe
 
 environ.Env.read_env(embedded.BASE_DIR / ".env")
 if "DATABASE_URL" not in os.environ or "REDIS_URL" not in os.environ:
@@ -13,7 +16,11 @@ if "DATABASE_URL" not in os.environ or "REDIS_URL" not in os.environ:
     os.environ.setdefault("REDIS_URL", _servers.redis_url)
 os.environ.setdefault("SECRET_KEY", "local-only-" + "0" * 50)
 os.environ.setdefault("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
-os.environ.setdefault("STRIPE_SECRET_KEY", "sk_test_" + "0" * 24)
+STRIPE_DOUBLE = not (os.environ.get("STRIPE_SECRET_KEY") or os.environ.get("STRIPE_API_HOST"))
+if STRIPE_DOUBLE:
+    os.environ |= {name: value for name, value in local_stripe.remembered().items() if not os.environ.get(name)}
+if not os.environ.get("STRIPE_SECRET_KEY"):
+    os.environ["STRIPE_SECRET_KEY"] = local_stripe.KEY
 os.environ.setdefault("DEFAULT_PRODUCT", "rover")
 
 from config.settings.base import *  # noqa: E402, F403

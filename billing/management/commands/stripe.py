@@ -1,4 +1,4 @@
-"""``manage.py stripe inbox | replay | missing``: what came from Stripe and what became of it."""
+"""``manage.py stripe inbox | replay | missing | push-catalog``: what came from Stripe and what became of it, and what it is to sell."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from datetime import timedelta
 from typing import Any
 
 import stripe
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Count
 from django.utils import timezone
 
-from billing import stripe_api, stripe_inbox, stripe_receiver
+from billing import stripe_api, stripe_catalog, stripe_inbox, stripe_receiver
 from billing.models import StripeEvent
+from pricing.models import Product
 
 MOST = 1_000
 MOST_DAYS = 30
@@ -23,7 +25,7 @@ MOST_DAYS = 30
 class Command(BaseCommand):
     help = (
         "Stripe's events: `inbox` lists them, the newest first; `replay` works some of them again, which is always safe; `missing` asks"
-        " Stripe which it made that never came, and with --store takes them in."
+        " Stripe which it made that never came, and with --store takes them in; `push-catalog` has Stripe sell what our catalogs sell."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -41,6 +43,15 @@ class Command(BaseCommand):
         missing.add_argument("--days", type=_days, default=3, help=f"How far back, up to {MOST_DAYS} days (%(default)s).")
         missing.add_argument("--store", action="store_true", help="Take in what is missing, as if it had been delivered.")
 
+        push = actions.add_parser(
+            "push-catalog",
+            help="Makes the products and prices of plans and packs at Stripe, and prints the lines for our environment. Done again, it does"
+            " nothing again; a changed price is made anew, and the old one stays for those who pay it.",
+        )
+        push.add_argument("products", nargs="*", metavar="PRODUCT", help="Their slugs (all products).")
+        push.add_argument("--dry-run", action="store_true", help="Only say what it would take.")
+        push.add_argument("--live", action="store_true", help="With a live key: yes, really.")
+
     def handle(self, *args: Any, **options: Any) -> None:
         match options["action"]:
             case "inbox":
@@ -49,6 +60,8 @@ class Command(BaseCommand):
                 self._replay(options["events"], options["state"])
             case "missing":
                 self._missing(options["days"], store=options["store"])
+            case "push-catalog":
+                self._push_catalog(options["products"], dry_run=options["dry_run"], live=options["live"])
 
     def _inbox(self, state: str | None, limit: int) -> None:
         counts = dict(StripeEvent.objects.values_list("state").annotate(Count("pk")))
@@ -87,6 +100,28 @@ class Command(BaseCommand):
         self.stdout.write(f"{compared:,} events of the last {days} days compared, {absent:,} missing{', stored now' if store else ''}")
         if absent and not store:
             sys.exit(1)
+
+    def _push_catalog(self, slugs: list[str], *, dry_run: bool, live: bool) -> None:
+        """Everything but the environment lines is printed as a comment, so that the output can be appended to a file of them."""
+        if settings.STRIPE_LIVE_MODE and not (live or dry_run):
+            raise CommandError("This key sells for real money. Look with --dry-run first, then say --live.")
+        products = list(Product.objects.filter(slug__in=[each for each in slugs if "\0" not in each]) if slugs else Product.objects.all())
+        if unknown := set(slugs) - {product.slug for product in products}:
+            raise CommandError(f"Nothing was done: there is no product {', '.join(sorted(unknown))[:500]}.")
+        pushed: list[stripe_catalog.Pushed] = []
+        try:
+            for product in sorted(products, key=lambda each: each.slug):
+                pushed += stripe_catalog.push(product=product, now=timezone.now(), dry_run=dry_run)
+        except stripe_catalog.NotOurs as error:
+            raise CommandError(str(error)) from error
+        except stripe.StripeError as error:
+            raise CommandError(f"Stripe does not answer as it should; what was done until then stays, do it again: {error}") from error
+        steps = [step for each in pushed for step in each.steps]
+        for step in steps:
+            self.stdout.write(f"# {'would ' if dry_run else ''}{step}")
+        self.stdout.write(f"# {len(pushed)} plans and packs, {len(steps)} changes at Stripe{' to make' if dry_run else ''}")
+        for name, value in stripe_catalog.settings(pushed).items():
+            self.stdout.write(f"{name}={value}")
 
 
 def _days(text: str) -> int:

@@ -21,6 +21,8 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
+from config import local_stripe
+
 WEB_SECONDS = 60
 STOP_SECONDS = 20
 #: The workload's run: the same name each time, so that starting again charges nothing again.
@@ -35,8 +37,9 @@ THREADS = min(8, 2 * (os.cpu_count() or 1) + 1)
 
 class Command(BaseCommand):
     help = (
-        "Migrate, load the five catalogs and the price book, make the demo accounts, then serve web, worker and beat and send the "
-        "demo workload through them. With --demo: only a web server, the workload's report, and the end."
+        "Migrate, load the five catalogs and the price book, make the demo accounts, start a double of Stripe unless there is a key for "
+        "the real one, then serve web, worker and beat and send the demo workload through them. With --demo: only a web server, the "
+        "workload's report, and the end."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -53,10 +56,12 @@ class Command(BaseCommand):
             _bind(port)
         log_ins = self._prepare()
         with contextlib.suppress(KeyboardInterrupt):
-            if demo:
-                self._demo(trace)
-            else:
-                self._serve(port, log_ins)
+            port = _any_port() if demo else port
+            with self._stripe(port) as stripe:
+                if demo:
+                    self._demo(port, stripe, trace)
+                else:
+                    self._serve(port, stripe, log_ins)
 
     def _prepare(self) -> str:
         """The demo log-ins, to be printed. Everything here may be done again: what is there already stays as it is."""
@@ -76,25 +81,41 @@ class Command(BaseCommand):
         call_command("demo_accounts", stdout=log_ins)
         return log_ins.getvalue()
 
-    def _serve(self, port: int, log_ins: str) -> None:
+    @contextlib.contextmanager
+    def _stripe(self, port: int) -> Iterator[dict[str, str]]:
+        """What our processes are to know of Stripe: nothing more than we do where the operator gave a key, else of a double."""
+        if not getattr(settings, "STRIPE_DOUBLE", False):
+            yield {}
+            return
+        self._say("Starting a double of Stripe")
+        try:
+            with local_stripe.running(port=port, environment=_environment(port)) as stripe:
+                yield stripe
+        except local_stripe.LocalStripeError as error:
+            raise CommandError(str(error)) from error
+
+    def _serve(self, port: int, stripe: dict[str, str], log_ins: str) -> None:
         url = f"http://localhost:{port}"
-        with _running([sys.executable, "-m", "honcho", "start"], port=port) as services:
+        with _running([sys.executable, "-m", "honcho", "start"], port=port, **stripe) as services:
             self._await(services, port)
             self._say(f"Tollgate is at {url}: sign in there, staff at {url}/admin/, API at {url}/api/docs. Ctrl-C stops it.")
             self.stdout.write(log_ins)
+            if stripe:
+                self._say(f"STRIPE IS A TEST DOUBLE at {stripe['STRIPE_API_HOST']}: no real cards, no real money. Card numbers to type:")
+                for number, says in local_stripe.cards(stripe["STRIPE_API_HOST"]).items():
+                    self.stdout.write(f"  {_grouped(number):<20} {says}")
             self.stdout.flush()
             traces = os.environ.get("TOLLGATE_TRACES")
             source = [traces] if traces else ["--generated"]
             workload = [sys.executable, "manage.py", "replay", *source, "--limit", str(WORKLOAD_ROWS), "--run-id", RUN_ID]
-            with _running([*workload, "--url", f"http://127.0.0.1:{port}"], port=port):
+            with _running([*workload, "--url", f"http://127.0.0.1:{port}"], port=port, **stripe):
                 services.wait()
         raise CommandError("One of web, worker and beat ended; its last lines are above.")
 
-    def _demo(self, trace: Path | None) -> None:
-        port = _any_port()
+    def _demo(self, port: int, stripe: dict[str, str], trace: Path | None) -> None:
         web = [sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
         with _running(
-            [*web, "--blocking-threads", str(THREADS), "--no-ws", "--log-level", "warning", "config.wsgi:application"], port=port
+            [*web, "--blocking-threads", str(THREADS), "--no-ws", "--log-level", "warning", "config.wsgi:application"], port=port, **stripe
         ) as service:
             self._await(service, port)
             call_command("replay", str(trace.absolute()) if trace else "--generated", "--url", f"http://127.0.0.1:{port}")
@@ -115,17 +136,21 @@ class Command(BaseCommand):
         self.stdout.flush()
 
 
-@contextlib.contextmanager
-def _running(command: list[str], *, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """The command as a child, on the servers that we hold, stopped at the end whatever happened."""
-    environment = os.environ | {
+def _environment(port: int) -> dict[str, str]:
+    """Our children's: the servers that we hold, and the web server's port."""
+    return os.environ | {
         "DJANGO_SETTINGS_MODULE": os.environ["DJANGO_SETTINGS_MODULE"],
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PORT": str(port),
         "WEB_THREADS": os.environ.get("WEB_THREADS", str(THREADS)),
         "LOG_LEVEL": os.environ.get("LOG_LEVEL", "WARNING"),
     }
-    child = subprocess.Popen(command, cwd=settings.BASE_DIR, env=environment)  # noqa: S603 -- our own commands
+
+
+@contextlib.contextmanager
+def _running(command: list[str], *, port: int, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command as a child, with these variables besides, stopped at the end whatever happened."""
+    child = subprocess.Popen(command, cwd=settings.BASE_DIR, env=_environment(port) | variables)  # noqa: S603 -- our own commands
     try:
         yield child
     finally:
@@ -136,6 +161,11 @@ def _running(command: list[str], *, port: int) -> Iterator[subprocess.Popen[byte
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+
+def _grouped(number: str) -> str:
+    """A card's sixteen digits by four, as on the card; other numbers as they are."""
+    return " ".join(number[at : at + 4] for at in range(0, 16, 4)) if len(number) == 16 else number
 
 
 def _port(text: str) -> int:
