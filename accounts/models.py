@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from django.contrib.auth.base_user import BaseUserManager
 from django.contrib.auth.models import AbstractUser
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
@@ -177,3 +178,63 @@ class ApiKey(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"
+
+
+class Mail(models.Model):
+    """The outbox: one mail to an account, written in the transaction of what it tells; what became of it. :mod:`accounts.mails` sends it.
+
+    ``context`` holds the facts it tells, never names or addresses of people: those are read when it is sent. ``recipient`` and ``sent_to``
+    are the personal data of a row; forgetting a person empties them.
+    """
+
+    class Kind(models.TextChoices):
+        RECEIPT = "receipt"
+        PAYMENT_FAILED = "payment_failed"
+        TRIAL_ENDING = "trial_ending"
+        LIMIT_WARNING = "limit_warning"
+        LOW_BALANCE = "low_balance"
+        ACCOUNT_CREDITS = "account_credits"
+        GRACE_ENDING = "grace_ending"
+        PLAN_ENDED = "plan_ended"
+        TOP_UP_FAILED = "top_up_failed"
+        INVITATION = "invitation"
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        SENT = "sent"
+        SUPPRESSED = "suppressed"
+        DEAD = "dead"
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="mails")
+    kind = models.CharField(max_length=20, choices=Kind)
+    key = models.CharField(max_length=200, help_text="What it is about: one mail of a kind for each.")
+    recipient = models.EmailField(blank=True, help_text="Empty: the account's billing address, or else its owners'.")
+    context = models.JSONField(default=dict)
+    state = models.CharField(max_length=12, choices=State, default=State.PENDING)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    next_attempt_at = models.DateTimeField(help_text="Not sent before this time; while it is being sent, when its lease ends.")
+    useless_at = models.DateTimeField(null=True, blank=True, help_text="Not sent from then on; empty = it is never too late.")
+    reason = models.TextField(blank=True, help_text="Why it was not sent, or not yet.")
+    sent_to = ArrayField(models.EmailField(), default=list)
+    sendings = models.PositiveSmallIntegerField(default=0, help_text="How often it was sent; more than once where staff sent it again.")
+    queued_at = models.DateTimeField()
+    done_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["next_attempt_at", "id"], condition=Q(state="pending"), name="mail_due"),
+            models.Index(fields=["-queued_at"], name="mail_newest"),
+            models.Index(fields=["recipient"], condition=~Q(recipient=""), name="mail_recipient"),
+            GinIndex(fields=["sent_to"], name="mail_sent_to"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["account", "kind", "key"], name="mail_once"),
+            models.CheckConstraint(name="mail_has_a_key", condition=~Q(key="")),
+            models.CheckConstraint(
+                name="mail_done", condition=Q(state="pending", done_at=None) | (~Q(state="pending") & Q(done_at__isnull=False))
+            ),
+            models.CheckConstraint(name="mail_sent_was_sent", condition=~Q(state="sent") | Q(sendings__gte=1)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} {self.pk}"

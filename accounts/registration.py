@@ -17,7 +17,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from accounts import signals
+from accounts import mails, signals
 from accounts.models import Account, ApiKey, Membership, User
 from pricing.models import Product
 
@@ -98,10 +98,12 @@ def forget_user(*, user: User, now: datetime) -> None:
     """Removes what identifies ``user`` and ends every sign-in (sessions end with the password that they were opened with).
 
     Memberships, accounts and money stay. A person account that was theirs alone loses its name and address and is closed, its keys
-    with it. Doing it again changes nothing.
+    with it; elsewhere only a billing address that was theirs goes. Mails to them are not sent any more, and those that were are
+    remembered without what they said. Doing it again changes nothing.
     """
     with transaction.atomic():
         user = User.objects.select_for_update().get(pk=user.pk)
+        addresses = {user.email, *EmailAddress.objects.filter(user=user).values_list("email", flat=True)}
         ApiKey.objects.filter(created_by=user.email).update(created_by=f"forgotten-{user.pk}")
         EmailAddress.objects.filter(user=user).delete()
         Authenticator.objects.filter(user=user).delete()
@@ -111,9 +113,12 @@ def forget_user(*, user: User, now: datetime) -> None:
         user.set_unusable_password()
         user.save()
         theirs = Account.objects.filter(kind=Account.Kind.PERSON, memberships__user=user, closed_at=None)
-        for account in theirs.exclude(memberships__in=Membership.objects.exclude(user=user)):
+        alone = list(theirs.exclude(memberships__in=Membership.objects.exclude(user=user)))
+        for account in alone:
             account.name, account.billing_email, account.closed_at = "Forgotten", "", now
             account.save(update_fields=["name", "billing_email", "closed_at"])
+        Account.objects.filter(billing_email__in=addresses).update(billing_email="")
+        mails.forget(addresses=addresses, accounts=alone, now=now)
 
 
 def product_for(*, slug: str, host: str) -> Product:

@@ -14,6 +14,7 @@ import structlog
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import reverse_lazy
 
+from config import public_url
 from config.unfold import UNFOLD as UNFOLD
 
 BASE_DIR = Path(__file__).resolve().parent.parent.parent
@@ -180,6 +181,8 @@ SECRET_KEY_FALLBACKS = env.list("SECRET_KEY_FALLBACKS", default=[])
 DEBUG = False
 DEMO_LOG_INS = False  # they have a known password
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS")
+# Where people reach the site: the beginning of every link in a mail.
+PUBLIC_URL = public_url.origin(env("PUBLIC_URL", default="") or public_url.of_hosts(ALLOWED_HOSTS))
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
 
 SECURE_SSL_REDIRECT = True
@@ -260,9 +263,9 @@ MIGRATION_MODULES = {"djstripe": "config.djstripe_migrations"}
 # Mail -----------------------------------------------------------------------------------------------------------------------
 
 RESEND_API_KEY = env("RESEND_API_KEY", default="")
-ANYMAIL = {"RESEND_API_KEY": RESEND_API_KEY}
 EMAIL_BACKEND = "anymail.backends.resend.EmailBackend" if RESEND_API_KEY else "django.core.mail.backends.console.EmailBackend"
 EMAIL_TIMEOUT = 10
+ANYMAIL = {"RESEND_API_KEY": RESEND_API_KEY, "REQUESTS_TIMEOUT": EMAIL_TIMEOUT}
 DEFAULT_FROM_EMAIL = env("DEFAULT_FROM_EMAIL", default="Tollgate <billing@localhost>")
 SERVER_EMAIL = DEFAULT_FROM_EMAIL
 

@@ -21,6 +21,8 @@ if STRIPE_DOUBLE:
     os.environ |= {name: value for name, value in local_stripe.remembered().items() if not os.environ.get(name)}
 if not os.environ.get("STRIPE_SECRET_KEY"):
     os.environ["STRIPE_SECRET_KEY"] = local_stripe.KEY
+if not os.environ.get("PUBLIC_URL"):
+    os.environ["PUBLIC_URL"] = f"http://localhost:{os.environ.get('PORT') or 8000}"
 os.environ.setdefault("DEFAULT_PRODUCT", "rover")
 
 from config.settings.base import *  # noqa: E402, F403

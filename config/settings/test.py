@@ -11,6 +11,7 @@ if "DATABASE_URL" not in os.environ or "REDIS_URL" not in os.environ:
 os.environ |= {
     "SECRET_KEY": "test-only-" + "0" * 50,
     "ALLOWED_HOSTS": "testserver,localhost,127.0.0.1",
+    "PUBLIC_URL": "https://testserver",
     "STRIPE_SECRET_KEY": "sk_test_" + "0" * 24,
     "STRIPE_API_HOST": "",
     "STRIPE_WEBHOOK_SECRET": "whsec_test_main",

@@ -1,0 +1,27 @@
+"""The doorbell: asks a worker to look at a queue that PostgreSQL keeps. Ringing is a courtesy: each queue's sweeper looks every minute."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from celery import Task
+from kombu.exceptions import OperationalError as BrokerError
+
+#: After the broker did not answer, nobody waits for it for so long.
+QUIET_SECONDS = 30.0
+
+log = structlog.get_logger(__name__)
+_quiet_until = 0.0
+
+
+def ring(task: Task[..., object]) -> None:
+    """Has a worker run ``task`` now. Never raises because of the broker."""
+    global _quiet_until
+    if time.monotonic() < _quiet_until:
+        return
+    try:
+        task.apply_async(retry=False)
+    except BrokerError as error:
+        _quiet_until = time.monotonic() + QUIET_SECONDS
+        log.warning("doorbell not rung", task=task.name, exc_info=error)

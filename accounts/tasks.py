@@ -1,0 +1,31 @@
+"""What is done for accounts in the background."""
+
+from __future__ import annotations
+
+import time
+
+from celery import shared_task
+from django.utils import timezone
+
+from accounts import mail_delivery
+from accounts.models import Mail
+
+#: A ring of the bell sends so many mails at most, for so long: the next ring goes on. Other work waits for the same workers.
+BATCH = 500
+SECONDS = 50.0
+#: After so many failures in a row the mail server is taken to be away until the next ring.
+FAILURES = 3
+
+
+@shared_task
+def send_mails() -> int:
+    """Sends what is due of the outbox; returns how many were sent. Late, twice or at once with another: each is sent once."""
+    sent = failures = 0
+    until = time.monotonic() + SECONDS
+    for _ in range(BATCH):
+        mail = mail_delivery.send_next(now=timezone.now())
+        if mail is None or failures >= FAILURES or time.monotonic() >= until:
+            break
+        sent += mail.state == Mail.State.SENT
+        failures = failures + 1 if mail.state == Mail.State.PENDING else 0
+    return sent
