@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from typing import Any, ClassVar
@@ -28,6 +28,8 @@ from pricing.models import Unit
 #: Texts in a mail are cut to so many characters: a name may be anything that a client app made up.
 LONGEST_TEXT = 200
 NANOS_PER_CENT = 10_000_000
+#: Where a mail's button leads.
+PAGES = {"billing": "overview", "buy": "overview", "credits": "statement", "usage": "usage"}
 
 
 class InvalidContext(ValueError):
@@ -66,7 +68,7 @@ class Desk:
 
     def page(self, name: str) -> str:
         """A page of the account."""
-        return settings.PUBLIC_URL + reverse(name, args=[self.account.public_id])
+        return settings.PUBLIC_URL + reverse(PAGES[name], args=[self.account.public_id])
 
     def link(self, url: str) -> str:
         return settings.PUBLIC_URL + url if url.startswith("/") else url
@@ -385,7 +387,8 @@ def from_json(kind: str, stored: Mapping[str, Any]) -> Facts:
         told = {
             name: datetime.fromisoformat(value) if value and datetime in _types(hints[name]) else value for name, value in stored.items()
         }
-        return FACTS[kind](**told)
+        facts: Callable[..., Facts] = FACTS[kind]
+        return facts(**told)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidContext(f"These are not the facts of a {kind} mail: {error}") from error
 
