@@ -30,7 +30,7 @@ from accounts.admin import ReasonForm
 from accounts.templatetags.amounts import amount, exact_amount
 from billing import stripe_inbox, stripe_receiver
 from billing.balances import ENDS_AT
-from billing.models import Grant, Operation, StripeEvent, Subscription
+from billing.models import Grant, Operation, StripeEvent, StripeInvoice, StripePayment, Subscription
 from pricing.admin import ReadOnlyAdmin
 from pricing.models import Unit
 
@@ -293,6 +293,87 @@ class StripeEventAdmin(ReadOnlyAdmin):
             "checkbox": ACTION_CHECKBOX_NAME,
         }
         return TemplateResponse(request, "admin/billing/decide_events.html", context)
+
+
+class StripeAdmin(ReadOnlyAdmin):
+    """What Stripe last said, the newest first; each row is found by its id there or by its account."""
+
+    show_full_result_count = False
+    paginator = CappedPaginator
+    sortable_by = ()
+    search_fields: tuple[str, ...] = ("=id", "=account__public_id", "=account__external_id", "=account__name")
+    search_help_text = "Stripe's id of it, or an account's id, the client's own id of it, or its whole name."
+    list_select_related = ("account__product",)
+    ordering = ("-created_at", "-pk")
+
+
+@admin.register(StripeInvoice)
+class StripeInvoiceAdmin(StripeAdmin):
+    list_display = ("created_at", "account", "number_", "status_", "description", "total_", "page")
+    list_filter = (within("created_at"), "status", "account__product")
+    search_fields = (*StripeAdmin.search_fields, "=number")
+    fields = (
+        "account", "id", "number", "status_", "description", "total_", "tax_", "paid_", "created_at", "period_start", "period_end", "page",
+        "pdf",
+    )  # fmt: skip
+
+    @display(description="Number", empty_value="none yet")
+    def number_(self, invoice: StripeInvoice) -> str | None:
+        return invoice.number or None
+
+    @display(description="Status", label={"paid": "success", "open": "warning", "uncollectible": "danger", "void": "info"})
+    def status_(self, invoice: StripeInvoice) -> str:
+        return invoice.status
+
+    @display(description="Total")
+    def total_(self, invoice: StripeInvoice) -> str:
+        return _cents(invoice.total, invoice.currency)
+
+    @display(description="Tax in it")
+    def tax_(self, invoice: StripeInvoice) -> str:
+        return _cents(invoice.tax, invoice.currency)
+
+    @display(description="Paid")
+    def paid_(self, invoice: StripeInvoice) -> str:
+        return _cents(invoice.paid, invoice.currency)
+
+    @display(description="At Stripe", empty_value="–")
+    def page(self, invoice: StripeInvoice) -> SafeString | None:
+        return _outward(invoice.hosted_invoice_url, "Invoice")
+
+    @display(description="PDF", empty_value="–")
+    def pdf(self, invoice: StripeInvoice) -> SafeString | None:
+        return _outward(invoice.invoice_pdf, "PDF")
+
+
+@admin.register(StripePayment)
+class StripePaymentAdmin(StripeAdmin):
+    list_display = ("created_at", "account", "id", "status", "description", "paid_", "refunded_", "disputed", "page")
+    list_filter = (within("created_at"), "status", "disputed", "account__product")
+    fields = ("account", "id", "status", "description", "paid_", "refunded_", "disputed", "created_at", "page")
+
+    @display(description="Paid")
+    def paid_(self, payment: StripePayment) -> str:
+        return _cents(payment.paid, payment.currency)
+
+    @display(description="Refunded or lost")
+    def refunded_(self, payment: StripePayment) -> str:
+        return _cents(payment.refunded, payment.currency)
+
+    @display(description="At Stripe", empty_value="–")
+    def page(self, payment: StripePayment) -> SafeString | None:
+        return _outward(payment.receipt_url, "Receipt")
+
+
+def _outward(url: str, text: str) -> SafeString | None:
+    known = url.startswith(("https://", "http://127.0.0.1:"))
+    return format_html('<a class="tg-link" href="{}" rel="noreferrer">{}</a>', url, text) if known else None
+
+
+def _cents(amount_cents: int, currency: str) -> str:
+    """As ``_cash``, of cents; a real nothing is shown as one."""
+    sign, cents = ("-" if amount_cents < 0 else ""), abs(amount_cents)
+    return f"{sign}{cents // 100:,}.{cents % 100:02d} {currency.upper()}"
 
 
 def _cash(nanos: int, currency: str) -> str:

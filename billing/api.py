@@ -1,15 +1,15 @@
 """What an account has and owes, what it is on, and what is for sale: the GET endpoints of billing.
 
-Balance, Ledger, Subscription   an account's own
-Packs, Plans                    the public catalogue of the key's product
-ChatBalance, PricingHealth      two paths and shapes that a source document fixes
+Balance, Ledger, Subscription, Invoices   an account's own
+Packs, Plans                              the public catalogue of the key's product
+ChatBalance, PricingHealth                two paths and shapes that a source document fixes
 """
 
 from __future__ import annotations
 
 import json
-from datetime import datetime
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import structlog
@@ -27,7 +27,7 @@ from rest_framework.response import Response
 
 from accounts import api, reads, tenancy
 from accounts.models import Account, User
-from billing import balances, models, subscriptions
+from billing import balances, models, stripe_invoices, subscriptions
 from pricing import catalog
 from pricing.models import CreditPack, Plan, PriceRow, Product, Unit
 
@@ -242,6 +242,80 @@ class Subscription(reads.Read):
         return SubscriptionAnswer(account=account.public_id, subscription=terms).response()
 
 
+class InvoiceAnswer(reads.Answer):
+    """An invoice, or the receipt of a payment without one. ``total`` includes ``tax``; ``refunded`` is of a receipt alone, ``tax`` and
+    ``period`` of an invoice. ``url`` is its page at Stripe."""
+
+    kind: Literal["invoice", "receipt"]
+    id: str
+    number: str | None
+    status: str
+    description: str
+    currency: str
+    total: str
+    tax: str | None
+    refunded: str | None
+    created_at: datetime
+    period: PeriodAnswer | None
+    url: str | None
+    pdf_url: str | None
+
+
+class InvoicesAnswer(reads.Answer):
+    """A page of the list. ``next_cursor`` null = the last page."""
+
+    account: str
+    items: list[InvoiceAnswer]
+    next_cursor: str | None
+
+
+class InvoicesQuery(reads.Page):
+    cursor: Annotated[str, Field(pattern=r"^[0-9]{1,11}-[A-Za-z0-9_]{1,64}$")] | None = Field(
+        None, description="`next_cursor` of the page before."
+    )
+
+
+class Invoices(reads.Read):
+    permission_classes = [api.HasScope.of("billing:read")]
+
+    @extend_schema(operation_id="invoices", parameters=reads.parameters(InvoicesQuery), responses=InvoicesAnswer)
+    def get(self, request: Request) -> Response:
+        """What the account was invoiced and what it paid without an invoice, the newest first, with the pages at Stripe."""
+        query = self.asked(request, InvoicesQuery)
+        account = self.account(request, query)
+        before = None
+        if query.cursor is not None:
+            seconds, _, id_ = query.cursor.partition("-")
+            before = datetime.fromtimestamp(int(seconds), tz=UTC), id_
+        with tenancy.acting_as(account=account):
+            found = stripe_invoices.documents(account=account, limit=query.limit + 1, before=before)
+        page = found[: query.limit]
+        return InvoicesAnswer(
+            account=account.public_id,
+            items=[_document(each) for each in page],
+            next_cursor=f"{int(page[-1].created_at.timestamp())}-{page[-1].id}" if len(found) > query.limit else None,
+        ).response()
+
+
+def _document(found: stripe_invoices.Document) -> InvoiceAnswer:
+    is_invoice = found.kind == "invoice"
+    return InvoiceAnswer(
+        kind=found.kind,
+        id=found.id,
+        number=found.number or None,
+        status=found.status,
+        description=found.description,
+        currency=found.currency,
+        total=_cents(found.total),
+        tax=_cents(found.tax) if is_invoice else None,
+        refunded=None if is_invoice else _cents(found.refunded),
+        created_at=found.created_at,
+        period=PeriodAnswer(start=found.period[0], end=found.period[1]) if found.period else None,
+        url=found.url or None,
+        pdf_url=found.pdf_url or None,
+    )
+
+
 class Plans(reads.Read):
     permission_classes = [api.HasScope.of("billing:read")]
 
@@ -277,7 +351,7 @@ def _plan(terms: catalog.PlanTerms, product: Product) -> PlanAnswer:
 
 
 def _cents(amount: int) -> str:
-    return f"{amount // 100}.{amount % 100:02d}"
+    return f"{'-' if amount < 0 else ''}{abs(amount) // 100}.{abs(amount) % 100:02d}"
 
 
 class PackAnswer(reads.Answer):

@@ -292,14 +292,43 @@ class StripePayment(models.Model):
     paid = models.BigIntegerField()
     refunded = models.BigIntegerField()
     disputed = models.BooleanField(help_text="A dispute is open.")
+    description = models.CharField(max_length=500, blank=True, help_text="What was bought; empty where an invoice says it.")
+    receipt_url = models.CharField(max_length=500, blank=True, help_text="The receipt's page at Stripe; empty where there is an invoice.")
     created_at = models.DateTimeField()
     read_number = models.BigIntegerField()
 
     class Meta:
         constraints = [models.CheckConstraint(name="stripe_payment_amounts", condition=Q(refunded__gte=0, paid__gte=models.F("refunded")))]
+        indexes = [models.Index(fields=["account", "-created_at"], name="stripe_payment_newest")]
 
     def __str__(self) -> str:
         return self.id
+
+
+class StripeInvoice(models.Model):
+    """An invoice at Stripe as it was last read, from when it is no draft any more. Amounts are in the smallest unit of ``currency``."""
+
+    id = models.CharField(primary_key=True, max_length=64, help_text="in_…")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="stripe_invoices")
+    number = models.CharField(max_length=64, blank=True)
+    status = models.CharField(max_length=16, help_text="As Stripe says it: open, paid, uncollectible or void.")
+    description = models.CharField(max_length=500, blank=True)
+    currency = models.CharField(max_length=3)
+    total = models.BigIntegerField(help_text="With tax; negative where the customer is owed.")
+    tax = models.BigIntegerField()
+    paid = models.BigIntegerField()
+    created_at = models.DateTimeField()
+    period_start = models.DateTimeField()
+    period_end = models.DateTimeField()
+    hosted_invoice_url = models.CharField(max_length=500, blank=True)
+    invoice_pdf = models.CharField(max_length=500, blank=True)
+    read_number = models.BigIntegerField()
+
+    class Meta:
+        indexes = [models.Index(fields=["account", "-created_at"], name="stripe_invoice_newest")]
+
+    def __str__(self) -> str:
+        return self.number or self.id
 
 
 class StripeEvent(models.Model):

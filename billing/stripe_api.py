@@ -66,10 +66,29 @@ class Dispute:
 
 
 @dataclass(frozen=True, slots=True)
+class Invoice:
+    """``period`` is that of the subscription which it bills, ``tax`` is inside ``total``. A draft has no number and no pages."""
+
+    id: str
+    number: str
+    status: str
+    description: str
+    currency: str
+    total: int
+    tax: int
+    paid: int
+    created_at: datetime
+    period: tuple[datetime, datetime]
+    hosted_url: str
+    pdf_url: str
+
+
+@dataclass(frozen=True, slots=True)
 class Payment:
     """``id`` is the payment intent's, or the invoice's where it was paid without one. ``fee`` None: Stripe has not said it yet.
 
-    ``due`` is what was to be paid, taxes included. None: Stripe knows no session or invoice for this payment.
+    ``due`` is what was to be paid, taxes included. None: Stripe knows no session or invoice for this payment. ``invoice`` is what asked for
+    it; a payment without one has a receipt of its own.
     """
 
     id: str
@@ -85,6 +104,9 @@ class Payment:
     due: int | None
     lines: Sequence[Line]
     subscription: Subscription | None
+    description: str = ""
+    receipt_url: str = ""
+    invoice: Invoice | None = None
 
 
 @cache
@@ -113,7 +135,8 @@ def payment(intent_id: str) -> Payment:
         return _payment(intent, due=None, lines=[], subscription=None)
     session = sessions[0].to_dict()
     lines = [_session_line(line) for line in session["line_items"]["data"]]
-    return _payment(intent, due=session["amount_total"], lines=lines, subscription=None)
+    paid = _payment(intent, due=session["amount_total"], lines=lines, subscription=None)
+    return replace(paid, description=", ".join(line["description"] for line in session["line_items"]["data"]))
 
 
 def invoice(invoice_id: str) -> Payment:
@@ -196,7 +219,7 @@ def _of_invoice(found: Obj, intent: Obj | None) -> Payment:
     lines = [_invoice_line(line) for line in found["lines"]["data"] if (line.get("pricing") or {}).get("price_details")]
     if intent is not None:
         paid = _payment(intent, due=found["amount_due"], lines=lines, subscription=subscribed)
-        return replace(paid, is_paid=paid.is_paid and found["status"] == "paid")
+        return replace(paid, is_paid=paid.is_paid and found["status"] == "paid", invoice=_document(found), description="", receipt_url="")
     return Payment(
         id=found["id"],
         customer_id=_id(found["customer"]),
@@ -211,6 +234,28 @@ def _of_invoice(found: Obj, intent: Obj | None) -> Payment:
         due=found["amount_due"],
         lines=lines,
         subscription=subscribed,
+        invoice=_document(found),
+    )
+
+
+def _document(found: Obj) -> Invoice:
+    lines = found["lines"]["data"]
+    billed = [line for line in lines if (line.get("parent") or {}).get("subscription_item_details")] or lines
+    starts = [line["period"]["start"] for line in billed] or [found["period_start"]]
+    ends = [line["period"]["end"] for line in billed] or [found["period_end"]]
+    return Invoice(
+        id=found["id"],
+        number=found["number"] or "",
+        status=found["status"] or "draft",
+        description=", ".join(line["description"] for line in lines if line["description"]),
+        currency=found["currency"],
+        total=found["total"],
+        tax=sum(tax["amount"] for tax in found["total_taxes"] or []),
+        paid=found["amount_paid"],
+        created_at=_time(found["created"]),
+        period=(_time(min(starts)), _time(max(ends))),
+        hosted_url=found["hosted_invoice_url"] or "",
+        pdf_url=found["invoice_pdf"] or "",
     )
 
 
@@ -232,6 +277,8 @@ def _payment(intent: Obj, *, due: int | None, lines: Sequence[Line], subscriptio
         due=due,
         lines=lines,
         subscription=subscription,
+        description=intent.get("description") or "",
+        receipt_url=charge.get("receipt_url") or "",
     )
 
 

@@ -22,7 +22,7 @@ import structlog
 from django.db import connection, transaction
 from prometheus_client import Counter
 
-from billing import stripe_api, stripe_payments, stripe_subscriptions
+from billing import stripe_api, stripe_invoices, stripe_payments, stripe_subscriptions
 from billing.models import StripeCustomer, StripeEvent
 
 MAX_ATTEMPTS = 15
@@ -137,7 +137,7 @@ def _ignore(reason: str) -> Effect:
 
 
 def _payment(truth: stripe_api.Payment) -> Effect:
-    """A payment, and the subscription whose invoice it paid: that first, because it says which plan was bought."""
+    """A payment, its invoice, and the subscription that this bills: that first, because it says which plan was bought."""
     if truth.customer_id is None:
         return _ignore(f"{truth.id} has no customer.")
     if truth.due is None:
@@ -151,7 +151,10 @@ def _payment(truth: stripe_api.Payment) -> Effect:
         notes = []
         if truth.subscription is not None:
             notes.append(stripe_subscriptions.apply(truth=truth.subscription, customer=customer, read_number=read_number, now=now))
-        notes.append(stripe_payments.apply(truth=truth, customer=customer, read_number=read_number))
+        if truth.invoice is not None:
+            stripe_invoices.apply(truth=truth.invoice, customer=customer, read_number=read_number)
+        if truth.is_paid or truth.invoice is None or truth.id != truth.invoice.id:  # else nobody has begun to pay the invoice
+            notes.append(stripe_payments.apply(truth=truth, customer=customer, read_number=read_number))
         return _verdict(notes)
 
     return effect
@@ -230,9 +233,16 @@ _READERS: dict[str, Callable[[str], Effect]] = {
     "customer.subscription.resumed": _subscription,
     "customer.subscription.trial_will_end": _subscription,
     "customer.subscription.updated": _subscription,
+    "invoice.created": _invoice,
+    "invoice.finalized": _invoice,
+    "invoice.marked_uncollectible": _invoice,
+    "invoice.overdue": _invoice,
     "invoice.paid": _invoice,
+    "invoice.payment_action_required": _invoice,
     "invoice.payment_failed": _invoice,
     "invoice.payment_succeeded": _invoice,
+    "invoice.updated": _invoice,
+    "invoice.voided": _invoice,
     "payment_intent.canceled": _intent,
     "payment_intent.payment_failed": _intent,
     "payment_intent.succeeded": _intent,

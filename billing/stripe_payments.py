@@ -66,6 +66,8 @@ def apply(*, truth: stripe_api.Payment, customer: StripeCustomer, read_number: i
             "paid": truth.paid,
             "refunded": refunded,
             "disputed": disputed,
+            "description": truth.description[:500],
+            "receipt_url": truth.receipt_url[:500],
             "created_at": truth.created_at,
             "read_number": read_number,
         },

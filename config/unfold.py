@@ -75,6 +75,8 @@ UNFOLD: dict[str, Any] = {
                     _list("Ledger entries", "receipt_long", "analytics", "entry"),
                     _list("Operations", "gavel", "billing", "operation"),
                     _list("Subscriptions", "autorenew", "billing", "subscription"),
+                    _list("Invoices", "description", "billing", "stripeinvoice"),
+                    _list("Payments", "payments", "billing", "stripepayment"),
                     _list("Stripe inbox", "inbox", "billing", "stripeevent"),
                 ],
             },

@@ -45,6 +45,7 @@ urlpatterns = [
     path("api/v1/billing/balance", billing.Balance.as_view()),
     path("api/v1/billing/ledger", billing.Ledger.as_view()),
     path("api/v1/billing/subscription", billing.Subscription.as_view()),
+    path("api/v1/billing/invoices", billing.Invoices.as_view()),
     path("api/v1/billing/packs", billing.Packs.as_view()),
     path("api/v1/billing/plans", billing.Plans.as_view()),
     path("api/v1/admin/margin", MarginView.as_view()),

@@ -37,6 +37,7 @@ OF_ACCOUNT = [
     "/api/v1/billing/balance",
     "/api/v1/billing/ledger",
     "/api/v1/billing/subscription",
+    "/api/v1/billing/invoices",
     "/api/balance",
 ]
 OF_PRODUCT = ["/api/v1/billing/packs", "/api/v1/billing/plans"]
@@ -543,13 +544,13 @@ class TestGarbage:
         assert (body["status"], body["code"]) == (422, "invalid_request")
         assert {error["field"] for error in body["errors"]} == {"colour", "format"}
 
-    @pytest.mark.parametrize("path", ["/api/v1/usage/records", "/api/v1/billing/ledger"])
+    @pytest.mark.parametrize("path", ["/api/v1/usage/records", "/api/v1/billing/ledger", "/api/v1/billing/invoices"])
     def test_a_limit_is_a_whole_number_from_1_to_100(self, shop: Shop, path: str) -> None:
         for value in [*GARBAGE, "0", "101"]:
             body = problem(shop.get(path, account=shop.account.public_id, limit=value))
             assert ([error["field"] for error in body["errors"]], body["status"]) == (["limit"], 422)
 
-    @pytest.mark.parametrize("path", ["/api/v1/usage/records", "/api/v1/billing/ledger"])
+    @pytest.mark.parametrize("path", ["/api/v1/usage/records", "/api/v1/billing/ledger", "/api/v1/billing/invoices"])
     def test_a_cursor_is_one_of_ours(self, shop: Shop, path: str) -> None:
         for value in GARBAGE:
             body = problem(shop.get(path, account=shop.account.public_id, cursor=value))

@@ -96,6 +96,7 @@ class Stub:
             "price": {"id": price},
             "quantity": quantity,
             "currency": "usd",
+            "description": "Starter Pack",
             "amount_subtotal": amount,
             "amount_discount": discount,
             "amount_tax": 0,
@@ -127,6 +128,7 @@ class Stub:
                 "amount_refunded": 0,
                 "currency": "usd",
                 "disputed": False,
+                "receipt_url": f"https://stripe.test/receipts/{amount}",
                 "balance_transaction": settled,
             }
         )
@@ -189,6 +191,7 @@ class Stub:
         line = {
             "id": new("il"),
             "object": "line_item",
+            "description": "1 × Core",
             "amount": amount,
             "currency": "usd",
             "quantity": item["quantity"],
@@ -208,6 +211,12 @@ class Stub:
                 "amount_due": amount,
                 "amount_paid": amount if status == "paid" else 0,
                 "total": amount,
+                "total_taxes": [],
+                "number": None if status == "draft" else f"T-{len(self.objects)}",
+                "period_start": item["current_period_start"],
+                "period_end": item["current_period_start"],
+                "hosted_invoice_url": None if status == "draft" else f"https://stripe.test/{invoice_id}",
+                "invoice_pdf": None if status == "draft" else f"https://stripe.test/{invoice_id}/pdf",
                 "created": item["current_period_start"],
                 "lines": listed([line]),
                 "payments": listed([payment]),

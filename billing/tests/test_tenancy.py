@@ -9,12 +9,12 @@ from django.db import Error, connection, transaction
 
 from accounts import tenancy
 from accounts.models import Account, Membership, User
-from billing.models import Grant, LedgerEntry, Schedule, Subscription, Wallet
+from billing.models import Grant, LedgerEntry, Schedule, StripeInvoice, StripePayment, Subscription, Wallet
 from metering.models import OpenAuthorization, UsageRecord
 from tests.factories import make_account, make_product
 
 pytestmark = pytest.mark.django_db
-MODELS: list[Any] = [Wallet, Grant, Schedule, LedgerEntry, Subscription, OpenAuthorization, UsageRecord]
+MODELS: list[Any] = [Wallet, Grant, Schedule, LedgerEntry, Subscription, OpenAuthorization, UsageRecord, StripeInvoice, StripePayment]
 
 
 @pytest.fixture
@@ -66,6 +66,8 @@ def test_partitions_verbs_and_other_tables_are_closed_to_tenants(two: tuple[User
         (Grant, "fee_nanos"),
         (LedgerEntry, "fee_nanos"),
         (Schedule, "reason"),
+        (StripeInvoice, "read_number"),
+        (StripePayment, "read_number"),
     ],
 )
 def test_what_work_cost_us_is_closed_to_tenants(two: tuple[User, Account, Account], model: Any, column: str) -> None:
