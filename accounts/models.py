@@ -17,7 +17,7 @@ from django.db.models import Q
 from django.db.models.functions import Lower, Now
 from django.utils import timezone
 
-from pricing.models import Product, RateCard
+from pricing.models import CostTier, Product, RateCard
 
 
 class UserManager(BaseUserManager["User"]):
@@ -93,6 +93,9 @@ class Account(models.Model):
         max_length=64, default="UTC", validators=[validate_time_zone], help_text="Where this account's day quotas roll over."
     )
     rate_card = models.CharField(max_length=64, blank=True, help_text="Slug of a rate card that replaces the plan's; empty = the plan's.")
+    cost_tier = models.CharField(
+        max_length=64, blank=True, help_text="Slug of a cost tier that replaces the plan's, assigned by staff; empty = the plan's."
+    )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     closed_at = models.DateTimeField(null=True, blank=True)
 
@@ -109,11 +112,15 @@ class Account(models.Model):
         return f"{self.name} ({self.product_id and self.product.slug})"
 
     def clean(self) -> None:
-        """:raises ValidationError: the product has no such rate card today; every use would be refused as a fault of ours."""
+        """:raises ValidationError: the product has no such rate card today, or no such tier: every use would be a fault of ours."""
         cards = RateCard.objects.filter(product_id=self.product_id, valid_from__lte=Now())
         if self.rate_card and not cards.filter(slug=self.rate_card).exists():
             known = ", ".join(cards.values_list("slug", flat=True).distinct().order_by("slug"))
             raise ValidationError({"rate_card": f"The product has no such rate card. It has: {known or 'none'}."})
+        tiers = CostTier.objects.filter(product_id=self.product_id)
+        if self.cost_tier and not tiers.filter(slug=self.cost_tier).exists():
+            known = ", ".join(tiers.values_list("slug", flat=True).order_by("slug"))
+            raise ValidationError({"cost_tier": f"The product has no such cost tier. It has: {known or 'none'}."})
 
 
 class Membership(models.Model):

@@ -65,7 +65,10 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
     search_help_text = "A name, an id of ours or the client's, or an email address."
     list_select_related = ("product__unit",)
     ordering = ("-id",)
-    fields = ("product", "external_id", "public_id", "name", "kind", "billing_email", "time_zone", "rate_card", "created_at", "closed_at")
+    fields = (
+        "product", "external_id", "public_id", "name", "kind", "billing_email", "time_zone", "rate_card", "cost_tier", "created_at",
+        "closed_at",
+    )  # fmt: skip
     readonly_fields = ("public_id", "created_at")
     inlines = (MembershipInline,)
 
@@ -110,8 +113,8 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
             time_zone=obj.time_zone, now=timezone.now(),
         )  # fmt: skip
         obj.pk, obj.public_id, obj.created_at = opened.pk, opened.public_id, opened.created_at
-        if obj.rate_card:
-            Account.objects.filter(pk=opened.pk).update(rate_card=obj.rate_card)
+        if obj.rate_card or obj.cost_tier:
+            Account.objects.filter(pk=opened.pk).update(rate_card=obj.rate_card, cost_tier=obj.cost_tier)
 
     def get_urls(self) -> list[URLPattern]:
         views: list[tuple[str, str, Callable[..., HttpResponse]]] = [

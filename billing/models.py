@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils import timezone
 
 from accounts.models import Account
@@ -227,13 +227,15 @@ class Subscription(models.Model):
     current_period_start = models.DateTimeField()
     current_period_end = models.DateTimeField()
     cancel_at_period_end = models.BooleanField(default=False)
+    seats = models.PositiveIntegerField(default=1, help_text="How many members are paid for, where the plan's price is per member.")
     started_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["account"], condition=~Q(status="canceled"), name="subscription_live_once"),
-            models.CheckConstraint(name="subscription_period", condition=Q(current_period_start__lt=models.F("current_period_end"))),
+            models.CheckConstraint(name="subscription_period", condition=Q(current_period_start__lt=F("current_period_end"))),
+            models.CheckConstraint(name="subscription_seats", condition=Q(seats__gte=1)),
             models.CheckConstraint(
                 name="subscription_ended",
                 condition=Q(status="canceled", ended_at__isnull=False) | (~Q(status="canceled") & Q(ended_at=None)),
@@ -298,7 +300,7 @@ class StripePayment(models.Model):
     read_number = models.BigIntegerField()
 
     class Meta:
-        constraints = [models.CheckConstraint(name="stripe_payment_amounts", condition=Q(refunded__gte=0, paid__gte=models.F("refunded")))]
+        constraints = [models.CheckConstraint(name="stripe_payment_amounts", condition=Q(refunded__gte=0, paid__gte=F("refunded")))]
         indexes = [models.Index(fields=["account", "-created_at"], name="stripe_payment_newest")]
 
     def __str__(self) -> str:

@@ -1,4 +1,8 @@
-"""What a subscription at Stripe means for its account. One verb, :func:`apply`: it makes our plan what Stripe's subscriptions say.
+"""What a subscription at Stripe means for its account.
+
+    apply  makes our plan what Stripe's subscriptions say
+    align  does so again, where it was not the subscription that changed but who belongs to a team
+
 
 =================================  ==================================================================
 status at Stripe                   what counts
@@ -22,7 +26,7 @@ from datetime import datetime
 
 from django.db.models import Q
 
-from billing import ledger, stripe_api, stripe_prices, subscriptions
+from billing import ledger, stripe_api, stripe_prices, subscriptions, tiers
 from billing.models import Schedule, StripeCustomer, StripeSubscription, Subscription
 
 ENDED = ("canceled", "incomplete_expired")
@@ -65,12 +69,15 @@ def apply(*, truth: stripe_api.Subscription, customer: StripeCustomer, read_numb
             "read_number": read_number,
         },
     )
-    _align(customer, now)
+    align(customer=customer, now=now)
     return "" if mapped is not None else f"The price {price_id} of {truth.id} is of no plan: its plan is as it was."
 
 
-def _align(customer: StripeCustomer, now: datetime) -> None:
-    """Puts the account on the best plan that its subscriptions at Stripe pay for, or where none does any longer on the default plan."""
+def align(*, customer: StripeCustomer, now: datetime) -> None:
+    """Puts the account on the best plan that its subscriptions at Stripe pay for, or where none does any longer on the default plan.
+
+    The caller holds the customer's lock, in a transaction.
+    """
     account = customer.account
     paid = StripeSubscription.objects.filter(account=account, status__in=subscriptions.ENTITLED, plan_version__isnull=False)
     best = paid.select_related("plan_version__plan").order_by("-plan_version__plan__rank", "-started_at", "-pk").first()
@@ -81,16 +88,20 @@ def _align(customer: StripeCustomer, now: datetime) -> None:
             subscriptions.end(account=account, now=ended)
             subscriptions.start(account=account, plan=account.product.default_plan, now=now)
         return
-    if live is None or (live.stripe_id, live.plan_version_id) != (best.pk, best.plan_version_id):
+    assert best.plan_version is not None
+    kept = live.plan_version if live is not None and live.stripe_id == best.pk else None
+    version = tiers.version(account=account, paid=best.plan_version, kept=kept, now=now)
+    if live is None or (live.stripe_id, live.plan_version_id) != (best.pk, version.pk):
         subscriptions.end(account=account, now=now)
         _end_schedule(customer, best, now)
         since = now if live is not None and live.stripe_id == best.pk else best.started_at
-        live = Subscription(account=account, plan_version=best.plan_version, stripe=best, started_at=since)
+        live = Subscription(account=account, plan_version=version, stripe=best, started_at=since)
     live.status = best.status
     live.anchor_at = best.anchor_at
     live.current_period_start = best.current_period_start
     live.current_period_end = best.current_period_end
     live.cancel_at_period_end = best.cancel_at_period_end
+    live.seats = max(best.quantity, 1) if version.per_seat else 1
     live.save()
 
 

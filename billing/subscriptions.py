@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Hashable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -25,7 +26,7 @@ from accounts.models import Account
 from billing import ledger, periods
 from billing.models import Subscription
 from pricing import catalog
-from pricing.models import PlanVersion, Product
+from pricing.models import Entitlement, PlanVersion, Product
 
 #: In any other status the plan's allowances do not count.
 ENTITLED = (Subscription.Status.ACTIVE, Subscription.Status.TRIALING, Subscription.Status.PAST_DUE)
@@ -207,9 +208,29 @@ def allowed_many(*, accounts: Collection[Account]) -> dict[int, Allowed]:
     return {id_: _allowed(by_id[id_], *terms) for id_, terms in found.items()}
 
 
-def _allowed(account: Account, id_: int, plan_version_id: int, anchor_at: datetime, start: datetime, end: datetime) -> Allowed:
+def _allowed(account: Account, id_: int, plan_version_id: int, anchor_at: datetime, start: datetime, end: datetime, seats: int) -> Allowed:
     plan = catalog.plan_version_by_id(plan_version_id=plan_version_id)
+    if account.cost_tier:
+        plan = replace(plan, cost_tier=catalog.cost_tier(product_id=account.product_id, slug=account.cost_tier))
+    if seats > 1 and plan.version.per_seat:
+        plan = _for_members(plan, seats, own_tier=not account.cost_tier)
     return Allowed(plan, account.rate_card or plan.version.rate_card, id_, anchor_at, start, end)
+
+
+def _for_members(plan: catalog.PlanTerms, seats: int, *, own_tier: bool) -> catalog.PlanTerms:
+    """A plan that is paid per member allows as much for each: the members share it. The size of one request stays, and a tier that staff
+    assigned to the account is the whole account's."""
+    tier = plan.cost_tier
+    if tier is not None and own_tier:
+        tier = copy(tier)
+        for name in ("monthly_cost_nanos", "daily_cost_nanos", "requests_per_hour"):
+            limit = getattr(tier, name)
+            setattr(tier, name, None if limit is None else limit * seats)
+    each = (
+        limit if limit.limit is None or limit.window == Entitlement.Window.REQUEST else replace(limit, limit=limit.limit * seats)
+        for limit in plan.limits
+    )
+    return replace(plan, cost_tier=tier, limits=tuple(each))
 
 
 class _Kept(Generic[K, V]):
@@ -242,7 +263,7 @@ def _kept() -> tuple[_Payers, _Terms]:
     return (_Kept(), _Kept()) if connection.in_atomic_block else (_payers, _terms)
 
 
-_TERMS = "s.id, s.plan_version_id, s.anchor_at, s.current_period_start, s.current_period_end"
+_TERMS = "s.id, s.plan_version_id, s.anchor_at, s.current_period_start, s.current_period_end, s.seats"
 _ENTITLED = f"s.status in {tuple(status.value for status in ENTITLED)}"
 _ENTITLED_TERMS = f"select s.account_id, {_TERMS} from billing_subscription s where s.account_id = any(%s::bigint[]) and {_ENTITLED}"  # noqa: S608
 _ACCOUNT_FIELDS = [field.attname for field in Account._meta.concrete_fields]

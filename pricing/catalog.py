@@ -2,6 +2,7 @@
 
     product, product_by_id     one business and its policies
     plan_version               a plan's terms and allowances; plan_version_by_id the ones somebody is on
+    cost_tier                  how much wholesale cost is allowed
     flags                      the features that plans of a product grant or withhold
     overridden                 a limit, or what the operator's environment says in its place
     packs, pack                credit on sale
@@ -120,6 +121,14 @@ def plan_version_by_id(*, plan_version_id: int) -> PlanTerms:
     return _first(_kept("plan_version", plan_version_id, lambda: _plan_terms(id=plan_version_id)), f"plan version {plan_version_id}")
 
 
+def cost_tier(*, product_id: int, slug: str) -> CostTier:
+    """:raises NotInCatalog: the product has no such tier."""
+    return _first(
+        _kept("cost_tier", (product_id, slug), lambda: list(CostTier.objects.filter(product_id=product_id, slug=slug))),
+        f"cost tier {slug!r}",
+    )
+
+
 def flags(*, product_id: int) -> frozenset[str]:
     """Every feature that a plan of the product grants or withholds, in any version."""
     named = Entitlement.objects.filter(plan_version__plan__product_id=product_id, kind=Entitlement.Kind.FLAG)
@@ -229,7 +238,18 @@ def _kept(kind: str, key: Any, load: Callable[[], T]) -> T:
 #: Looking a label up takes longer than the rest of a hit.
 _HITS = {
     kind: READS.labels(kind, "hit")
-    for kind in ("product", "plan", "plan_version", "flags", "packs", "rate_card", "rate_card_version", "price_book", "book_of_rows")
+    for kind in (
+        "product",
+        "plan",
+        "plan_version",
+        "cost_tier",
+        "flags",
+        "packs",
+        "rate_card",
+        "rate_card_version",
+        "price_book",
+        "book_of_rows",
+    )
 }
 
 

@@ -303,6 +303,7 @@ PLAN = (
     Field("name", "name", NAME),
     Field("rank", "rank", _integer(0, 1000)),
     Field("public", "public", BOOLEAN, True),
+    Field("member_plan", "member_plan", SLUG, ""),
 )
 PLAN_VERSION = (
     Field("price", "price_cents", CENTS_OR_CUSTOM),
@@ -547,6 +548,8 @@ class _Reader:
             for card in (plan["rate_card"], *plan.get("alternative_rate_cards", ())):
                 if card not in cards:
                     self.problem(f"{path}.rate_card", f"a rate card of this file ({', '.join(cards) or 'there is none'})", card)
+            if plan.get("member_plan", slug) not in plans.keys() - ({slug} if "member_plan" in plan else set()):
+                self.problem(f"{path}.member_plan", "another plan of this file", plan["member_plan"])
             tier = plan.get("cost_tier")
             if tier is not None and tier not in document["cost_tiers"]:
                 self.problem(f"{path}.cost_tier", "a cost tier of this file", tier)

@@ -234,6 +234,9 @@ class Plan(models.Model):
     rank = models.PositiveSmallIntegerField(help_text="Order on the pricing page; a higher rank is an upgrade.")
     public = models.BooleanField(default=True, help_text="Shown on the pricing page.")
     available = models.BooleanField(default=True, help_text="In the product's catalog; otherwise only kept for those who are on it.")
+    member_plan = models.CharField(
+        max_length=64, blank=True, help_text="Slug of the plan that takes this one's place for teams and for persons who belong to one."
+    )
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["product", "slug"], name="plan_once")]
