@@ -52,10 +52,10 @@ bench:  ## The measurements of docs/performance.md, about ten minutes: make benc
 	$(call install,requirements-bench.txt)
 	@SECONDS=$(or $(SECONDS),2) SCALE=$(or $(SCALE),6) $(PY) -m benchmarks
 
-soak:  ## Clients at work while all beneath them is killed, then a recount: make soak SECONDS=600 SEED=1
+soak:  ## Clients at work while all beneath them is killed, then a recount: make soak SECONDS=600; what Stripe sends: make soak SUITE=webhooks
 	$(call install,requirements.txt)
 	$(call install,requirements-dev.txt)
-	@exec $(PY) -m tests.torture --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+	@exec $(PY) -m tests.$(or $(SUITE),torture) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 mutants:  ## Plant known bugs in a copy, one at a time; a test must notice each: make mutants ONLY="burn"
 	$(call install,requirements.txt)
