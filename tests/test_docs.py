@@ -73,13 +73,13 @@ class TestRequirements:
 
 class TestFailures:
     def test_every_failure_has_exactly_one_row_and_they_stand_in_order(self) -> None:
-        assert [row[0] for row in failure_rows()] == [str(number) for number in range(1, 43)]
+        assert [row[0] for row in failure_rows()] == [str(number) for number in [*range(1, 43), *range(55, 83), *range(88, 93)]]
 
     def test_every_row_says_what_goes_wrong_what_happens_instead_and_what_proves_it(self) -> None:
         assert [row for row in failure_rows() if len(row) != 4 or not all(row)] == []
 
     def test_every_row_names_the_tests_that_are_marked_with_its_number_and_no_other(self) -> None:
-        named = {(int(number), name) for number, _, _, proof in failure_rows() for name in proof.split("<br>")}
+        named = {(int(number), name) for number, _, _, proof in failure_rows() for name in proof.split("<br>") if proof != NOT_YET}
         assert named == {(number, f"`{name}`") for name, numbers in marked() for number in numbers}
 
 

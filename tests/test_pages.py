@@ -381,12 +381,14 @@ class TestHome:
 
 
 class TestOtherPages:
+    @pytest.mark.failure(92)
     def test_a_missing_page_is_ours_and_names_no_path(self, client: Client) -> None:
         response = client.get("/no/such/page")
         assert response.status_code == 404
         assert b"tollgate.css" in response.content
         assert b"/no/such" not in response.content
 
+    @pytest.mark.failure(92)
     def test_a_mistake_of_ours_is_a_page_that_tells_nothing(
         self, signed_in: Client, account: Account, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -400,6 +402,7 @@ class TestOtherPages:
         assert b"Something went wrong here" in response.content
         assert b"secret detail" not in response.content
 
+    @pytest.mark.failure(91)
     def test_a_form_without_its_token_is_refused_in_words(self) -> None:
         response = Client(enforce_csrf_checks=True).post("/accounts/login/", {"login": "a@example.com", "password": "x"})
         assert response.status_code == 403

@@ -55,6 +55,7 @@ def test_production_does_not_start_without(missing: str, value: str | None) -> N
     assert f"Set the {missing} environment variable" in started.stderr
 
 
+@pytest.mark.failure(67)
 @pytest.mark.parametrize("key", ["pk_live_" + "0" * 24, "sk_liv_" + "0" * 24, "whsec_" + "0" * 24])
 def test_production_does_not_take_another_key_for_stripes_secret_key(key: str) -> None:
     started = production("-c", "import config.settings.base", **REQUIRED | {"STRIPE_SECRET_KEY": key})
@@ -94,6 +95,7 @@ def test_the_example_names_no_value_that_would_be_a_secret() -> None:
     assert {name: values[name] for name in REQUIRED if name != "ALLOWED_HOSTS"} == dict.fromkeys(set(REQUIRED) - {"ALLOWED_HOSTS"}, "")
 
 
+@pytest.mark.failure(67)
 def test_a_live_key_is_sent_to_stripe_alone() -> None:
     started = production("-c", "import config.settings.base", **REQUIRED | {"STRIPE_API_HOST": "http://127.0.0.1:12111"})
     assert started.returncode != 0
@@ -106,6 +108,7 @@ def test_an_endpoint_may_have_several_signing_secrets_and_without_one_has_none()
     assert shown.stdout.strip() == "['whsec_new', 'whsec_old'] []", shown.stderr
 
 
+@pytest.mark.failure(67)
 @pytest.mark.parametrize(("key", "mode"), [("sk_live_", True), ("rk_live_", True), ("sk_test_", False), ("rk_test_", False)])
 def test_the_prefix_of_the_stripe_key_decides_between_live_and_test_mode(key: str, mode: bool) -> None:
     code = "from config.settings import base; print(base.STRIPE_LIVE_MODE)"
@@ -129,6 +132,7 @@ class TestHeaders:
         assert "'unsafe-eval'" in client.get("/admin/login/").headers["Content-Security-Policy"]
         assert "'unsafe-eval'" not in client.get("/administrator").headers["Content-Security-Policy"]
 
+    @pytest.mark.failure(91)
     def test_nobody_frames_us_and_addresses_stay_ours(self, client: Client) -> None:
         headers = client.get("/accounts/login/").headers
         assert headers["X-Frame-Options"] == "DENY"

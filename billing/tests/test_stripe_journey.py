@@ -140,6 +140,7 @@ def test_a_subscription_is_paid_renewed_and_canceled(client: Client, shop: Shop)
     assert audit.run() == []
 
 
+@pytest.mark.failure(70)
 def test_what_happened_while_stripe_was_away_is_worked_when_it_is_back(client: Client, shop: Shop) -> None:
     buy(client, shop)
     time.sleep(0.5)

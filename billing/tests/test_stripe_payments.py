@@ -59,6 +59,7 @@ class TestPacks:
         assert (lot.cash_nanos, lot.fee_nanos, lot.priority) == (10 * NANOS, 59 * CENT, 20)
         assert Operation.objects.get(account=shop, verb="grant").reason == f"Starter, {intent['id']}"
 
+    @pytest.mark.failure(59)
     def test_an_invoice_a_session_and_a_payment_intent_of_one_pack_grant_once(self, stub: Stub, shop: Account, customer: str) -> None:
         """$10 announced by four events, each delivered twice."""
         sold = stub.subscription(customer, "price_pack")
@@ -75,11 +76,13 @@ class TestPacks:
         assert balance(shop) == (12 * NANOS, 0, 0)
         assert grant(shop).source_key == intent["id"]
 
+    @pytest.mark.failure(59)
     def test_the_same_payment_in_events_of_other_ids_grants_once(self, stub: Stub, shop: Account, customer: str) -> None:
         intent = stub.pack(customer, "price_pack", 1_000)
         assert happen(*[("payment_intent.succeeded", intent)] * 10) == [("done", "")] * 10
         assert balance(shop) == (12 * NANOS, 0, 0)
 
+    @pytest.mark.failure(64)
     @pytest.mark.parametrize("status", ["processing", "requires_action", "requires_payment_method", "canceled"])
     def test_nothing_is_granted_before_it_is_paid_and_then_at_once(self, stub: Stub, shop: Account, customer: str, status: str) -> None:
         intent = stub.pack(customer, "price_pack", 1_000, status=status, amount_received=0)
@@ -90,6 +93,7 @@ class TestPacks:
         assert happen(("checkout.session.async_payment_succeeded", stub.session_of(intent))) == [("done", "")]
         assert balance(shop) == (12 * NANOS, 0, 0)
 
+    @pytest.mark.failure(75)
     def test_a_discounted_pack_grants_the_share_that_was_paid(self, stub: Stub, shop: Account, customer: str) -> None:
         happen(("payment_intent.succeeded", stub.pack(customer, "price_pack", 1_000, discount=333)))
         lot = grant(shop)
@@ -176,6 +180,7 @@ def unknown_price(stub: Stub, intent: Obj) -> None:
 
 
 class TestQuarantine:
+    @pytest.mark.failure(75)
     @pytest.mark.parametrize(
         ("spoil", "why"),
         [
@@ -197,6 +202,7 @@ class TestQuarantine:
         assert why in reason
         assert balance(shop) == (0, 0, 0)
 
+    @pytest.mark.failure(68)
     def test_once_it_is_put_right_the_same_event_grants(
         self, stub: Stub, shop: Account, customer: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -214,6 +220,7 @@ class TestQuarantine:
 
 
 class TestRefunds:
+    @pytest.mark.failure(13)
     def test_two_dollars_and_three_in_either_order_each_twice_come_to_the_same(self, stub: Stub, shop: Account, customer: str) -> None:
         intent = stub.pack(customer, "price_pack", 1_000)
         first, second = stub.refund(intent, 200), stub.refund(intent, 300)
@@ -222,6 +229,7 @@ class TestRefunds:
         assert balance(shop) == (6 * NANOS, 0, 0)
         assert (grant(shop).clawed, grant(shop).refunded) == (6 * NANOS, 6 * NANOS)
 
+    @pytest.mark.failure(12)
     def test_a_refund_after_70_of_100_were_spent_leaves_70_owed_and_the_next_100_leave_30(
         self, stub: Stub, shop: Account, customer: str
     ) -> None:
@@ -251,6 +259,7 @@ class TestRefunds:
         happen(("charge.refunded", intent["latest_charge"]))
         assert grant(shop).fee_nanos == 59 * CENT
 
+    @pytest.mark.failure(75)
     def test_a_refund_that_fails_later_is_told_to_staff(self, stub: Stub, shop: Account, customer: str) -> None:
         intent = stub.pack(customer, "price_pack", 1_000)
         refund = stub.refund(intent, 500)

@@ -48,6 +48,7 @@ class TestGood:
         assert (stored.payload, stored.endpoint, stored.type, stored.object_id) == (body, path, "invoice.paid", "in_1")
         assert (stored.state, stored.livemode, stored.api_version) == ("pending", False, "2026-05-27.dahlia")
 
+    @pytest.mark.failure(58)
     def test_ten_deliveries_are_stored_once_and_each_is_answered_200(self) -> None:
         body = text()
         assert {deliver(body, path).status_code for path in [*SECRETS, MAIN] * 3} == {200}
@@ -83,6 +84,7 @@ class TestGood:
             app._after_fork()
         assert StripeEvent.objects.get(event_id=json.loads(body)["id"]).state == "pending"
 
+    @pytest.mark.failure(76)
     def test_two_secrets_are_good_while_one_is_being_changed_and_then_the_new_one_alone(self, settings: Settings) -> None:
         settings.STRIPE_WEBHOOK_SECRETS = ["whsec_new", "whsec_old"]
         for secret in settings.STRIPE_WEBHOOK_SECRETS:
@@ -93,6 +95,7 @@ class TestGood:
         assert post(body, signature(body, secret="whsec_old")).status_code == 400
         assert post(body, signature(body, secret="whsec_new")).status_code == 200
 
+    @pytest.mark.failure(56)
     @pytest.mark.parametrize("age", [-299, 0, 299])
     def test_a_signature_is_good_for_five_minutes_either_way(self, age: int) -> None:
         body = text()
@@ -103,6 +106,7 @@ class TestGood:
         assert deliver(body).status_code == 200
         assert StripeEvent.objects.get(event_id=json.loads(body)["id"]).api_version == "2099-01-01.zinnia"
 
+    @pytest.mark.failure(67)
     def test_an_event_of_the_other_mode_is_kept_and_ignored(self) -> None:
         body = text(livemode=True)
         assert deliver(body).status_code == 200
@@ -110,6 +114,7 @@ class TestGood:
         assert (stored.state, stored.last_error) == ("ignored", "Of live mode, which this is not.")
         assert not configured.STRIPE_LIVE_MODE
 
+    @pytest.mark.failure(69)
     @pytest.mark.parametrize(
         "body",
         [
@@ -146,6 +151,7 @@ class TestForged:
         assert json.loads(response.content)["code"] == "invalid_signature"
         assert not StripeEvent.objects.exists()
 
+    @pytest.mark.failure(55)
     @pytest.mark.parametrize(
         "header",
         [
@@ -169,6 +175,7 @@ class TestForged:
         self.refused(post(text(), header))
         assert stripe_receiver.RECEIVED.labels("refused")._value.get() == before + 1
 
+    @pytest.mark.failure(55)
     def test_another_secret_another_endpoints_secret_and_no_secret_at_all_are_400(self, settings: Settings) -> None:
         body = text()
         self.refused(post(body, signature(body, secret="whsec_guess")))
@@ -178,22 +185,26 @@ class TestForged:
         self.refused(post(body, signature(body)))
         self.refused(post(body, signature(body, secret="")))
 
+    @pytest.mark.failure(55)
     def test_one_altered_byte_is_400_wherever_it_is(self) -> None:
         body = text()
         header = signature(body)
         for place in range(0, len(body), 7):
             self.refused(post(body[:place] + chr(ord(body[place]) ^ 1) + body[place + 1 :], header))
 
+    @pytest.mark.failure(55)
     def test_a_body_that_was_cut_short_or_is_no_text_is_400(self) -> None:
         body = text()
         self.refused(post(body[:-5], signature(body)))
         self.refused(post(b"\xff\xfe" + body.encode(), signature(body)))
 
+    @pytest.mark.failure(56)
     @pytest.mark.parametrize("age", [302, 3_600, 10**9, -302, -3_600])
     def test_a_signature_of_the_past_or_of_the_future_is_400(self, age: int) -> None:
         body = text()
         self.refused(post(body, signature(body, at=time.time() - age)))
 
+    @pytest.mark.failure(55)
     @pytest.mark.parametrize("size", [256 * 1024 + 1, 5_000_000])
     def test_a_body_above_256_kib_is_400_though_it_is_signed(self, size: int) -> None:
         body = text(padding="x" * size)[:size]
@@ -205,6 +216,7 @@ class TestForged:
         assert len(body) == 256 * 1024
         assert deliver(body).status_code == 200
 
+    @pytest.mark.failure(57)
     def test_dj_stripes_own_header_opens_nothing(self) -> None:
         self.refused(post(text(), None, HTTP_X_DJSTRIPE_WEBHOOK_SECRET="whsec_test_main"))
 
@@ -214,6 +226,7 @@ class TestForged:
             assert getattr(Client(), method)(path).status_code == 405
 
 
+@pytest.mark.failure(58)
 def test_deliveries_at_the_same_time_are_stored_once(committed: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stripe_receiver, "ring", lambda: None)
     body = text(id=new("evt"), type="moon.landed")

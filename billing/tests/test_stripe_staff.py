@@ -160,6 +160,7 @@ class TestCommand:
         dead.refresh_from_db()
         assert dead.state == "dead"
 
+    @pytest.mark.failure(71)
     def test_missing_names_what_never_came_and_takes_it_in_when_it_is_told_to(self, stub: Stub, shop: Account) -> None:
         intent = stub.pack(shop.stripe_customer.pk, "price_pack", 1_000)
         came, lost = (stub.put(event("payment_intent.succeeded", intent)) for _ in range(2))

@@ -78,6 +78,7 @@ class TestPlan:
         assert Subscription.objects.get(account=shop, status="canceled").plan_version.plan.slug == "free"
         assert subscriptions.allowed(account=shop) is not None
 
+    @pytest.mark.failure(65)
     @pytest.mark.parametrize(
         ("status", "plan"),
         [
@@ -108,6 +109,7 @@ class TestPlan:
         assert plan_of(shop) == plan
         assert balance(shop) == (0, 0, 0)
 
+    @pytest.mark.failure(60)
     def test_created_updated_and_deleted_in_any_order_end_in_the_same_state(self, stub: Stub, shop: Account, customer: str) -> None:
         """A late ``created`` never brings back what has ended."""
         subscription = stub.subscription(customer, "price_core", status="canceled", ended_at=FEBRUARY)
@@ -115,6 +117,7 @@ class TestPlan:
             happen(*[(f"customer.subscription.{each}", subscription) for each in order])
             assert (plan_of(shop), StripeSubscription.objects.get().status) == ("free", "canceled")
 
+    @pytest.mark.failure(60)
     def test_canceled_is_for_ever_whatever_stripe_should_say_later(self, stub: Stub, shop: Account, customer: str) -> None:
         subscription = stub.subscription(customer, "price_core", status="canceled", ended_at=FEBRUARY)
         happen(("customer.subscription.deleted", subscription))
@@ -122,6 +125,7 @@ class TestPlan:
         assert happen(("customer.subscription.updated", subscription)) == [("done", "")]
         assert plan_of(shop) == "free"
 
+    @pytest.mark.failure(60)
     def test_of_two_reads_at_once_the_older_one_never_overwrites_the_newer(self, stub: Stub, shop: Account, customer: str) -> None:
         subscription = stub.subscription(customer, "price_core", status="unpaid")
         slow = receive("customer.subscription.updated", subscription)
@@ -196,6 +200,7 @@ class TestPlan:
         happen(("customer.subscription.created", later))
         assert StripeSubscription.objects.get(pk=later["id"]).plan_version != core
 
+    @pytest.mark.failure(68)
     def test_a_price_of_no_plan_changes_no_entitlement_and_is_kept_for_staff(
         self, stub: Stub, shop: Account, customer: str, monkeypatch: pytest.MonkeyPatch, pro: PlanVersion
     ) -> None:
@@ -276,6 +281,7 @@ class TestIncludedCredit:
         assert lot.source_key == f"{subscription['id']}:{datetime.fromtimestamp(THIS, UTC).isoformat()}"
         assert plan_of(shop) == "core"  # the invoice came first; it says the plan as well
 
+    @pytest.mark.failure(59)
     def test_two_names_of_one_event_its_payment_and_its_repetitions_grant_once(self, stub: Stub, shop: Account, customer: str) -> None:
         subscription = stub.subscription(customer, "price_core", start=THIS, end=NEXT)
         invoice = stub.invoice(subscription, 2_500)
@@ -285,6 +291,7 @@ class TestIncludedCredit:
         assert balance(shop) == (20 * NANOS, 0, 0)
         assert StripePayment.objects.filter(account=shop).count() == 1
 
+    @pytest.mark.failure(61)
     def test_ten_updates_in_a_period_grant_nothing(self, stub: Stub, shop: Account, customer: str) -> None:
         subscription = stub.subscription(customer, "price_core", start=THIS, end=NEXT)
         for number in range(10):
@@ -334,6 +341,7 @@ class TestIncludedCredit:
         assert balance(shop) == (0, 0, 0)
         assert plan_of(shop) == "core"
 
+    @pytest.mark.failure(75)
     def test_an_invoice_that_a_coupon_paid_in_full_grants_with_no_cash(self, stub: Stub, shop: Account, customer: str) -> None:
         subscription = stub.subscription(customer, "price_core", start=THIS, end=NEXT)
         free = stub.invoice(subscription, 2_500, payments=listed([]), amount_due=0, amount_paid=0, total=0)
@@ -357,6 +365,7 @@ class TestIncludedCredit:
         assert lot.rollover_expires_at is not None
         assert 27 <= (lot.rollover_expires_at - lot.expires_at).days <= 31
 
+    @pytest.mark.failure(75)
     @pytest.mark.parametrize(("amount", "currency"), [(2_499, "usd"), (2_500, "eur")])
     def test_another_amount_or_currency_than_the_plans_is_quarantined(
         self, stub: Stub, shop: Account, customer: str, amount: int, currency: str
