@@ -9,7 +9,7 @@ from celery import Task
 from kombu.exceptions import OperationalError as BrokerError
 
 #: After the broker did not answer, nobody waits for it for so long.
-QUIET_SECONDS = 30.0
+QUIET_SECONDS = 60
 
 log = structlog.get_logger(__name__)
 _quiet_until = 0.0

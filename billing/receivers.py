@@ -5,7 +5,8 @@ from datetime import datetime
 
 from django.dispatch import receiver
 
-from accounts.models import Account
+from accounts import mails
+from accounts.models import Account, Mail
 from accounts.signals import account_opened, guest_signed_up
 from billing import ledger, subscriptions
 
@@ -26,7 +27,9 @@ def leave_guest_plan(*, account: Account, now: datetime, **_: object) -> None:
 
 
 def _welcome(account: Account, now: datetime) -> None:
-    """The default plan, and the welcome credit."""
+    """The default plan, and the welcome credit with its mail."""
     subscriptions.start(account=account, plan=account.product.default_plan, now=now)
     if account.product.welcome_credit_nanos:
-        subscriptions.grant_welcome_credit(account=account)
+        granted = subscriptions.grant_welcome_credit(account=account)
+        context = {"granted_nanos": granted.amount_nanos, "balance_nanos": granted.balance_nanos}
+        mails.queue(account=account, kind=Mail.Kind.ACCOUNT_CREDITS, key="welcome", context=context, now=now)

@@ -22,7 +22,7 @@ import structlog
 from django.db import connection, transaction
 from prometheus_client import Counter
 
-from billing import stripe_api, stripe_invoices, stripe_payments, stripe_subscriptions
+from billing import stripe_api, stripe_invoices, stripe_mails, stripe_payments, stripe_subscriptions
 from billing.models import StripeCustomer, StripeEvent
 
 MAX_ATTEMPTS = 15
@@ -155,6 +155,8 @@ def _payment(truth: stripe_api.Payment) -> Effect:
             stripe_invoices.apply(truth=truth.invoice, customer=customer, read_number=read_number)
         if truth.is_paid or truth.invoice is None or truth.id != truth.invoice.id:  # else nobody has begun to pay the invoice
             notes.append(stripe_payments.apply(truth=truth, customer=customer, read_number=read_number))
+        if not any(notes):
+            stripe_mails.of_payment(truth=truth, customer=customer, read_number=read_number, now=now)
         return _verdict(notes)
 
     return effect
@@ -199,7 +201,9 @@ def _subscription(subscription_id: str) -> Effect:
         customer = _owner(truth.customer_id)
         if customer is None:
             return State.IGNORED, f"{truth.customer_id} is no customer of ours."
-        return _verdict([stripe_subscriptions.apply(truth=truth, customer=customer, read_number=read_number, now=now)])
+        note = stripe_subscriptions.apply(truth=truth, customer=customer, read_number=read_number, now=now)
+        stripe_mails.of_subscription(truth=truth, customer=customer, read_number=read_number, now=now)
+        return _verdict([note])
 
     return effect
 

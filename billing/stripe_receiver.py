@@ -6,7 +6,6 @@ The request calls nobody: it stores, and after the commit rings the worker, whic
 from __future__ import annotations
 
 import json
-import time
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -19,22 +18,18 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
-from kombu.exceptions import OperationalError as BrokerError
 from prometheus_client import Counter
 
+from accounts import doorbell
 from accounts.api import Problem, as_json, problem_of
 from billing import tasks
 from billing.models import StripeEvent
 
 MAX_BODY_BYTES = 256 * 1024
 TOLERANCE_SECONDS = 300
-QUIET_SECONDS = 60
 
 log = structlog.get_logger(__name__)
 RECEIVED = Counter("stripe_events_received", "Webhook deliveries, by what became of them.", ["outcome"])
-
-
-_quiet_until = 0.0
 
 
 class Refused(Exception):
@@ -138,12 +133,5 @@ def store(event: StripeEvent, *, endpoint: str, now: datetime) -> str:
 
 
 def ring() -> None:
-    """Asks a worker to look. Where the broker is away the sweeper does, within a minute, and for so long nobody waits for the broker."""
-    global _quiet_until
-    if time.monotonic() < _quiet_until:
-        return
-    try:
-        tasks.work_stripe_inbox.apply_async(retry=False)
-    except BrokerError as error:
-        _quiet_until = time.monotonic() + QUIET_SECONDS
-        log.warning("doorbell not rung", exc_info=error)
+    """Asks a worker to look at the inbox."""
+    doorbell.ring(tasks.work_stripe_inbox)
