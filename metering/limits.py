@@ -214,6 +214,8 @@ def _reason(limit: ledger.Limit, used: int) -> str:
             return f"{used} of {limit.allowed} {name} are running."
         case "cost":
             return f"The usage limit for this {window} is reached."
+    if window == Entitlement.Window.COUNT:
+        return f"There are {used} {name}; the plan has room for {limit.allowed}."
     spans = {"lifetime": "in all", "period": "in this billing period", "day": "today", "hour": "in this hour"}
     return f"{used} of {limit.allowed} {name} are used {spans[window]}."
 
