@@ -6,4 +6,4 @@ class BillingConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from billing import receivers  # noqa: F401 (connects them)
+        from billing import checkout, receivers, stripe_customers  # noqa: F401 (they connect themselves)

@@ -6,13 +6,15 @@ them. Amounts are nanos of the wallet's unit; ``cash_nanos`` and ``fee_nanos`` a
 
 from __future__ import annotations
 
+import secrets
+
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 
 from accounts.models import Account
-from pricing.models import PlanVersion, Unit
+from pricing.models import CreditPack, PlanVersion, Unit
 
 
 class Wallet(models.Model):
@@ -274,6 +276,7 @@ class StripeSubscription(models.Model):
     current_period_end = models.DateTimeField()
     cancel_at_period_end = models.BooleanField(default=False)
     started_at = models.DateTimeField()
+    trial_ends_at = models.DateTimeField(null=True, blank=True, help_text="Of a trial under way, or over; empty = it never had one.")
     ended_at = models.DateTimeField(null=True, blank=True)
     read_number = models.BigIntegerField()
 
@@ -371,3 +374,128 @@ class StripeEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.type} {self.event_id}"
+
+
+class StripeRequest(models.Model):
+    """A change that we ask of Stripe, written before it is sent, and what Stripe answered: see :mod:`billing.stripe_requests`."""
+
+    class State(models.TextChoices):
+        PENDING = "pending", "no answer yet"
+        DONE = "done"
+        REFUSED = "refused"
+        STUCK = "stuck", "for staff to look at"
+
+    key = models.CharField(max_length=200, unique=True, help_text="Also Stripe's idempotency key, after the first round with its number.")
+    kind = models.CharField(max_length=40, help_text="What for; decides what the answer does here.")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, null=True, blank=True, related_name="stripe_requests")
+    path = models.CharField(max_length=200)
+    changes = models.CharField(max_length=200, blank=True, help_text="The address of what it changes; empty = it creates.")
+    params = models.JSONField()
+    state = models.CharField(max_length=10, choices=State, default=State.PENDING)
+    round = models.PositiveSmallIntegerField(default=0, help_text="How often it was given another key.")
+    attempts = models.PositiveIntegerField(default=0)
+    next_attempt_at = models.DateTimeField(help_text="Not sent by itself before; while somebody sends it, when their lease ends.")
+    created_at = models.DateTimeField()
+    sent_at = models.DateTimeField(null=True, blank=True, help_text="First sent under its present key, which Stripe keeps for 24 hours.")
+    answer_id = models.CharField(max_length=80, blank=True, help_text="The object that Stripe answered with.")
+    last_error = models.TextField(blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["next_attempt_at", "id"], condition=Q(state="pending"), name="stripe_request_due"),
+            models.Index(fields=["changes", "kind"], condition=Q(state__in=["pending", "stuck"]), name="stripe_request_open"),
+            models.Index(fields=["-created_at"], name="stripe_request_newest"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                name="stripe_request_finished",
+                condition=Q(state="pending", finished_at=None) | (~Q(state="pending") & Q(finished_at__isnull=False)),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.key
+
+
+def new_checkout_id() -> str:
+    return "co_" + secrets.token_hex(10)
+
+
+class Checkout(models.Model):
+    """One visit to Stripe's hosted Checkout: what is bought, for how much, and how it ended, as Stripe says it and never as a browser does.
+
+    ``amount_cents`` is what all of it costs, before discounts and taxes; in a trial what it will cost each period. ``completed`` while it
+    is open: the customer has finished the page, and the bank takes its time.
+    """
+
+    class State(models.TextChoices):
+        OPEN = "open"
+        PAID = "paid"
+        FAILED = "failed"
+        EXPIRED = "expired"
+
+    public_id = models.CharField(max_length=32, unique=True, default=new_checkout_id, editable=False)
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="checkouts")
+    pack = models.ForeignKey(CreditPack, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    plan_version = models.ForeignKey(PlanVersion, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    thing = models.CharField(max_length=80, help_text="What is bought, of which one at a time can be: pack:<slug>, or plan.")
+    name = models.CharField(max_length=160, help_text="The same, for people.")
+    quantity = models.PositiveIntegerField(default=1)
+    amount_cents = models.BigIntegerField()
+    currency = models.CharField(max_length=3)
+    trial_days = models.PositiveIntegerField(default=0)
+    state = models.CharField(max_length=10, choices=State, default=State.OPEN)
+    completed = models.BooleanField(default=False)
+    session_id = models.CharField(
+        max_length=120, unique=True, null=True, blank=True, help_text="cs_…; empty = Stripe has not answered yet."
+    )
+    url = models.TextField(blank=True, help_text="Where the customer pays, while that can be done.")
+    success_url = models.TextField()
+    cancel_url = models.TextField()
+    key = models.CharField(max_length=255, null=True, blank=True, help_text="The caller's Idempotency-Key.")
+    fingerprint = models.UUIDField(null=True, blank=True, help_text="What was asked for under the key.")
+    actor = models.CharField(max_length=150)
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField(null=True, blank=True)
+    read_number = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["account", "thing"], condition=Q(state="open", completed=False), name="checkout_open_once"),
+            models.UniqueConstraint(fields=["account", "key"], name="checkout_key_once"),
+            models.CheckConstraint(
+                name="checkout_of_one_thing",
+                condition=Q(pack__isnull=False, plan_version=None) | Q(pack=None, plan_version__isnull=False, thing="plan"),
+            ),
+            models.CheckConstraint(name="checkout_amounts", condition=Q(amount_cents__gt=0, quantity__gte=1)),
+        ]
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.public_id}"
+
+
+class PlanChange(models.Model):
+    """A move to a lower plan: its price is at Stripe at once, for the next invoice, and the plan that is paid for is kept until then.
+
+    What counts follows from this row and from the price and the period that Stripe says, whatever came when: in a period that began before
+    ``keeps_until``, ``to_price_id`` means ``from_version`` still.
+    """
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="plan_changes")
+    subscription_id = models.CharField(max_length=64, help_text="sub_…")
+    from_version = models.ForeignKey(PlanVersion, on_delete=models.PROTECT, related_name="+")
+    from_price_id = models.CharField(max_length=64)
+    to_version = models.ForeignKey(PlanVersion, on_delete=models.PROTECT, related_name="+")
+    to_price_id = models.CharField(max_length=64)
+    keeps_until = models.DateTimeField(help_text="The end of the period that is paid for.")
+    actor = models.CharField(max_length=150)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        indexes = [models.Index(fields=["subscription_id", "-id"], name="plan_change_newest")]
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.from_version} → {self.to_version}"

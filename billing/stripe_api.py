@@ -1,12 +1,17 @@
-"""What Stripe says now, read through its SDK at the pinned API version. Nothing here writes anything, here or there.
+"""What Stripe says now, read through its SDK at the pinned API version. Nothing here writes rows; ``post`` alone changes something there.
 
     payment       a payment intent: what of it was paid, refunded and disputed, and what it was paid for
     invoice       the same, from the invoice
     subscription  a subscription
-    session       what a checkout session led to
+    session       a checkout session, and what it led to
+    price         a price, and whether its product is still sold
+    preview       what a change of a subscription would cost
     intent_of     the payment intent that a charge, a refund or a dispute is about
     events        what Stripe has announced, the newest first; it keeps 30 days
     product       a product, and ``prices`` all prices of one, the newest first
+    portal        the address of a customer portal session
+    post          a change at Stripe: for :mod:`billing.stripe_requests`, which everybody else asks
+    within        a time limit for all calls of a block together
 
 Amounts are in the smallest unit of their currency. Every function calls the network, so none is called inside a transaction; they raise
 :class:`stripe.StripeError`.
@@ -14,7 +19,10 @@ Amounts are in the smallest unit of their currency. Every function calls the net
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -56,6 +64,50 @@ class Subscription:
     cancel_at_period_end: bool
     started_at: datetime
     ended_at: datetime | None
+    trial_ends_at: datetime | None
+    item_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A checkout session. ``failed``: the customer has finished the page, and the bank refused afterwards."""
+
+    id: str
+    customer_id: str | None
+    status: str
+    payment_status: str
+    failed: bool
+    url: str
+    expires_at: datetime
+    intent_id: str | None
+    subscription_id: str | None
+
+    @property
+    def is_paid(self) -> bool:
+        return self.status == "complete" and self.payment_status in ("paid", "no_payment_required")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """``amount`` None: it is chosen at checkout, from ``least`` to ``most`` (None = Stripe's own limits). ``interval`` None: paid once."""
+
+    id: str
+    product_id: str
+    is_sold: bool
+    currency: str
+    amount: int | None
+    least: int | None
+    most: int | None
+    interval: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The invoice that would be written: ``due`` is what the customer would be asked for, ``total`` without what their balance covers."""
+
+    due: int
+    total: int
+    currency: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +159,34 @@ class Payment:
     description: str = ""
     receipt_url: str = ""
     invoice: Invoice | None = None
+    session: Session | None = None
+
+
+_deadline: ContextVar[float] = ContextVar("stripe_deadline")
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """All calls to Stripe of the block together take no longer; what does not fit any more fails like a cut line."""
+    token = _deadline.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+class _Http(stripe.RequestsClient):
+    """The SDK's client, whose timeout is what is left of :func:`within`."""
+
+    @property
+    def _timeout(self) -> tuple[float, float]:
+        left = _deadline.get(time.monotonic() + TIMEOUT_SECONDS) - time.monotonic()
+        # Connecting and reading have a limit each; a host that does not answer at all is given up soon.
+        return max(0.001, min(2.0, left)), max(0.001, min(TIMEOUT_SECONDS, left))
+
+    @_timeout.setter
+    def _timeout(self, seconds: object) -> None:
+        """The SDK sets what it is constructed with."""
 
 
 @cache
@@ -118,7 +198,7 @@ def client() -> stripe.StripeClient:
         stripe_version=settings.STRIPE_API_VERSION,
         base_addresses={"api": host} if host else {},
         max_network_retries=0,
-        http_client=stripe.RequestsClient(timeout=TIMEOUT_SECONDS),
+        http_client=_Http(),
     )
 
 
@@ -130,13 +210,13 @@ def payment(intent_id: str) -> Payment:
     invoices = [link.to_dict()["invoice"] for link in links.data]
     if invoices:
         return _of_invoice(_invoice(invoices[0]), intent)
-    sessions = v1.checkout.sessions.list({"payment_intent": intent_id, "limit": 1, "expand": ["data.line_items"]}).data
-    if not sessions:
+    found = _session_of(intent_id)
+    if found is None:
         return _payment(intent, due=None, lines=[], subscription=None)
-    session = sessions[0].to_dict()
-    lines = [_session_line(line) for line in session["line_items"]["data"]]
-    paid = _payment(intent, due=session["amount_total"], lines=lines, subscription=None)
-    return replace(paid, description=", ".join(line["description"] for line in session["line_items"]["data"]))
+    lines = [_session_line(line) for line in found["line_items"]["data"]]
+    paid = _payment(intent, due=found["amount_total"], lines=lines, subscription=None)
+    description = ", ".join(line["description"] for line in found["line_items"]["data"])
+    return replace(paid, description=description, session=as_session(found, intent))
 
 
 def invoice(invoice_id: str) -> Payment:
@@ -166,14 +246,71 @@ def subscription(subscription_id: str) -> Subscription:
         cancel_at_period_end=found["cancel_at_period_end"] or found.get("cancel_at") is not None,
         started_at=_time(found["start_date"]),
         ended_at=_time(found["ended_at"]) if found.get("ended_at") else None,
+        trial_ends_at=_time(found["trial_end"]) if found.get("trial_end") else None,
+        item_id=items[0]["id"],
     )
 
 
-def session(session_id: str) -> tuple[str | None, str | None]:
-    """The payment intent and the subscription of a checkout session; a session has at most one of them."""
-    found = client().v1.checkout.sessions.retrieve(session_id).to_dict()
-    intent, subscribed = found.get("payment_intent"), found.get("subscription")
-    return _id(intent) if intent else None, _id(subscribed) if subscribed else None
+def session(session_id: str) -> Session:
+    """A checkout session; it has at most one of a payment intent and a subscription."""
+    return as_session(client().v1.checkout.sessions.retrieve(session_id, {"expand": ["payment_intent", "subscription"]}).to_dict())
+
+
+def price(price_id: str) -> Price:
+    found = client().v1.prices.retrieve(price_id, {"expand": ["product"]}).to_dict()
+    product: Obj = found["product"]
+    chosen = found.get("custom_unit_amount")
+    recurring = found.get("recurring")
+    return Price(
+        id=found["id"],
+        product_id=product["id"],
+        is_sold=found["active"] and not product.get("deleted") and product["active"],
+        currency=found["currency"],
+        amount=None if chosen else found["unit_amount"],
+        least=chosen["minimum"] if chosen else None,
+        most=chosen["maximum"] if chosen else None,
+        interval=None if not recurring else recurring["interval"] if recurring["interval_count"] == 1 else "other",
+    )
+
+
+def preview(*, subscription_id: str, item: Mapping[str, Any], proration: str) -> Preview:
+    """The invoice that a change of the subscription's ``item`` would bring."""
+    details: Any = {"items": [dict(item)], "proration_behavior": proration}
+    found = client().v1.invoices.create_preview({"subscription": subscription_id, "subscription_details": details}).to_dict()
+    return Preview(due=found["amount_due"], total=found["total"], currency=found["currency"])
+
+
+def portal(*, customer_id: str, return_url: str) -> str:
+    """The address of a customer portal session. It changes nothing by itself, and ends by itself."""
+    return str(client().v1.billing_portal.sessions.create({"customer": customer_id, "return_url": return_url}).url)
+
+
+def post(path: str, params: Mapping[str, Any], *, key: str) -> Obj:
+    """Asks Stripe for a change, under an idempotency key; what it answers."""
+    return _raw("post", path, **params, idempotency_key=key)
+
+
+def fetch(path: str) -> Obj:
+    """The object at an address."""
+    return _raw("get", path)
+
+
+def created_with(path: str, name: str, value: str, *, customer_id: str | None, since: datetime) -> Obj | None:
+    """The object of the list at ``path`` that has this metadata, made at or after ``since``; None where none has."""
+    page: Obj = {"limit": 100, "created": {"gte": int(since.timestamp())}} | ({"customer": customer_id} if customer_id else {})
+    while True:
+        found = _raw("get", path, **page)
+        for each in found["data"]:
+            if (each.get("metadata") or {}).get(name) == value:
+                return dict(each)
+        if not found["has_more"]:
+            return None
+        page["starting_after"] = found["data"][-1]["id"]
+
+
+def _raw(method: str, path: str, **params: Any) -> Obj:
+    answer: Any = client().raw_request(method, path, **params)  # type: ignore[no-untyped-call]
+    return dict(answer.data)
 
 
 def intent_of(kind: Kind, object_id: str) -> str | None:
@@ -213,13 +350,45 @@ def _invoice(invoice_id: str) -> Obj:
     return found
 
 
+def _session_of(intent_id: str) -> Obj | None:
+    sessions = client().v1.checkout.sessions.list({"payment_intent": intent_id, "limit": 1, "expand": ["data.line_items"]}).data
+    return sessions[0].to_dict() if sessions else None
+
+
+def as_session(found: Obj, intent: Obj | None = None) -> Session:
+    """A session as Stripe says it; ``intent`` in place of the session's, where that is not expanded."""
+    paying, subscribed = intent or found.get("payment_intent"), found.get("subscription")
+    refused = isinstance(paying, dict) and paying["status"] in ("requires_payment_method", "canceled")
+    over = isinstance(subscribed, dict) and subscribed["status"] in ("incomplete_expired", "canceled")
+    unpaid = found["status"] == "complete" and found["payment_status"] == "unpaid"
+    return Session(
+        id=found["id"],
+        customer_id=_id(found["customer"]) if found.get("customer") else None,
+        status=found["status"],
+        payment_status=found["payment_status"],
+        failed=unpaid and (refused or over),
+        url=found.get("url") or "",
+        expires_at=_time(found["expires_at"]),
+        intent_id=_id(paying) if paying else None,
+        subscription_id=_id(subscribed) if subscribed else None,
+    )
+
+
 def _of_invoice(found: Obj, intent: Obj | None) -> Payment:
     parent = (found.get("parent") or {}).get("subscription_details") or {}
     subscribed = subscription(_id(parent["subscription"])) if parent.get("subscription") else None
     lines = [_invoice_line(line) for line in found["lines"]["data"] if (line.get("pricing") or {}).get("price_details")]
     if intent is not None:
         paid = _payment(intent, due=found["amount_due"], lines=lines, subscription=subscribed)
-        return replace(paid, is_paid=paid.is_paid and found["status"] == "paid", invoice=_document(found), description="", receipt_url="")
+        sold = None if subscribed else _session_of(intent["id"])
+        return replace(
+            paid,
+            is_paid=paid.is_paid and found["status"] == "paid",
+            invoice=_document(found),
+            description="",
+            receipt_url="",
+            session=as_session(sold, intent) if sold else None,
+        )
     return Payment(
         id=found["id"],
         customer_id=_id(found["customer"]),

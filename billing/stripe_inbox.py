@@ -3,6 +3,7 @@
     work_next    works the event that is due first
     work_again   has staff's choice of events worked anew
     set_aside    takes events out of the queue for good
+    look_at      does what an event about an object would do, at once: for who has just changed it
 
 An event only says that something happened to an object. What counts is the object, which is read from Stripe anew each time, outside of any
 transaction; then one transaction brings our rows to what was read and marks the event done. So an event that comes twice, late or in
@@ -22,7 +23,7 @@ import structlog
 from django.db import connection, transaction
 from prometheus_client import Counter
 
-from billing import stripe_api, stripe_invoices, stripe_mails, stripe_payments, stripe_subscriptions
+from billing import stripe_api, stripe_checkouts, stripe_invoices, stripe_mails, stripe_payments, stripe_subscriptions
 from billing.models import StripeCustomer, StripeEvent
 
 MAX_ATTEMPTS = 15
@@ -76,6 +77,17 @@ def set_aside(*, event_ids: Collection[str], reason: str, now: datetime) -> list
         for event in chosen:
             _finish(event, State.IGNORED, f"Set aside: {reason}", now)
     return chosen
+
+
+def look_at(*, session: str = "", subscription: str = "", now: datetime) -> Outcome:
+    """Reads one object and brings our rows to what was read, as an event about it would. Calls the network: not inside a transaction.
+
+    :raises stripe.StripeError: Stripe did not say.
+    """
+    read_number = _read_number()
+    effect = _session(session) if session else _subscription(subscription)
+    with transaction.atomic():
+        return effect(now, read_number)
 
 
 def _claim(now: datetime) -> StripeEvent | None:
@@ -149,6 +161,8 @@ def _payment(truth: stripe_api.Payment) -> Effect:
         if customer is None:
             return State.IGNORED, f"{customer_id} is no customer of ours."
         notes = []
+        if truth.session is not None:
+            stripe_checkouts.apply(truth=truth.session, customer=customer, read_number=read_number)
         if truth.subscription is not None:
             notes.append(stripe_subscriptions.apply(truth=truth.subscription, customer=customer, read_number=read_number, now=now))
         if truth.invoice is not None:
@@ -188,10 +202,22 @@ def _intent_of(kind: stripe_api.Kind, object_id: str) -> Effect:
 
 
 def _session(session_id: str) -> Effect:
-    intent_id, subscription_id = stripe_api.session(session_id)
-    if intent_id:
-        return _intent(intent_id)
-    return _subscription(subscription_id) if subscription_id else _ignore(f"{session_id} has neither a payment nor a subscription.")
+    """A session, and what it led to."""
+    truth = stripe_api.session(session_id)
+    if truth.intent_id:
+        led_to = _intent(truth.intent_id)
+    elif truth.subscription_id:
+        led_to = _subscription(truth.subscription_id)
+    else:
+        led_to = _ignore(f"{session_id} has neither a payment nor a subscription.")
+
+    def effect(now: datetime, read_number: int) -> Outcome:
+        customer = _owner(truth.customer_id) if truth.customer_id else None
+        ours = customer and stripe_checkouts.apply(truth=truth, customer=customer, read_number=read_number)
+        state, reason = led_to(now, read_number)
+        return (State.DONE, "") if ours and state == State.IGNORED else (state, reason)
+
+    return effect
 
 
 def _subscription(subscription_id: str) -> Effect:
@@ -231,6 +257,7 @@ _READERS: dict[str, Callable[[str], Effect]] = {
     "checkout.session.async_payment_failed": _session,
     "checkout.session.async_payment_succeeded": _session,
     "checkout.session.completed": _session,
+    "checkout.session.expired": _session,
     "customer.subscription.created": _subscription,
     "customer.subscription.deleted": _subscription,
     "customer.subscription.paused": _subscription,

@@ -19,8 +19,8 @@ from django.db import connection
 from django.db.models import Q
 
 from billing import ledger, periods, stripe_api, stripe_prices, subscriptions
-from billing.models import Grant, StripeCustomer, StripePayment, StripeSubscription
-from pricing.models import PlanVersion
+from billing.models import Checkout, Grant, StripeCustomer, StripePayment, StripeSubscription
+from pricing.models import CreditPack, PlanVersion
 
 ACTOR = "stripe"
 #: Nanos in the smallest unit of a currency that has two decimals; prices in others are not sold.
@@ -101,10 +101,32 @@ def _bought(truth: stripe_api.Payment, customer: StripeCustomer) -> Sequence[Bou
 
 def _pack(truth: stripe_api.Payment, customer: StripeCustomer) -> Bought:
     """The pack that was paid for: of a discounted one, the share that was paid."""
-    product = customer.account.product
     if len(truth.lines) != 1:
         raise Mismatch(f"{truth.id} paid for {len(truth.lines)} things; packs are sold one at a time.")
     [line] = truth.lines
+    pack, copies = _sold(truth, line, customer)
+    amount_nanos = pack.credit_nanos * copies * line.net // line.subtotal
+    if amount_nanos <= 0:
+        raise Mismatch(f"{line.net} of {line.subtotal} {truth.currency} buy nothing.")
+    return Bought(
+        source="purchased",
+        source_key=truth.id,
+        amount_nanos=amount_nanos,
+        cash_nanos=line.cash * NANOS_PER_CENT,
+        reason=pack.name if copies == 1 else f"{copies} × {pack.name}",
+        expires_at=None if pack.expires_after_days is None else truth.created_at + timedelta(days=pack.expires_after_days),
+    )
+
+
+def _sold(truth: stripe_api.Payment, line: stripe_api.Line, customer: StripeCustomer) -> tuple[CreditPack, int]:
+    """Which pack, and how many of it: as our own row of the session says, else by the price. :raises Mismatch:"""
+    product = customer.account.product
+    session_id = truth.session.id if truth.session else None
+    ours = Checkout.objects.select_related("pack").filter(session_id=session_id, account=customer.account).first() if session_id else None
+    if ours is not None and ours.pack is not None:
+        if (line.subtotal, line.currency) != (ours.amount_cents, ours.currency):
+            raise Mismatch(f"{ours} costs {ours.amount_cents} {ours.currency}, {line.subtotal} {line.currency} were asked for.")
+        return ours.pack, ours.quantity
     if not stripe_prices.is_of_a_pack(product=product, price_id=line.price_id):
         raise Mismatch(f"The price {line.price_id} is of no pack of {product}.")
     found = stripe_prices.pack(
@@ -117,18 +139,7 @@ def _pack(truth: stripe_api.Payment, customer: StripeCustomer) -> Bought:
     )
     if found is None:
         raise Mismatch(f"No pack of {product} with the price {line.price_id} costs {line.subtotal} {truth.currency}.")
-    pack, copies = found
-    amount_nanos = pack.credit_nanos * copies * line.net // line.subtotal
-    if amount_nanos <= 0:
-        raise Mismatch(f"{line.net} of {line.subtotal} {truth.currency} buy nothing.")
-    return Bought(
-        source="purchased",
-        source_key=truth.id,
-        amount_nanos=amount_nanos,
-        cash_nanos=line.cash * NANOS_PER_CENT,
-        reason=pack.name if copies == 1 else f"{copies} × {pack.name}",
-        expires_at=None if pack.expires_after_days is None else truth.created_at + timedelta(days=pack.expires_after_days),
-    )
+    return found
 
 
 def _included(line: stripe_api.Line, subscription_id: str, customer: StripeCustomer) -> Bought | None:

@@ -40,6 +40,11 @@ def pack(*, product: Product, price_id: str, amount: int, quantity: int, currenc
     return None
 
 
+def on_sale(setting: str) -> str:
+    """The id of the price that is sold today by this environment variable; empty where it names none."""
+    return os.environ.get(setting, "").partition(",")[0].strip() if setting else ""
+
+
 def _packs(product: Product) -> Iterable[CreditPack]:
     return CreditPack.objects.filter(product=product).exclude(stripe_price_setting="")
 

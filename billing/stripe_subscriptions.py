@@ -1,7 +1,9 @@
 """What a subscription at Stripe means for its account.
 
-    apply  makes our plan what Stripe's subscriptions say
-    align  does so again, where it was not the subscription that changed but who belongs to a team
+    apply    makes our plan what Stripe's subscriptions say
+    align    does so again, where it was not the subscription that changed but who belongs to a team
+    counts   the plan version that a subscription stands for
+    coming   the move to a lower plan that it waits for
 
 
 =================================  ==================================================================
@@ -17,7 +19,8 @@ status at Stripe                   what counts
 =================================  ==================================================================
 
 Of several subscriptions that count, the plan of the highest rank is the account's, then the youngest. A price that is no plan's changes
-nothing and is kept for staff.
+nothing and is kept for staff. A lower plan that was chosen in the middle of a period is at Stripe at once, for the next invoice; the plan
+that is paid for counts until then (:class:`billing.models.PlanChange`).
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from datetime import datetime
 from django.db.models import Q
 
 from billing import ledger, stripe_api, stripe_prices, subscriptions, tiers
-from billing.models import Schedule, StripeCustomer, StripeSubscription, Subscription
+from billing.models import PlanChange, Schedule, StripeCustomer, StripeSubscription, Subscription
+from pricing.models import PlanVersion
 
 ENDED = ("canceled", "incomplete_expired")
 
@@ -49,7 +53,7 @@ def apply(*, truth: stripe_api.Subscription, customer: StripeCustomer, read_numb
         mapped = stripe_prices.plan_version(product=account.product, price_id=price, at=truth.period[0])
         if mapped is not None:
             if version is None or version.plan_id != mapped.plan_id:  # else a version is kept for the whole subscription
-                version = mapped
+                version = _before_change(truth, price) or mapped
             price_id, quantity = price, count
             break
     StripeSubscription.objects.update_or_create(
@@ -65,12 +69,37 @@ def apply(*, truth: stripe_api.Subscription, customer: StripeCustomer, read_numb
             "current_period_end": truth.period[1],
             "cancel_at_period_end": truth.cancel_at_period_end,
             "started_at": truth.started_at,
+            "trial_ends_at": truth.trial_ends_at or (known.trial_ends_at if known else None),
             "ended_at": truth.ended_at,
             "read_number": read_number,
         },
     )
     align(customer=customer, now=now)
     return "" if mapped is not None else f"The price {price_id} of {truth.id} is of no plan: its plan is as it was."
+
+
+def counts(subscribed: StripeSubscription) -> PlanVersion | None:
+    """The plan version that a subscription stands for: its price's, or until the period is over the one that is paid for."""
+    change = coming(subscribed)
+    return change.from_version if change else subscribed.plan_version
+
+
+def coming(subscribed: StripeSubscription) -> PlanChange | None:
+    """The move to a lower plan that waits for the end of the subscription's period."""
+    change = _last_change(subscribed.pk, subscribed.current_period_start)
+    return change if change and change.to_price_id == subscribed.price_id else None
+
+
+def _last_change(subscription_id: str, period_start: datetime) -> PlanChange | None:
+    """The last downgrade that was asked for in the period that began at ``period_start``."""
+    changes = PlanChange.objects.select_related("from_version__plan", "to_version__plan").order_by("-pk")
+    return changes.filter(subscription_id=subscription_id, keeps_until__gt=period_start).first()
+
+
+def _before_change(truth: stripe_api.Subscription, price_id: str) -> PlanVersion | None:
+    """The version that the subscription had at this price before a downgrade that was undone."""
+    change = _last_change(truth.id, truth.period[0])
+    return change.from_version if change and change.from_price_id == price_id else None
 
 
 def align(*, customer: StripeCustomer, now: datetime) -> None:
@@ -80,17 +109,17 @@ def align(*, customer: StripeCustomer, now: datetime) -> None:
     """
     account = customer.account
     paid = StripeSubscription.objects.filter(account=account, status__in=subscriptions.ENTITLED, plan_version__isnull=False)
-    best = paid.select_related("plan_version__plan").order_by("-plan_version__plan__rank", "-started_at", "-pk").first()
+    standing = [(version, each) for each in paid.select_related("plan_version__plan") if (version := counts(each)) is not None]
+    paid_version, best = max(standing, key=lambda pair: (pair[0].plan.rank, pair[1].started_at, pair[1].pk), default=(None, None))
     live = subscriptions.current(account_id=account.pk)
-    if best is None:
+    if best is None or paid_version is None:
         if live is not None and live.stripe_id is not None:
             ended = StripeSubscription.objects.get(pk=live.stripe_id).ended_at or now
             subscriptions.end(account=account, now=ended)
             subscriptions.start(account=account, plan=account.product.default_plan, now=now)
         return
-    assert best.plan_version is not None
     kept = live.plan_version if live is not None and live.stripe_id == best.pk else None
-    version = tiers.version(account=account, paid=best.plan_version, kept=kept, now=now)
+    version = tiers.version(account=account, paid=paid_version, kept=kept, now=now)
     if live is None or (live.stripe_id, live.plan_version_id) != (best.pk, version.pk):
         subscriptions.end(account=account, now=now)
         _end_schedule(customer, best, now)

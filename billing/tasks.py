@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from billing import ledger, stripe_inbox
+from billing import ledger, stripe_inbox, stripe_requests
 
 DUE_BATCH = 100
 #: So many events at most are worked at one ring of the bell; the sweeper rings again within a minute.
@@ -27,3 +27,9 @@ def work_stripe_inbox() -> int:
     while worked < INBOX_BATCH and stripe_inbox.work_next(now=timezone.now()) is not None:
         worked += 1
     return worked
+
+
+@shared_task
+def send_stripe_requests() -> int:
+    """Sends again what Stripe has not answered; returns how many requests. Late, twice or at once with another: the same end."""
+    return stripe_requests.sweep(now=timezone.now())

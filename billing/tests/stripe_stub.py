@@ -102,19 +102,20 @@ class Stub:
             "amount_tax": 0,
             "amount_total": total,
         }
-        self.put(
-            {
-                "id": new("cs"),
-                "object": "checkout.session",
-                "mode": "payment",
-                "payment_intent": paid["id"],
-                "subscription": None,
-                "customer": customer,
-                "amount_total": total,
-                "line_items": listed([line]),
-            }
+        self.session(
+            mode="payment",
+            payment_intent=paid["id"],
+            payment_status="paid" if paid["status"] == "succeeded" else "unpaid",
+            customer=customer,
+            amount_total=total,
+            line_items=listed([line]),
         )
         return paid
+
+    def session(self, **fields: Any) -> Obj:
+        """A checkout session that the customer has finished."""
+        finished = {"id": new("cs"), "object": "checkout.session", "status": "complete", "payment_status": "paid", "expires_at": FEBRUARY}
+        return self.put(finished | {"payment_intent": None, "subscription": None} | fields)
 
     def charge(self, amount: int, fee: int | None) -> Obj:
         settled = (

@@ -65,7 +65,7 @@ class TestPacks:
         sold = stub.subscription(customer, "price_pack")
         invoice = stub.invoice(sold, 1_000, parent=None)
         [intent] = [obj for obj in stub.find("payment_intent") if obj["customer"] == customer]
-        session = stub.put({"id": new("cs"), "object": "checkout.session", "payment_intent": intent["id"], "subscription": None})
+        session = stub.session(payment_intent=intent["id"])
         four = [
             ("checkout.session.completed", session),
             ("payment_intent.succeeded", intent),

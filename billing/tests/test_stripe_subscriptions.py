@@ -256,7 +256,7 @@ class TestPlan:
             customer = StripeCustomer.objects.create(id=new("cus"), account=account)
             subscription = stub.subscription(customer.pk, "price_core", start=THIS, end=NEXT)
             invoice = stub.invoice(subscription, 2_500)
-            session = stub.put({"id": new("cs"), "object": "checkout.session", "payment_intent": None, "subscription": subscription["id"]})
+            session = stub.session(subscription=subscription["id"])
             told = [
                 ("customer.subscription.created", subscription),
                 ("invoice.payment_succeeded", invoice),
