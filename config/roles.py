@@ -16,7 +16,7 @@ OWNER = "tollgate_owner"
 APP = "tollgate_app"
 TENANT = "authenticated"
 
-#: Written by the ledger's SQL functions alone, partitions included: the app role may only read them.
+#: Written by the ledger's SQL functions alone: the app role may only read them.
 LEDGER_TABLES = (
     "account_state",
     "wallet",

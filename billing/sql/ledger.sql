@@ -851,7 +851,7 @@ declare
 begin
   for f in
     select p.oid::regprocedure from pg_proc p
-    where p.pronamespace = 'public'::regnamespace and (p.proname like 'ledger\_%' or p.proname like 'usage\_%' or p.proname in ('share', 'add_hash_partitions'))
+    where p.pronamespace = 'public'::regnamespace and (p.proname like 'ledger\_%' or p.proname like 'usage\_%' or p.proname = 'share')
   loop
     execute format('revoke all on function %s from public', f);
   end loop;
@@ -872,8 +872,7 @@ begin
     'usage_extend(bigint, uuid, interval)',
     'usage_record_one(bigint, uuid, uuid, usage_call, smallint, timestamptz, bigint, bigint, bigint, bigint, text, timestamptz)',
     'usage_sweep(integer)']::regprocedure[] loop
-    -- One plan for all calls, by index: partitioned tables would be planned anew for each call, and a plan that was made while a table
-    -- was empty would read the whole of it later.
+    -- One plan for all calls, by index: a plan that was made while a table was empty would read the whole of it later.
     execute format('alter function %s security definer set search_path = public, pg_temp'
                    ' set plan_cache_mode = force_generic_plan set enable_seqscan = off', f);
   end loop;

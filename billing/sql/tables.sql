@@ -215,7 +215,7 @@ create table usage_record (
   primary key (account_id, id),
   constraint usage_record_key_once unique (account_id, key_hash),
   constraint usage_record_unpriced_has_no_price check ((outcome = 'unpriced') = (cost_nanos is null) and (cost_nanos is null) = (price_nanos is null) and (price_nanos is null) = (value_nanos is null))
-) partition by hash (account_id);
+);
 
 create table ledger_entry (
   account_id bigint not null,
@@ -237,7 +237,7 @@ create table ledger_entry (
   constraint ledger_entry_moves_something check (amount <> 0 or debt_delta <> 0),
   constraint ledger_entry_moves_one_grant check ((grant_id is null) = (amount = 0)),
   constraint ledger_entry_has_one_cause check (num_nonnulls(usage_id, operation_id) = case when kind in ('expiry', 'rollover') then 0 else 1 end)
-) partition by hash (account_id);
+);
 
 -- The rare verbs' keys, with who did it and why.
 create table operation_key (
@@ -287,19 +287,6 @@ begin
   raise exception '% on % refused: it is append-only', tg_op, tg_table_name using errcode = 'restrict_violation';
 end $$;
 
--- TRUNCATE triggers are not inherited by partitions, so partitions come from here only; a test walks the tree.
-create function add_hash_partitions(p_parent text, p_modulus int) returns void language plpgsql as $$
-declare
-  v_name text;
-begin
-  for i in 0 .. p_modulus - 1 loop
-    v_name := format('%s_%s', p_parent, i);
-    execute format('create table %I partition of %I for values with (modulus %s, remainder %s)', v_name, p_parent, p_modulus, i);
-    execute format('create trigger never_truncated before truncate on %I for each statement execute function refuse_change()', v_name);
-  end loop;
-end $$;
-select add_hash_partitions('usage_record', 8);
-select add_hash_partitions('ledger_entry', 8);
 create index usage_record_event_at on usage_record using brin (event_at);
 create index usage_record_unpriced on usage_record (account_id, id) where outcome = 'unpriced';
 

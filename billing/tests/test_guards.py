@@ -71,13 +71,17 @@ class TestOwner:
         assert "append-only" in refused(statement.format("usage_record"))
 
     @pytest.mark.failure(22)
-    def test_no_table_of_the_ledger_can_be_truncated_nor_any_partition_of_one(self) -> None:
+    @pytest.mark.parametrize("table", NEVER_TRUNCATED)
+    def test_no_table_of_the_ledger_can_be_truncated(self, table: str) -> None:
+        assert "append-only" in refused(f"truncate {table} cascade")
+
+    @pytest.mark.failure(22)
+    def test_no_table_of_the_ledger_has_parts_that_triggers_would_not_guard(self) -> None:
         with connection.cursor() as cursor:
-            cursor.execute("select relid::regclass::text from unnest(%s::regclass[]) t, pg_partition_tree(t)", [list(NEVER_TRUNCATED)])
-            tables = {name for (name,) in cursor.fetchall()} | set(NEVER_TRUNCATED)
-        assert len(tables) == len(NEVER_TRUNCATED) + 16
-        for table in sorted(tables):
-            assert "append-only" in refused(f"truncate {table} cascade"), table
+            cursor.execute(
+                "select inhrelid::regclass::text from pg_inherits where inhparent = any(%s::regclass[])", [list(NEVER_TRUNCATED)]
+            )
+            assert cursor.fetchall() == []
 
     @pytest.mark.parametrize("table", ["wallet", "account_state", "credit_grant", "credit_schedule"])
     def test_wallets_and_grants_are_never_deleted(self, table: str) -> None:

@@ -3,14 +3,8 @@ do $$ declare
     ledger oid[];
     thing record;
 begin
-    -- pg_partition_tree gives a plain table itself, a partitioned one with all its partitions.
-    select coalesce(array_agg(member.oid), array[]::oid[]) into ledger
-      from (select tree.relid::oid as oid
-              from pg_class root, pg_partition_tree(root.oid) tree
-             where root.relnamespace = 'public'::regnamespace and root.relname = any (LEDGER_TABLES)
-            union
-            select root.oid from pg_class root
-             where root.relnamespace = 'public'::regnamespace and root.relname = any (LEDGER_TABLES)) member;
+    select coalesce(array_agg(oid), array[]::oid[]) into ledger
+      from pg_class where relnamespace = 'public'::regnamespace and relname = any (LEDGER_TABLES);
     for thing in
         select c.oid, c.oid::regclass as name, c.relkind from pg_class c
          where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S')
