@@ -1,4 +1,4 @@
-"""What admin shows that is no table of another app: both read SQL views, neither is ever written."""
+"""What admin shows that is no table of another app: SQL views that are never written. And whom to look at."""
 
 from __future__ import annotations
 
@@ -51,3 +51,15 @@ class Margin(models.Model):
 
     def __str__(self) -> str:
         return str(self.day)
+
+
+class UsedLately(models.Model):
+    """An account that used something since it was last looked at: written by the fold (``analytics/sql/used_lately.sql``)."""
+
+    account = models.OneToOneField(Account, on_delete=models.PROTECT, primary_key=True, related_name="+")
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"account {self.pk}"
