@@ -1,16 +1,18 @@
-"""Sign-up by allauth: a new user gets a person account of the product that the address names."""
+"""Sign-up by allauth: a new user gets a person account of the product that the address names, or joins the team that invited them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from allauth.account.adapter import DefaultAccountAdapter
+from allauth.core.exceptions import ImmediateHttpResponse
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import HttpRequest
+from django.shortcuts import redirect
 from django.utils import timezone
 
-from accounts import registration
+from accounts import members, registration, sign_up
 from accounts.models import User
 from pricing.models import Product
 
@@ -18,10 +20,16 @@ EMAIL_LENGTH = 254
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth has no type hints
-    """``/accounts/signup/?product=<slug>``; without the parameter, ``registration.product_for`` decides."""
+    """``/accounts/signup/?product=<slug>``; without the parameter, ``registration.product_for`` decides.
+
+    ``?invitation=<token>`` is an invitation's link: who signs up by it, with the address that it was sent to, has shown that the address is
+    theirs, belongs to the team at once, and gets no account of their own.
+    """
 
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         """No: allauth then shows ``account/signup_closed.html``."""
+        if sign_up.invitation(request):
+            return True
         try:
             _product(request)
         except registration.UnknownProduct:
@@ -35,18 +43,30 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
         return email
 
     def save_user(self, request: HttpRequest, user: User, form: Any, commit: bool = True) -> User:
-        product = _product(request)
+        token = sign_up.invitation(request)
+        product = None if token else _product(request)
         with transaction.atomic():
             super().save_user(request, user, form, commit=True)
-            registration.open_account(
-                product=product,
-                external_id=str(user.pk),
-                name=_name(user.email),
-                owner=user,
-                billing_email=user.email,
-                now=timezone.now(),
-            )
+            if product is None:
+                self._join(request, user, token)
+            else:
+                registration.open_account(
+                    product=product,
+                    external_id=str(user.pk),
+                    name=_name(user.email),
+                    owner=user,
+                    billing_email=user.email,
+                    now=timezone.now(),
+                )
         return user
+
+    def _join(self, request: HttpRequest, user: User, token: str) -> None:
+        """:raises ImmediateHttpResponse: the invitation has ended since the form was checked; nobody signed up. Its page says why."""
+        try:
+            members.accept(token=token, user=user, now=timezone.now(), proven=True)
+        except members.NoInvitation as error:
+            raise ImmediateHttpResponse(redirect("invitation", token)) from error
+        self.stash_verified_email(request, user.email)
 
 
 def _product(request: HttpRequest) -> Product:

@@ -12,6 +12,7 @@ from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin as BaseUserAdmin
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
+from django.forms.models import BaseInlineFormSet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -36,8 +37,25 @@ admin.site.unregister(EmailAddress)
 admin.site.unregister(Authenticator)  # its rows hold the secrets of second factors
 
 
+class MembershipFormSet(BaseInlineFormSet):  # type: ignore[type-arg]
+    """Says beside the rows what the database would refuse."""
+
+    def clean(self) -> None:
+        super().clean()
+        ends = {
+            form.instance.pk
+            for form in self.initial_forms
+            if form.cleaned_data.get("DELETE") or "account" in form.changed_data or form.cleaned_data.get("role") != Membership.Role.OWNER
+        }
+        owners = Membership.objects.filter(role=Membership.Role.OWNER)
+        for membership in owners.filter(pk__in=ends).select_related("account__product"):
+            if not owners.filter(account=membership.account).exclude(pk__in=ends).exists():
+                raise forms.ValidationError(f"{membership.account} would have no owner. Make somebody else an owner first, and save that.")
+
+
 class MembershipInline(TabularInline):  # type: ignore[misc]
     model = Membership
+    formset = MembershipFormSet
     extra = 0
     autocomplete_fields = ("account", "user")
 
@@ -119,7 +137,19 @@ class ApiKeyAdmin(ReadOnlyAdmin):
     list_filter = ("product",)
     search_fields = ("name", "prefix", "=account__public_id", "=account__external_id")
     list_select_related = ("product", "account__product")
-    fields = ("name", "shown", "product", "account", "scopes_", "created_at", "created_by", "expires_at", "last_used_at", "revoked_at")
+    fields = (
+        "name",
+        "shown",
+        "product",
+        "account",
+        "scopes_",
+        "created_at",
+        "created_by",
+        "expires_at",
+        "last_used_at",
+        "revoked_at",
+        "revoked_by",
+    )
     change_form_before_template = "admin/accounts/revoke_link.html"
 
     @display(description="Key")
@@ -178,7 +208,7 @@ class ApiKeyAdmin(ReadOnlyAdmin):
             raise Http404
         form = ReasonForm(request.POST or None)
         if form.is_valid():
-            api_keys.revoke(key=key, now=timezone.now())
+            api_keys.revoke(key=key, now=timezone.now(), revoked_by=actor(request))
             self.log_change(request, key, f"Revoked: {form.cleaned_data['reason']}")
             self.message_user(request, f"{key} is revoked.", messages.SUCCESS)
             target = (

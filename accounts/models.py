@@ -12,6 +12,7 @@ from django.contrib.auth.models import AbstractUser
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex
 from django.core.exceptions import ValidationError
+from django.core.validators import RegexValidator
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Lower, Now
@@ -143,6 +144,77 @@ class Membership(models.Model):
         return f"{self.user} · {self.account}: {self.role}"
 
 
+class Invitation(models.Model):
+    """A place in a team, offered to an email address. It is open until it is accepted, revoked, or ``expires_at`` has come.
+
+    ``sent`` counts its mails; only the link in the last of them works (:mod:`accounts.members`).
+    """
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="invitations")
+    email = models.EmailField()
+    role = models.CharField(max_length=10, choices=Membership.Role, default=Membership.Role.MEMBER)
+    sent = models.PositiveSmallIntegerField(default=1)
+    sent_at = models.DateTimeField()
+    created_at = models.DateTimeField()
+    created_by = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
+    expires_at = models.DateTimeField()
+    accepted_at = models.DateTimeField(null=True, blank=True)
+    accepted_by = models.ForeignKey(User, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    revoked_by = models.ForeignKey(User, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["account", "email"], condition=Q(accepted_at=None, revoked_at=None), name="invitation_open_once"
+            ),
+            models.CheckConstraint(name="invitation_email_lower_case", condition=Q(email=Lower("email"))),
+            models.CheckConstraint(
+                name="invitation_ends_once",
+                condition=Q(accepted_at=None, accepted_by=None) & Q(revoked_at=None, revoked_by=None)
+                | Q(accepted_at__isnull=False, accepted_by__isnull=False, revoked_at=None, revoked_by=None)
+                | Q(accepted_at=None, accepted_by=None, revoked_at__isnull=False, revoked_by__isnull=False),
+            ),
+        ]
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.email} → {self.account}: {self.role}"
+
+
+class Brand(models.Model):
+    """What the pages of an account, or of all accounts of a product, look like. A product's colour is in its catalog.
+
+    Whether an account's own is shown is its plan's to say: :mod:`billing.branding`.
+    """
+
+    account = models.OneToOneField(Account, on_delete=models.PROTECT, null=True, blank=True, related_name="brand")
+    product = models.OneToOneField(Product, on_delete=models.PROTECT, null=True, blank=True, related_name="brand")
+    colour = models.CharField(max_length=7, blank=True, validators=[RegexValidator(r"^#[0-9a-f]{6}\Z", "Write a colour such as #0f766e.")])
+    logo = models.BinaryField(null=True, blank=True)
+    logo_type = models.CharField(max_length=16, blank=True)
+    logo_digest = models.CharField(max_length=32, blank=True, db_index=True, help_text="The first half of its SHA-256, in hexadecimal.")
+    updated_at = models.DateTimeField()
+    updated_by = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="brand_of_one",
+                condition=Q(account__isnull=False, product=None) | Q(account=None, product__isnull=False, colour=""),
+            ),
+            models.CheckConstraint(name="brand_colour_is_hexadecimal", condition=Q(colour="") | Q(colour__regex=r"^#[0-9a-f]{6}$")),
+            models.CheckConstraint(
+                name="brand_logo_is_whole",
+                condition=Q(logo=None, logo_type="", logo_digest="")
+                | Q(logo__isnull=False, logo_type__in=["image/png", "image/jpeg", "image/webp"], logo_digest__regex=r"^[0-9a-f]{32}$"),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"Brand of {self.account or self.product}"
+
+
 class ApiKey(models.Model):
     """A bearer key. Only its SHA-256 is stored; the key itself is shown once.
 
@@ -166,6 +238,7 @@ class ApiKey(models.Model):
     created_by = models.CharField(max_length=150, blank=True, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
+    revoked_by = models.CharField(max_length=150, blank=True, editable=False)
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:

@@ -3,6 +3,7 @@
 home     sends a visitor to their account, or lets them choose
 tenant   opens the rows of one account to a view, behind both walls
 render   the page, in the account's time zone, with its product
+answer   the same for a page with forms
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def home(request: HttpRequest) -> HttpResponse:
     user = signed_in(request)
     with tenancy.acting_as(user=user):
         accounts = list(accounts_of(user).filter(closed_at=None))
+        roles = dict(Membership.objects.filter(user=user).values_list("account_id", "role"))
     if len(accounts) == 1:
         return redirect("overview", accounts[0].public_id)
     if not accounts and user.is_staff:
@@ -42,7 +44,7 @@ def home(request: HttpRequest) -> HttpResponse:
     products = Product.objects.in_bulk({account.product_id for account in accounts})
     for account in accounts:
         account.product = products[account.product_id]
-    return render_template(request, "accounts/choose.html", {"accounts": accounts})
+    return render_template(request, "accounts/choose.html", {"accounts": [(account, roles[account.pk]) for account in accounts]})
 
 
 def accounts_of(user: User) -> QuerySet[Account]:
@@ -82,9 +84,17 @@ def render(request: HttpRequest, template: str, *, account: Account, now: dateti
         "product": Product.objects.select_related("unit").get(pk=account.product_id),
         "now": now,
         "page": request.resolver_match.url_name if request.resolver_match else "",
+        "several": accounts_of(signed_in(request)).filter(closed_at=None).exclude(pk=account.pk).exists(),
     }
     with timezone.override(account.time_zone):
         return render_template(request, template, shared | context)
+
+
+def answer(request: HttpRequest, template: str, *, account: Account, now: datetime, context: dict[str, Any]) -> HttpResponse:
+    """:func:`render`; 422 where the form that was sent is shown again, because something was wrong with it."""
+    response = render(request, template, account=account, now=now, context=context)
+    response.status_code = 422 if request.method == "POST" else 200
+    return response
 
 
 def signed_in(request: HttpRequest) -> User:

@@ -1,8 +1,9 @@
 """Accounts come into being here, and people are forgotten here.
 
-open_account  the account of a product that has this external id; opened, with its signal, if there was none, and signed up, if a guest's
-forget_user   removes a person's data; accounts and all that hangs on them stay
-product_for   which product a visitor signs up to
+open_account    the account of a product that has this external id; opened, with its signal, if there was none, and signed up, if a guest's
+change_details  an account's name, billing address and time zone
+forget_user     removes a person's data; accounts and all that hangs on them stay
+product_for     which product a visitor signs up to
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from urllib.parse import urlsplit
 from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from django.conf import settings
+from django.contrib.admin.models import LogEntry
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import Value
+from django.db.models.functions import Replace
 
-from accounts import mails, signals
-from accounts.models import Account, ApiKey, Membership, User
+from accounts import acts, mails, signals
+from accounts.models import Account, ApiKey, Invitation, Membership, User
 from pricing.models import Product
+
+_DETAILS = ("the name", "the billing address", "the time zone")
 
 
 class InvalidAccount(ValueError):
@@ -94,6 +100,24 @@ def open_account(
     return account
 
 
+def change_details(*, account: Account, name: str, billing_email: str, time_zone: str, actor: User, now: datetime) -> None:
+    """What the account's people say of it. A time zone counts from each quota's next day on.
+
+    :raises InvalidAccount: a name, address or time zone that is none, or a closed account.
+    """
+    with transaction.atomic():
+        account = Account.objects.select_related("product").select_for_update(of=["self"], no_key=True).get(pk=account.pk)
+        if account.closed_at:
+            raise InvalidAccount("name", "This account was closed.")
+        before = (account.name, account.billing_email, account.time_zone)
+        account.name, account.billing_email, account.time_zone = name, billing_email, time_zone
+        _check(account)
+        changed = [what for what, old, new in zip(_DETAILS, before, (name, billing_email, time_zone), strict=True) if old != new]
+        if changed:
+            account.save(update_fields=["name", "billing_email", "time_zone"])
+            acts.note(account=account, actor=actor, what=f"Changed {', '.join(changed)}.", now=now)
+
+
 def forget_user(*, user: User, now: datetime) -> None:
     """Removes what identifies ``user`` and ends every sign-in (sessions end with the password that they were opened with).
 
@@ -104,10 +128,17 @@ def forget_user(*, user: User, now: datetime) -> None:
     with transaction.atomic():
         user = User.objects.select_for_update().get(pk=user.pk)
         addresses = {user.email, *EmailAddress.objects.filter(user=user).values_list("email", flat=True)}
-        ApiKey.objects.filter(created_by=user.email).update(created_by=f"forgotten-{user.pk}")
+        forgotten = f"forgotten-{user.pk}"
+        ApiKey.objects.filter(created_by=user.email).update(created_by=forgotten)
+        ApiKey.objects.filter(revoked_by=user.email).update(revoked_by=forgotten)
+        Invitation.objects.filter(email__in=addresses, accepted_at=None).delete()
+        Invitation.objects.filter(email__in=addresses).update(email=f"{forgotten}@invalid")
+        for address in addresses:
+            written = LogEntry.objects.filter(change_message__contains=address)
+            written.update(change_message=Replace("change_message", Value(address), Value(forgotten)))
         EmailAddress.objects.filter(user=user).delete()
         Authenticator.objects.filter(user=user).delete()
-        user.email = f"forgotten-{user.pk}@invalid"
+        user.email = f"{forgotten}@invalid"
         user.first_name = user.last_name = ""
         user.is_active = user.is_staff = user.is_superuser = False
         user.set_unusable_password()

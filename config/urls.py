@@ -4,13 +4,13 @@ from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
-from accounts import openings
+from accounts import invitation_page, openings
 from accounts import pages as account_pages
 from accounts.reads import by_method
 from analytics.api import MarginView
 from billing import api as billing
+from billing import stripe_receiver, team_page
 from billing import pages as billing_pages
-from billing import stripe_receiver
 from config import errors, health, openapi
 from metering import api as metering
 from metering import pages as usage_pages
@@ -27,6 +27,10 @@ urlpatterns = [
     re_path(ACCOUNT + "$", usage_pages.overview, name="overview"),
     re_path(ACCOUNT + "usage/$", usage_pages.usage, name="usage"),
     re_path(ACCOUNT + "statement/$", billing_pages.statement, name="statement"),
+    re_path(ACCOUNT + "team/$", team_page.team, name="team"),
+    re_path(ACCOUNT + "team/members/(?P<membership_id>[0-9]{1,18})/$", team_page.member, name="member"),
+    re_path(ACCOUNT + "team/invitations/(?P<invitation_id>[0-9]{1,18})/$", team_page.invited, name="invited"),
+    re_path(r"^invitation/(?P<token>[^/]{1,200})/$", invitation_page.invitation, name="invitation"),
     # The API
     path("api/schema", openapi.document, name="schema"),
     path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
