@@ -1,8 +1,9 @@
 """API keys: bearer tokens that act for a product (all its accounts) or for one account.
 
     issue         makes a key; the token is in the answer and nowhere else
+    issue_own     the same, for an account by one of its members
     authenticate  who a token stands for, or InvalidKey
-    revoke        ends a key; within CACHE_SECONDS every process refuses it
+    revoke        ends a key; within CACHE_SECONDS every process refuses it; revoke_own an account's, by one of its members
 
 A token is ``tg_live_`` and 32 random letters and digits (190 bits; the six that ``prefix`` shows leave 154). What is stored is its
 SHA-256: a slow hash protects weak secrets, and these are not. A token is found by its digest through a unique index, so nothing
@@ -22,12 +23,14 @@ from typing import Final
 from django.db import transaction
 from django.db.models import Q
 
-from accounts.models import Account, ApiKey
+from accounts import acts
+from accounts.models import Account, ApiKey, User
 from pricing.models import Product
 
 TOKEN_PREFIX: Final = "tg_live_"  # noqa: S105 (what secret scanners look for, no secret)
 CACHE_SECONDS: Final = 1
 CACHE_KEYS: Final = 4096
+MAX_OWN: Final = 50
 LAST_USED_SECONDS: Final = 60
 _ALPHABET: Final = string.ascii_letters + string.digits
 _RANDOM_CHARACTERS: Final = 32
@@ -124,6 +127,31 @@ def issue(
     return Issued(key=key, token=token)
 
 
+def issue_own(
+    *, account: Account, name: str, scopes: Collection[str], actor: User, now: datetime, expires_at: datetime | None = None
+) -> Issued:
+    """A new key of ``account``, made by ``actor``. Two working keys of an account never have one name: a form that is sent twice makes one
+    key, and a list of keys can be read.
+
+    :raises InvalidGrant: as :func:`issue`; a name that a working key has; ``MAX_OWN`` keys that work; a closed account.
+    """
+    with transaction.atomic():
+        account = Account.objects.select_related("product").select_for_update(of=["self"], no_key=True).get(pk=account.pk)
+        if account.closed_at:
+            raise InvalidGrant("This account was closed.")
+        working = ApiKey.objects.filter(Q(expires_at=None) | Q(expires_at__gt=now), account=account, revoked_at=None)
+        if working.filter(name=name).exists():
+            raise InvalidGrant("A key of this name works already. Choose another name, or revoke that one.")
+        if working.count() >= MAX_OWN:
+            raise InvalidGrant(f"An account has at most {MAX_OWN} working keys. Revoke one that nothing uses.")
+        issued = issue(
+            product=account.product, account=account, name=name, scopes=scopes, now=now, created_by=actor.email[:150], expires_at=expires_at
+        )
+        what = f"Issued the API key {issued.key}, with {', '.join(issued.key.scopes)}."
+        acts.note(account=account, actor=actor, what=what, now=now)
+    return issued
+
+
 def authenticate(*, token: str, now: datetime) -> Principal:
     """Whom ``token`` stands for. What was read less than ``CACHE_SECONDS`` before ``now`` is not read again.
 
@@ -148,11 +176,21 @@ def authenticate(*, token: str, now: datetime) -> Principal:
     return principal
 
 
-def revoke(*, key: ApiKey, now: datetime) -> None:
+def revoke(*, key: ApiKey, now: datetime, revoked_by: str = "") -> None:
     """Ends ``key`` for good; a second call changes nothing. Other processes follow within ``CACHE_SECONDS`` of the commit."""
-    ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=now)
-    key.refresh_from_db(fields=["revoked_at"])
+    ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=now, revoked_by=revoked_by[:150])
+    key.refresh_from_db(fields=["revoked_at", "revoked_by"])
     transaction.on_commit(lambda: _cache.pop(bytes(key.digest), None))
+
+
+def revoke_own(*, key: ApiKey, actor: User, now: datetime) -> None:
+    """:func:`revoke` for a key of an account, by ``actor``."""
+    if key.account is None:
+        raise ValueError("A product's key is no account's own.")
+    with transaction.atomic():
+        if ApiKey.objects.select_for_update(no_key=True).get(pk=key.pk).revoked_at is None:
+            revoke(key=key, now=now, revoked_by=actor.email)
+            acts.note(account=key.account, actor=actor, what=f"Revoked the API key {key}.", now=now)
 
 
 def _read(digest: bytes, *, now: datetime) -> Principal:

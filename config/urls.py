@@ -4,12 +4,12 @@ from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
-from accounts import invitation_page, openings
+from accounts import branding, invitation_page, openings
 from accounts import pages as account_pages
 from accounts.reads import by_method
 from analytics.api import MarginView
 from billing import api as billing
-from billing import stripe_receiver, team_page
+from billing import keys_page, settings_page, stripe_receiver, team_page
 from billing import pages as billing_pages
 from config import errors, health, openapi
 from metering import api as metering
@@ -30,7 +30,12 @@ urlpatterns = [
     re_path(ACCOUNT + "team/$", team_page.team, name="team"),
     re_path(ACCOUNT + "team/members/(?P<membership_id>[0-9]{1,18})/$", team_page.member, name="member"),
     re_path(ACCOUNT + "team/invitations/(?P<invitation_id>[0-9]{1,18})/$", team_page.invited, name="invited"),
+    re_path(ACCOUNT + "keys/$", keys_page.api_keys_page, name="api_keys"),
+    re_path(ACCOUNT + "keys/(?P<key_id>[0-9]{1,18})/$", keys_page.revoke, name="revoke_key"),
+    re_path(ACCOUNT + "settings/$", settings_page.settings, name="settings"),
     re_path(r"^invitation/(?P<token>[^/]{1,200})/$", invitation_page.invitation, name="invitation"),
+    re_path(r"^logo/(?P<digest>[0-9a-f]{32})$", branding.logo, name="logo"),
+    re_path(r"^colour/(?P<colour>[0-9a-f]{6})\.css$", branding.stylesheet, name="colour"),
     # The API
     path("api/schema", openapi.document, name="schema"),
     path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
