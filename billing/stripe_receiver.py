@@ -59,7 +59,7 @@ def receive(request: HttpRequest, *, secrets: str) -> HttpResponse:
 def read(request: HttpRequest) -> str:
     """The raw body. :raises Refused: it is too long, cut short or no UTF-8."""
     length = request.headers.get("Content-Length") or "0"
-    if not length.isdecimal() or int(length[:20]) > MAX_BODY_BYTES:
+    if not length.isdecimal() or len(length) > 9 or int(length) > MAX_BODY_BYTES:
         raise Refused(f"a body of {length[:20]} bytes")
     try:
         return request.body.decode()

@@ -108,6 +108,14 @@ def test_an_endpoint_may_have_several_signing_secrets_and_without_one_has_none()
     assert shown.stdout.strip() == "['whsec_new', 'whsec_old'] []", shown.stderr
 
 
+@pytest.mark.failure(55, 76)
+@pytest.mark.parametrize("value", ["whsec_new, ", " ,whsec_new", "whsec_new,,", "whsec_new, ,"])
+def test_a_comma_too_many_is_no_secret_that_anybody_can_sign_with(value: str) -> None:
+    code = "from config.settings import base; print(base.STRIPE_WEBHOOK_SECRETS, base.STRIPE_PLAYGROUND_WEBHOOK_SECRETS)"
+    shown = production("-c", code, **REQUIRED | {"STRIPE_WEBHOOK_SECRET": value, "STRIPE_PLAYGROUND_WEBHOOK_SECRET": value})
+    assert shown.stdout.strip() == "['whsec_new'] ['whsec_new']", shown.stderr
+
+
 @pytest.mark.failure(67)
 @pytest.mark.parametrize(("key", "mode"), [("sk_live_", True), ("rk_live_", True), ("sk_test_", False), ("rk_test_", False)])
 def test_the_prefix_of_the_stripe_key_decides_between_live_and_test_mode(key: str, mode: bool) -> None:

@@ -211,6 +211,10 @@ class TestForged:
         body = text(padding="x" * size)[:size]
         self.refused(post(body, signature(body)))
 
+    def test_a_length_that_begins_with_zeros_is_a_length_all_the_same(self) -> None:
+        body = text(padding="x" * 300_000)
+        self.refused(post(body, signature(body), CONTENT_LENGTH="0" * 20 + str(len(body))))
+
     def test_a_body_of_exactly_256_kib_is_read(self) -> None:
         body = text(padding="")
         body = body.replace('"padding": ""', '"padding": "' + "x" * (256 * 1024 - len(body)) + '"')

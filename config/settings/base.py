@@ -251,8 +251,11 @@ STRIPE_LIVE_SECRET_KEY = STRIPE_SECRET_KEY if STRIPE_LIVE_MODE else ""
 STRIPE_TEST_SECRET_KEY = "" if STRIPE_LIVE_MODE else STRIPE_SECRET_KEY
 STRIPE_API_VERSION = "2026-05-27.dahlia"  # unset, it would follow the SDK silently
 # The signing secrets of our webhook endpoints; two of one endpoint while its secret is being changed.
-STRIPE_WEBHOOK_SECRETS = [secret.strip() for secret in env.list("STRIPE_WEBHOOK_SECRET", default=[])]
-STRIPE_PLAYGROUND_WEBHOOK_SECRETS = [secret.strip() for secret in env.list("STRIPE_PLAYGROUND_WEBHOOK_SECRET", default=[])]
+# A comma too many must not make an empty one, by which anybody could sign.
+STRIPE_WEBHOOK_SECRETS = [secret for each in env.list("STRIPE_WEBHOOK_SECRET", default=[]) if (secret := each.strip())]
+STRIPE_PLAYGROUND_WEBHOOK_SECRETS = [
+    secret for each in env.list("STRIPE_PLAYGROUND_WEBHOOK_SECRET", default=[]) if (secret := each.strip())
+]
 if _stripe_double := env("STRIPE_API_HOST", default=""):
     if STRIPE_LIVE_MODE:
         raise ImproperlyConfigured("STRIPE_API_HOST is for tests: the live key must not be sent anywhere but to Stripe.")
