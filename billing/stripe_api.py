@@ -51,6 +51,7 @@ class Line:
     cash: int
     currency: str
     period: tuple[datetime, datetime] | None = None
+    is_proration: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,10 @@ class _Http(stripe.RequestsClient):
         """The SDK sets what it is constructed with."""
 
 
+class Unsettled(Exception):
+    """Stripe is between two states of an object. A little later it is not."""
+
+
 @cache
 def client() -> stripe.StripeClient:
     """Our one client. It does not retry by itself: the inbox does, and checkout has a customer waiting."""
@@ -220,8 +225,13 @@ def payment(intent_id: str) -> Payment:
 
 
 def invoice(invoice_id: str) -> Payment:
-    """An invoice with the payment intent that paid it, or while it is unpaid with the one that is to. Neither need exist."""
+    """An invoice with the payment intent that paid it, or while it is unpaid with the one that is to. Neither need exist.
+
+    :raises Unsettled: it is paid, and its payment is still open. What is granted has the payment's id for its key: it must not be guessed.
+    """
     found = _invoice(invoice_id)
+    if found["status"] == "paid" and any(each["status"] == "open" for each in found["payments"]["data"]):
+        raise Unsettled(f"{invoice_id} is paid, and Stripe does not say yet by which payment.")
     payments = [each for each in found["payments"]["data"] if found["status"] != "paid" or each["status"] == "paid"]
     intent_id = next((_id(named) for each in payments if (named := each["payment"].get("payment_intent"))), None)
     intent: Obj | None = None
@@ -395,7 +405,7 @@ def _of_invoice(found: Obj, intent: Obj | None) -> Payment:
         status=found["status"],
         is_paid=found["status"] == "paid",
         currency=found["currency"],
-        paid=found["amount_paid"] if found["status"] == "paid" else 0,
+        paid=found["amount_paid"] + (found.get("amount_paid_off_stripe") or 0) if found["status"] == "paid" else 0,
         refunded=0,
         fee=0,
         disputes=[],
@@ -474,7 +484,8 @@ def _session_line(line: Obj) -> Line:
 def _invoice_line(line: Obj) -> Line:
     net = line["amount"] - sum(discount["amount"] for discount in line.get("discount_amounts") or [])
     included_tax = sum(tax["amount"] for tax in line.get("taxes") or [] if tax["tax_behavior"] == "inclusive")
-    item = (line.get("parent") or {}).get("subscription_item_details")
+    parent = line.get("parent") or {}
+    item = parent.get("subscription_item_details")
     return Line(
         price_id=_id(line["pricing"]["price_details"]["price"]),
         quantity=line["quantity"] or 1,
@@ -483,6 +494,7 @@ def _invoice_line(line: Obj) -> Line:
         cash=net - included_tax,
         currency=line["currency"],
         period=(_time(line["period"]["start"]), _time(line["period"]["end"])) if item and not item["proration"] else None,
+        is_proration=(item or parent.get("invoice_item_details") or {}).get("proration", False),
     )
 
 

@@ -116,7 +116,8 @@ def _finish(event: StripeEvent, state: State, reason: str, now: datetime) -> Non
 def _failed(event: StripeEvent, error: Exception, now: datetime) -> None:
     """Keeps the error, and tries again later or never."""
     if isinstance(error, stripe.InvalidRequestError) and error.code == "resource_missing":
-        _finish(event, State.IGNORED, f"Stripe has no {event.object_id}.", now)
+        # Stripe signed it, so it has it: the key that we ask with is another account's, or somebody deleted what this is about.
+        _finish(event, State.QUARANTINED, f"Stripe has not what this is about, for our key: {error.user_message}", now)
         return
     reason = f"{type(error).__name__}: {error}"[:2_000].replace("\0", "\\0")
     log.warning("stripe event failed", event_id=event.event_id, type=event.type, attempt=event.attempts, exc_info=error)

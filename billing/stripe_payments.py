@@ -79,7 +79,7 @@ def apply(*, truth: stripe_api.Payment, customer: StripeCustomer, read_number: i
     except Mismatch as error:
         return str(error)
     fees = _split(_fee_nanos(truth, customer), [each.cash_nanos for each in bought])
-    notes = []
+    notes = [_not_sold(truth, customer)]
     for each, fee_nanos in zip(bought, fees, strict=True):
         _grant(each, fee_nanos, truth, customer)
         notes.append(_take_back(each, refunded, truth, customer))
@@ -147,9 +147,7 @@ def _included(line: stripe_api.Line, subscription_id: str, customer: StripeCusto
     assert line.period is not None
     account = customer.account
     start, end = line.period
-    subscribed = StripeSubscription.objects.select_related("plan_version__plan").filter(pk=subscription_id, price_id=line.price_id).first()
-    version: PlanVersion | None = subscribed.plan_version if subscribed else None
-    version = version or stripe_prices.plan_version(product=account.product, price_id=line.price_id, at=start)
+    version = _version(line, subscription_id, customer)
     if version is None or version.included_credit_nanos == 0:
         return None
     if version.price_cents is not None and (version.price_cents * line.quantity, version.currency) != (line.subtotal, line.currency):
@@ -170,6 +168,27 @@ def _included(line: stripe_api.Line, subscription_id: str, customer: StripeCusto
         reason=f"Included in {version.plan.name}",
         expires_at=end,
         rollover=rollover,
+    )
+
+
+def _version(line: stripe_api.Line, subscription_id: str, customer: StripeCustomer) -> PlanVersion | None:
+    """The version of the plan that a line pays a period of; None where its price is no plan's."""
+    assert line.period is not None
+    subscribed = StripeSubscription.objects.select_related("plan_version__plan").filter(pk=subscription_id, price_id=line.price_id).first()
+    kept = subscribed.plan_version if subscribed else None
+    return kept or stripe_prices.plan_version(product=customer.account.product, price_id=line.price_id, at=line.period[0])
+
+
+def _not_sold(truth: stripe_api.Payment, customer: StripeCustomer) -> str:
+    """:return: what an invoice of a subscription was paid for that brings nothing: a pack among its lines, periods of no plan at all."""
+    if truth.subscription is None:
+        return ""
+    whole = [line for line in truth.lines if line.subtotal > 0 and not line.is_proration]
+    paid_periods = [line for line in whole if line.period is not None]
+    of_a_plan = any(_version(line, truth.subscription.id, customer) for line in paid_periods)
+    lost = [line for line in whole if line.period is None or not of_a_plan]
+    return " ".join(
+        f"{truth.id} also paid {line.subtotal} {line.currency} for {line.price_id}: nothing is granted for that." for line in lost
     )
 
 

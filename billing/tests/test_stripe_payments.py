@@ -83,6 +83,29 @@ class TestPacks:
         assert balance(shop) == (12 * NANOS, 0, 0)
 
     @pytest.mark.failure(64)
+    def test_an_invoice_that_is_paid_before_stripe_says_by_what_waits_and_grants_once(
+        self, stub: Stub, shop: Account, customer: str
+    ) -> None:
+        sold = stub.subscription(customer, "price_pack")
+        invoice = stub.invoice(sold, 1_000, parent=None)
+        [payment] = invoice["payments"]["data"]
+        payment["status"] = "open"
+        assert happen(("invoice.paid", invoice))[0][0] == "pending"
+        assert balance(shop) == (0, 0, 0)
+        intent = stub.objects[payment["payment"]["payment_intent"]]
+        assert happen(("payment_intent.succeeded", intent)) == [("done", "")]
+        payment["status"] = "paid"
+        assert happen(("invoice.payment_succeeded", invoice)) == [("done", "")]
+        assert balance(shop) == (12 * NANOS, 0, 0)
+
+    def test_an_invoice_that_was_paid_by_wire_grants_without_a_fee(self, stub: Stub, shop: Account, customer: str) -> None:
+        sold = stub.subscription(customer, "price_pack")
+        invoice = stub.invoice(sold, 1_000, parent=None, amount_paid=0, amount_paid_off_stripe=1_000)
+        invoice["payments"]["data"][0]["status"] = "canceled"
+        assert happen(("invoice.paid", invoice)) == [("done", "")]
+        lot = grant(shop)
+        assert (lot.source_key, lot.granted, lot.cash_nanos, lot.fee_nanos) == (invoice["id"], 12 * NANOS, 10 * NANOS, 0)
+
     @pytest.mark.parametrize("status", ["processing", "requires_action", "requires_payment_method", "canceled"])
     def test_nothing_is_granted_before_it_is_paid_and_then_at_once(self, stub: Stub, shop: Account, customer: str, status: str) -> None:
         intent = stub.pack(customer, "price_pack", 1_000, status=status, amount_received=0)

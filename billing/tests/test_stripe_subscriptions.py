@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
@@ -378,6 +379,33 @@ class TestIncludedCredit:
         assert state == "quarantined"
         assert f"{amount} {currency} were asked for" in reason
         assert balance(shop) == (0, 0, 0)
+
+    @pytest.mark.failure(68)
+    @pytest.mark.parametrize("price", ["price_pack", "price_gone"])
+    def test_what_else_an_invoice_was_paid_for_is_told_to_staff_and_the_period_is_granted(
+        self, stub: Stub, shop: Account, customer: str, price: str
+    ) -> None:
+        subscription = stub.subscription(customer, "price_core", start=THIS, end=NEXT)
+        invoice = stub.invoice(subscription, 2_500)
+        one_more = json.loads(json.dumps(invoice["lines"]["data"][0]))
+        one_more |= {"amount": 1_000, "parent": {"invoice_item_details": {"proration": False}}}
+        one_more["pricing"]["price_details"]["price"] = price
+        invoice["lines"]["data"].append(one_more)
+        intent = stub.objects[invoice["payments"]["data"][0]["payment"]["payment_intent"]]
+        for paid in (invoice, intent):
+            paid |= {name: 3_500 for name in ("amount_due", "amount_paid", "total", "amount", "amount_received") if name in paid}
+        [(state, reason)] = happen(("invoice.paid", invoice))
+        assert (state, balance(shop)) == ("quarantined", (20 * NANOS, 0, 0))
+        assert reason == f"{intent['id']} also paid 1000 usd for {price}: nothing is granted for that."
+
+    @pytest.mark.failure(68)
+    def test_a_paid_period_at_a_price_that_no_plan_has_any_more_is_told_to_staff(self, stub: Stub, shop: Account, customer: str) -> None:
+        subscription = stub.subscription(customer, "price_core", start=THIS, end=NEXT)
+        invoice = stub.invoice(subscription, 2_500)
+        invoice["lines"]["data"][0]["pricing"]["price_details"]["price"] = "price_gone"
+        [(state, reason)] = happen(("invoice.paid", invoice))
+        assert (state, balance(shop)) == ("quarantined", (0, 0, 0))
+        assert "2500 usd for price_gone" in reason
 
     def test_an_agreed_price_is_not_compared(self, stub: Stub, shop: Account, customer: str, monkeypatch: pytest.MonkeyPatch) -> None:
         make_plan(shop, "enterprise", 9, monkeypatch, price_cents=None, included_credit_nanos=900 * NANOS)
