@@ -26,7 +26,7 @@ def soak(database: str, **amounts: int) -> dict[str, Any]:
         env=os.environ | {"DATABASE_URL": database, "REDIS_URL": settings.REDIS_URL},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     result: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
@@ -36,10 +36,10 @@ def soak(database: str, **amounts: int) -> dict[str, Any]:
 
 @pytest.mark.failure(58, 60, 62)
 def test_in_any_order_however_often_and_whenever_workers_die_the_events_of_five_customers_have_one_end(fresh_database: str) -> None:
-    result = soak(fresh_database, orders=12, deliveries=0)
+    result = soak(fresh_database, orders=8, deliveries=0)
     assert result["ends"] == {"afterwards": 1, "meanwhile": 1}
     assert result["deaths"] >= 50
-    assert result["order_deliveries"] >= 12 * 42
+    assert result["order_deliveries"] >= 8 * 58
 
 
 @pytest.mark.failure(55, 56, 58, 66, 67)

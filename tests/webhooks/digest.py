@@ -27,6 +27,9 @@ READ = ("read_number",)
 #: The default plan begins or ends when we hear of it; a plan at Stripe has Stripe's times.
 HEARD = ("anchor_at", "current_period_start", "current_period_end", "started_at", "ended_at")
 
+#: A mail says what the wallet had when it was queued; that there is one, and about what, is in.
+MAIL = ("id", "context", "queued_at", "next_attempt_at")
+
 #: Of histories that were told when they were over: what is in the ledger has to be the same to the last entry. Left out are the ids of our
 #: rows and the times at which they were written, besides what is said above.
 WHOLE = (
@@ -40,6 +43,8 @@ WHOLE = (
     Part("billing_stripecustomer"),
     Part("billing_stripesubscription", READ),
     Part("billing_stripepayment", READ),
+    Part("billing_stripeinvoice", READ),
+    Part("accounts_mail", MAIL),
 )
 #: Of histories that were told while they happened: a refund of 5 may be two entries or one, a dispute seen open or not at all, a plan two
 #: rows or one. What is left of it all has to be the same.
@@ -51,6 +56,8 @@ END = (
     Part("billing_stripecustomer"),
     Part("billing_stripesubscription", READ),
     Part("billing_stripepayment", READ),
+    Part("billing_stripeinvoice", READ),
+    Part("accounts_mail", MAIL),
 )
 
 

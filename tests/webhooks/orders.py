@@ -31,7 +31,8 @@ from django.test import Client as Http
 from django.utils import timezone
 from psycopg import sql
 
-from billing import audit, stripe_api, stripe_inbox, stripe_receiver
+from accounts import doorbell
+from billing import audit, stripe_api, stripe_inbox
 from billing.models import StripeEvent
 from billing.tests.stripe_stub import new, signature
 from config import roles
@@ -249,5 +250,5 @@ def _owner(server: psycopg.Connection) -> str | None:
 
 def deaf() -> None:
     """Nobody is rung: the orders are their own workers."""
-    stripe_receiver.ring = lambda: None
+    doorbell.ring = lambda task: None
     stripe_api.client.cache_clear()
