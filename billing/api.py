@@ -203,11 +203,14 @@ class PeriodAnswer(reads.Answer):
 
 
 class SubscriptionTerms(reads.Answer):
+    """``grace_ends_at``: while it is ``past_due``, when it ends unless it is paid."""
+
     status: models.Subscription.Status
     plan: PlanAnswer
     current_period: PeriodAnswer
     cancel_at_period_end: bool
     started_at: datetime
+    grace_ends_at: datetime | None
 
 
 class SubscriptionAnswer(reads.Answer):
@@ -238,6 +241,7 @@ class Subscription(reads.Read):
             current_period=PeriodAnswer(start=start, end=end),
             cancel_at_period_end=live.cancel_at_period_end,
             started_at=live.started_at,
+            grace_ends_at=live.grace_ends_at,
         )
         return SubscriptionAnswer(account=account.public_id, subscription=terms).response()
 

@@ -232,6 +232,7 @@ class Subscription(models.Model):
     seats = models.PositiveIntegerField(default=1, help_text="How many members are paid for, where the plan's price is per member.")
     started_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True, blank=True)
+    grace_ends_at = models.DateTimeField(null=True, blank=True, help_text="While it is past due: from then on the default plan counts.")
 
     class Meta:
         constraints = [
@@ -263,6 +264,7 @@ class StripeSubscription(models.Model):
     """A subscription at Stripe as it was last read. What of it counts is a :class:`Subscription`.
 
     ``plan_version`` is the plan that it last had by a price of ours; None while it never had one. ``read_number`` grows with every read.
+    While it is past due, the grace counts from the first payment that failed; ``next_step_at`` is when we are to warn, or to end the plan.
     """
 
     id = models.CharField(primary_key=True, max_length=64, help_text="sub_…")
@@ -278,7 +280,25 @@ class StripeSubscription(models.Model):
     started_at = models.DateTimeField()
     trial_ends_at = models.DateTimeField(null=True, blank=True, help_text="Of a trial under way, or over; empty = it never had one.")
     ended_at = models.DateTimeField(null=True, blank=True)
+    past_due_since = models.DateTimeField(null=True, blank=True)
+    grace_ends_at = models.DateTimeField(null=True, blank=True)
+    next_step_at = models.DateTimeField(null=True, blank=True)
     read_number = models.BigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="stripe_subscription_grace",
+                condition=Q(
+                    status="past_due",
+                    past_due_since__isnull=False,
+                    grace_ends_at__isnull=False,
+                    grace_ends_at__gte=models.F("past_due_since"),
+                )
+                | (~Q(status="past_due") & Q(past_due_since=None, grace_ends_at=None, next_step_at=None)),
+            )
+        ]
+        indexes = [models.Index(fields=["next_step_at"], condition=Q(next_step_at__isnull=False), name="stripe_subscription_due")]
 
     def __str__(self) -> str:
         return self.id

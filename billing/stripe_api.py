@@ -56,6 +56,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
+    """``past_due_since`` is when the first of the payments failed that it owes, where an invoice says so; ``unpaid``: it is in arrears, or
+    ended because it was."""
+
     id: str
     customer_id: str
     status: str
@@ -65,8 +68,10 @@ class Subscription:
     cancel_at_period_end: bool
     started_at: datetime
     ended_at: datetime | None
-    trial_ends_at: datetime | None
+    trial_ends_at: datetime | None = None
     item_id: str = ""
+    past_due_since: datetime | None = None
+    unpaid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +248,11 @@ def invoice(invoice_id: str) -> Payment:
 def subscription(subscription_id: str) -> Subscription:
     found = client().v1.subscriptions.retrieve(subscription_id).to_dict()
     items = found["items"]["data"]
+    status = found["status"]
     return Subscription(
         id=found["id"],
         customer_id=_id(found["customer"]),
-        status=found["status"],
+        status=status,
         items=[(item["price"]["id"], item.get("quantity") or 1) for item in items],
         anchor_at=_time(found["billing_cycle_anchor"]),
         period=(
@@ -258,7 +264,21 @@ def subscription(subscription_id: str) -> Subscription:
         ended_at=_time(found["ended_at"]) if found.get("ended_at") else None,
         trial_ends_at=_time(found["trial_end"]) if found.get("trial_end") else None,
         item_id=items[0]["id"],
+        past_due_since=_first_failure(subscription_id) if status == "past_due" else None,
+        unpaid=status in ("past_due", "unpaid") or (found.get("cancellation_details") or {}).get("reason") == "payment_failed",
     )
+
+
+def _first_failure(subscription_id: str) -> datetime | None:
+    """When the oldest of the newest invoices that all are unpaid was to be paid. An older one before a paid one is another story."""
+    first: int | None = None
+    for found in client().v1.invoices.list({"subscription": subscription_id, "limit": 100}).data:
+        invoice = found.to_dict()
+        if invoice["status"] == "paid":
+            break
+        if invoice["status"] in ("open", "uncollectible") and (invoice["attempted"] or invoice["due_date"]):
+            first = invoice["due_date"] or invoice["status_transitions"]["finalized_at"]
+    return None if first is None else _time(first)
 
 
 def session(session_id: str) -> Session:

@@ -5,13 +5,16 @@
     counts   the plan version that a subscription stands for
     coming   the move to a lower plan that it waits for
 
+When a plan that is not paid is to be warned of and ended is written down here; :mod:`billing.dunning` does it.
+
 
 =================================  ==================================================================
 status at Stripe                   what counts
 =================================  ==================================================================
 ``active``                         the plan
 ``trialing``                       the plan; its included credit comes with the first paid invoice
-``past_due``                       the plan, while Stripe tries the card again; no new included credit
+``past_due``                       the plan, for the product's days of grace from the first payment
+                                   that failed; then the default plan. No new included credit
 ``incomplete``                     nothing yet: the account stays on the plan it has
 ``unpaid``, ``paused``             the default plan, until it is paid or resumed
 ``canceled``,                      the default plan, for ever: neither ever changes again
@@ -25,15 +28,19 @@ that is paid for counts until then (:class:`billing.models.PlanChange`).
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db.models import Q
 
+from accounts import mails
+from accounts.models import Mail
 from billing import ledger, stripe_api, stripe_prices, subscriptions, tiers
 from billing.models import PlanChange, Schedule, StripeCustomer, StripeSubscription, Subscription
-from pricing.models import PlanVersion
+from pricing.models import Plan, PlanVersion
 
 ENDED = ("canceled", "incomplete_expired")
+#: So long before the end of the grace the customer is told, where it is longer than that.
+NOTICE = timedelta(days=2)
 
 
 def apply(*, truth: stripe_api.Subscription, customer: StripeCustomer, read_number: int, now: datetime) -> str:
@@ -56,6 +63,8 @@ def apply(*, truth: stripe_api.Subscription, customer: StripeCustomer, read_numb
                 version = _before_change(truth, price) or mapped
             price_id, quantity = price, count
             break
+    past_due_since = (truth.past_due_since or truth.period[0]) if truth.status == "past_due" else None
+    grace_ends_at = None if past_due_since is None else past_due_since + timedelta(days=account.product.grace_days)
     StripeSubscription.objects.update_or_create(
         pk=truth.id,
         defaults={
@@ -71,10 +80,13 @@ def apply(*, truth: stripe_api.Subscription, customer: StripeCustomer, read_numb
             "started_at": truth.started_at,
             "trial_ends_at": truth.trial_ends_at or (known.trial_ends_at if known else None),
             "ended_at": truth.ended_at,
+            "past_due_since": past_due_since,
+            "grace_ends_at": grace_ends_at,
+            "next_step_at": _next_step(known, past_due_since, grace_ends_at, now),
             "read_number": read_number,
         },
     )
-    align(customer=customer, now=now)
+    align(customer=customer, now=now, unpaid=truth.unpaid)
     return "" if mapped is not None else f"The price {price_id} of {truth.id} is of no plan: its plan is as it was."
 
 
@@ -102,21 +114,21 @@ def _before_change(truth: stripe_api.Subscription, price_id: str) -> PlanVersion
     return change.from_version if change and change.from_price_id == price_id else None
 
 
-def align(*, customer: StripeCustomer, now: datetime) -> None:
-    """Puts the account on the best plan that its subscriptions at Stripe pay for, or where none does any longer on the default plan.
+def align(*, customer: StripeCustomer, now: datetime, unpaid: bool = False) -> None:
+    """Puts the account on the best plan that its subscriptions at Stripe pay for, or where none does any longer on the default plan;
+    ``unpaid`` tells the customer why.
 
     The caller holds the customer's lock, in a transaction.
     """
     account = customer.account
     paid = StripeSubscription.objects.filter(account=account, status__in=subscriptions.ENTITLED, plan_version__isnull=False)
+    paid = paid.filter(Q(grace_ends_at=None) | Q(grace_ends_at__gt=now))
     standing = [(version, each) for each in paid.select_related("plan_version__plan") if (version := counts(each)) is not None]
     paid_version, best = max(standing, key=lambda pair: (pair[0].plan.rank, pair[1].started_at, pair[1].pk), default=(None, None))
     live = subscriptions.current(account_id=account.pk)
     if best is None or paid_version is None:
         if live is not None and live.stripe_id is not None:
-            ended = StripeSubscription.objects.get(pk=live.stripe_id).ended_at or now
-            subscriptions.end(account=account, now=ended)
-            subscriptions.start(account=account, plan=account.product.default_plan, now=now)
+            _end(customer, live, StripeSubscription.objects.get(pk=live.stripe_id), now, unpaid=unpaid)
         return
     kept = live.plan_version if live is not None and live.stripe_id == best.pk else None
     version = tiers.version(account=account, paid=paid_version, kept=kept, now=now)
@@ -131,7 +143,41 @@ def align(*, customer: StripeCustomer, now: datetime) -> None:
     live.current_period_end = best.current_period_end
     live.cancel_at_period_end = best.cancel_at_period_end
     live.seats = max(best.quantity, 1) if version.per_seat else 1
+    live.grace_ends_at = best.grace_ends_at
     live.save()
+
+
+def default_plan(customer: StripeCustomer) -> str:
+    """The name of what the account goes to when nothing is paid."""
+    product = customer.account.product
+    return Plan.objects.get(product=product, slug=product.default_plan).name
+
+
+def _next_step(
+    known: StripeSubscription | None, past_due_since: datetime | None, grace_ends_at: datetime | None, now: datetime
+) -> datetime | None:
+    """A warning in good time, then the end; of the same grace each once."""
+    if past_due_since is None or grace_ends_at is None or grace_ends_at <= now:
+        return None
+    if known is not None and known.grace_ends_at == grace_ends_at:
+        return known.next_step_at
+    return max(past_due_since, grace_ends_at - NOTICE) if grace_ends_at - past_due_since > NOTICE else grace_ends_at
+
+
+def _end(customer: StripeCustomer, live: Subscription, lost: StripeSubscription, now: datetime, *, unpaid: bool) -> None:
+    """The plan is over; the default plan begins now, or where a grace is over when that was, however late we are."""
+    account = customer.account
+    lapsed_at = None if lost.grace_ends_at is None else max(lost.grace_ends_at, live.started_at)
+    ended_at = lapsed_at or lost.ended_at or now
+    subscriptions.end(account=account, now=ended_at)
+    subscriptions.start(account=account, plan=account.product.default_plan, now=lapsed_at or now)
+    mails.queue(
+        account=account,
+        kind=Mail.Kind.PLAN_ENDED,
+        key=f"{lost.pk}:{ended_at.isoformat()}",
+        context={"plan": live.plan_version.plan.name, "ended_at": ended_at, "next_plan": default_plan(customer), "unpaid": unpaid},
+        now=now,
+    )
 
 
 def _end_schedule(customer: StripeCustomer, best: StripeSubscription, now: datetime) -> None:

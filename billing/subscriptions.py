@@ -178,7 +178,7 @@ def payers(product_id: int, names: Collection[str | int]) -> dict[str | int, Acc
             account = Account.from_db(connection.alias, _ACCOUNT_FIELDS, row[: len(_ACCOUNT_FIELDS)])
             found[getattr(account, column)] = account
             kept.keep((product_id, getattr(account, column)), account, read_at)
-            if row[-1] is not None:
+            if row[len(_ACCOUNT_FIELDS)] is not None:
                 terms.keep(account.pk, row[len(_ACCOUNT_FIELDS) :], read_at)
     if found:
         product = catalog.product_by_id(product_id=product_id)
@@ -208,8 +208,22 @@ def allowed_many(*, accounts: Collection[Account]) -> dict[int, Allowed]:
     return {id_: _allowed(by_id[id_], *terms) for id_, terms in found.items()}
 
 
-def _allowed(account: Account, id_: int, plan_version_id: int, anchor_at: datetime, start: datetime, end: datetime, seats: int) -> Allowed:
+def _allowed(
+    account: Account,
+    id_: int,
+    plan_version_id: int,
+    anchor_at: datetime,
+    start: datetime,
+    end: datetime,
+    seats: int,
+    lapsed_at: datetime | None,
+) -> Allowed:
+    """``lapsed_at``: when a plan that is not paid ended, while the job that makes it so is late: the default plan counts since then."""
     plan = catalog.plan_version_by_id(plan_version_id=plan_version_id)
+    if lapsed_at is not None:
+        default = catalog.product_by_id(product_id=account.product_id).default_plan
+        plan, anchor_at, seats = catalog.plan_version(product_id=account.product_id, slug=default, at=lapsed_at), lapsed_at, 1
+        start, end = periods.period_at(lapsed_at, lapsed_at, months=MONTHS[PlanVersion.Interval(plan.version.interval)])
     if account.cost_tier:
         plan = replace(plan, cost_tier=catalog.cost_tier(product_id=account.product_id, slug=account.cost_tier))
     if seats > 1 and plan.version.per_seat:
@@ -263,7 +277,8 @@ def _kept() -> tuple[_Payers, _Terms]:
     return (_Kept(), _Kept()) if connection.in_atomic_block else (_payers, _terms)
 
 
-_TERMS = "s.id, s.plan_version_id, s.anchor_at, s.current_period_start, s.current_period_end, s.seats"
+_LAPSED_AT = "case when s.grace_ends_at <= app_now() then s.grace_ends_at end"
+_TERMS = f"s.id, s.plan_version_id, s.anchor_at, s.current_period_start, s.current_period_end, s.seats, {_LAPSED_AT}"
 _ENTITLED = f"s.status in {tuple(status.value for status in ENTITLED)}"
 _ENTITLED_TERMS = f"select s.account_id, {_TERMS} from billing_subscription s where s.account_id = any(%s::bigint[]) and {_ENTITLED}"  # noqa: S608
 _ACCOUNT_FIELDS = [field.attname for field in Account._meta.concrete_fields]

@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from billing import ledger, stripe_inbox, stripe_requests
+from billing import dunning, ledger, stripe_inbox, stripe_requests
 
 DUE_BATCH = 100
 #: So many events at most are worked at one ring of the bell; the sweeper rings again within a minute.
@@ -18,6 +18,12 @@ def apply_due() -> int:
         batches += 1
         after = ledger.catch_up(after=after, limit=DUE_BATCH)
     return batches
+
+
+@shared_task
+def take_dunning_steps() -> int:
+    """Warns of the end of plans that are not paid, and ends them; returns how many. Late, twice or at once with another: the same end."""
+    return dunning.take_steps(now=timezone.now())
 
 
 @shared_task

@@ -24,6 +24,7 @@ app.conf.beat_schedule = {
     "send-mails": {"task": "accounts.tasks.send_mails", "schedule": 60.0, "options": {"expires": 60}},
     "send-stripe-requests": {"task": "billing.tasks.send_stripe_requests", "schedule": 60.0, "options": {"expires": 60}},
     "sweep-holds": {"task": "metering.tasks.sweep_holds", "schedule": 60.0, "options": {"expires": 60}},
+    "take-dunning-steps": {"task": "billing.tasks.take_dunning_steps", "schedule": 60.0, "options": {"expires": 60}},
     "warn-customers": {"task": "analytics.tasks.warn_customers", "schedule": 60.0, "options": {"expires": 60}},
     "work-stripe-inbox": {"task": "billing.tasks.work_stripe_inbox", "schedule": 60.0, "options": {"expires": 60}},
 }

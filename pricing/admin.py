@@ -125,7 +125,7 @@ class ProductAdmin(ReadOnlyAdmin):
                 )
             },
         ),
-        ("What customers see and pay", {"fields": ("visibility", "overage", "late_charging", "late_hours", "burn_order")}),
+        ("What customers see and pay", {"fields": ("visibility", "overage", "late_charging", "late_hours", "grace", "burn_order")}),
         ("Credit that it gives", {"fields": ("welcome", "announcement")}),
         ("Open work", {"fields": ("least_balance", "work_in_debt", "hold_lifetime", "hold_max")}),
         ("Margin", {"fields": ("target", "alert", "floor", "payment_fee")}),
@@ -134,6 +134,10 @@ class ProductAdmin(ReadOnlyAdmin):
     @display(description="Latest report that is charged")
     def late_hours(self, product: Product) -> str:
         return f"{duration(product.late_charging_max_hours * 3600)} after the event"
+
+    @display(description="A plan that is not paid lasts for")
+    def grace(self, product: Product) -> str:
+        return duration(product.grace_days * 86_400) if product.grace_days else "no time"
 
     @display(description="Welcome credit, once")
     def welcome(self, product: Product) -> str:

@@ -259,6 +259,7 @@ PRODUCT = (
     Field("late_charging_max_hours", "late_charging_max_hours", _integer(0, 24 * 365), 48),
     Field("hold_lifetime_seconds", "hold_lifetime_seconds", _integer(1, 86_400), 900),
     Field("hold_max_seconds", "hold_max_seconds", _integer(1, 86_400), 86_400),
+    Field("grace_days", "grace_days", _integer(0, 90), 7),
     Field("minimum_balance", "minimum_balance_nanos", UNIT_AMOUNT, 0),
     Field("work_in_debt", "work_in_debt", BOOLEAN, False),
     Field("welcome_credit", "welcome_credit_nanos", UNIT_AMOUNT, 0),

@@ -66,6 +66,9 @@ class Product(models.Model):
     late_charging_max_hours = models.PositiveIntegerField(default=48)
     hold_lifetime_seconds = models.PositiveIntegerField(default=900)
     hold_max_seconds = models.PositiveIntegerField(default=86_400)
+    grace_days = models.PositiveSmallIntegerField(
+        default=7, help_text="How long a plan lasts after a payment for it failed; 0 = it ends at once."
+    )
     minimum_balance_nanos = models.BigIntegerField(default=0, help_text="Below this an account may not start work.")
     work_in_debt = models.BooleanField(default=False, help_text="An account in debt may go on with what costs nothing beforehand.")
     welcome_credit_nanos = models.BigIntegerField(default=0, help_text="Granted once, when an account is opened.")

@@ -57,6 +57,11 @@ class Stub:
             case ["events"]:
                 since = int(one["created[gte]"])
                 return 200, listed([obj for obj in self.find("event") if obj["created"] >= since])
+            case ["invoices"]:
+                ours = [
+                    each for each in self.find("invoice") if each["parent"]["subscription_details"]["subscription"] == one["subscription"]
+                ]
+                return 200, listed(ours[::-1])
             case ["disputes"]:
                 return 200, listed(self.find("dispute", payment_intent=one["payment_intent"]))
             case ["checkout", "sessions"]:
@@ -213,6 +218,9 @@ class Stub:
                 "amount_paid": amount if status == "paid" else 0,
                 "total": amount,
                 "total_taxes": [],
+                "attempted": status in ("open", "paid", "uncollectible"),
+                "due_date": None,
+                "status_transitions": {"finalized_at": None if status == "draft" else item["current_period_start"] + 3_600},
                 "number": None if status == "draft" else f"T-{len(self.objects)}",
                 "period_start": item["current_period_start"],
                 "period_end": item["current_period_start"],

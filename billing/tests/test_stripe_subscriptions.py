@@ -97,12 +97,12 @@ class TestPlan:
     def test_every_status_at_stripe_has_its_plan_from_the_start_and_after_the_plan_was_active(
         self, stub: Stub, shop: Account, customer: str, status: str, plan: str
     ) -> None:
-        fresh = stub.subscription(customer, "price_core", status=status)
+        fresh = stub.subscription(customer, "price_core", status=status, start=THIS, end=NEXT)
         assert happen(("customer.subscription.updated", fresh)) == [("done", "")]
         assert plan_of(shop) == plan
         fresh["status"] = "canceled"
         happen(("customer.subscription.deleted", fresh))
-        again = stub.subscription(customer, "price_core")
+        again = stub.subscription(customer, "price_core", start=THIS, end=NEXT)
         happen(("customer.subscription.created", again))
         assert plan_of(shop) == "core"
         again["status"] = status
@@ -148,7 +148,7 @@ class TestPlan:
         assert Subscription.objects.filter(account=shop).count() == 3
 
     def test_a_plan_that_was_unpaid_comes_back_when_it_is_paid(self, stub: Stub, shop: Account, customer: str) -> None:
-        subscription = stub.subscription(customer, "price_core")
+        subscription = stub.subscription(customer, "price_core", start=THIS, end=NEXT)
         seen = []
         for status in ("active", "past_due", "unpaid", "active", "paused", "active"):
             subscription["status"] = status
