@@ -1,24 +1,32 @@
-"""Who pays, for staff: users and API keys. The account's own page is in :mod:`analytics.account_page`."""
+"""Who pays, for staff: users, API keys, and the mails to customers. The account's own page is in :mod:`analytics.account_page`."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from uuid import uuid4
 
+import structlog
 from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.auth.admin import UserAdmin as BaseUserAdmin
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
+from django.core.mail import EmailMultiAlternatives, make_msgid
+from django.db import transaction
+from django.db.models import QuerySet
 from django.forms.models import BaseInlineFormSet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin, TabularInline
-from unfold.decorators import display
+from unfold.decorators import action, display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import (
     UnfoldAdminCheckboxSelectMultipleWidget,
@@ -27,10 +35,12 @@ from unfold.widgets import (
     UnfoldAdminTextInputWidget,
 )
 
-from accounts import api_keys
-from accounts.models import Account, ApiKey, Membership, User
-from pricing.admin import ReadOnlyAdmin
+from accounts import api_keys, letters, mail_delivery, mail_samples, mails
+from accounts.models import Account, ApiKey, Mail, Membership, User
+from pricing.admin import CappedPaginator, ReadOnlyAdmin
 from pricing.models import Product
+
+log = structlog.get_logger(__name__)
 
 admin.site.unregister(Group)
 admin.site.unregister(EmailAddress)
@@ -230,6 +240,122 @@ class ApiKeyAdmin(ReadOnlyAdmin):
 
     def _page(self, request: HttpRequest, title: str, template: str, **context: Any) -> TemplateResponse:
         return TemplateResponse(request, template, self.admin_site.each_context(request) | {"title": title, "opts": self.opts} | context)
+
+
+STATES = {"pending": "info", "sent": "success", "suppressed": "warning", "dead": "danger"}
+
+
+@admin.register(Mail)
+class MailAdmin(ReadOnlyAdmin):
+    """The outbox, and what every kind of mail looks like."""
+
+    list_display = ("queued_at", "kind", "account", "state_", "to", "attempts", "why")
+    list_filter = ("state", "kind", "account__product")
+    list_select_related = ("account__product__unit",)
+    show_full_result_count = False
+    paginator = CappedPaginator
+    search_fields = ("=account__public_id", "=account__external_id", "=recipient")
+    search_help_text = "An account's id, the client's own id of it, or an invited address."
+    ordering = ("-queued_at", "-pk")
+    actions = ("send_again", "set_aside")
+    list_before_template = "admin/accounts/previews_link.html"
+    fields = (
+        "kind", "account", "state_", "reason", "to", "says", "key", "attempts", "next_attempt_at", "useless_at", "queued_at", "done_at",
+        "sendings", "facts",
+    )  # fmt: skip
+
+    @display(description="State", label=STATES)
+    def state_(self, mail: Mail) -> str:
+        return mail.state
+
+    @display(description="To", empty_value="–")
+    def to(self, mail: Mail) -> str | None:
+        return ", ".join(mail.sent_to) or mail.recipient or None
+
+    @display(description="Why", empty_value="–")
+    def why(self, mail: Mail) -> str | None:
+        return mail.reason[:100] or None
+
+    @display(description="Facts")
+    def facts(self, mail: Mail) -> SafeString:
+        return format_html('<pre class="tg-pre">{}</pre>', json.dumps(mail.context, indent=2, ensure_ascii=False))
+
+    @display(description="What it says now", empty_value="–")
+    def says(self, mail: Mail) -> SafeString | None:
+        try:
+            message = mail_delivery.compose(mail=mail, recipients=[])
+        except letters.InvalidContext as error:
+            return format_html('<span class="bad">{}</span>', error)
+        return format_html('<pre class="tg-pre"><b>{}</b>\n\n{}</pre>', message.subject, message.body)
+
+    def has_decide_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("accounts.change_mail")
+
+    @action(description="Send again…", permissions=["decide"])
+    def send_again(self, request: HttpRequest, chosen: QuerySet[Mail]) -> HttpResponse | None:
+        return self._decide(request, chosen, "send_again", "Send again")
+
+    @action(description="Set aside…", permissions=["decide"])
+    def set_aside(self, request: HttpRequest, chosen: QuerySet[Mail]) -> HttpResponse | None:
+        return self._decide(request, chosen, "set_aside", "Set aside")
+
+    def _decide(self, request: HttpRequest, chosen: QuerySet[Mail], verb: str, title: str) -> HttpResponse | None:
+        form = ReasonForm(request.POST if "confirm" in request.POST else None)
+        if form.is_valid():
+            reason, now, ids = form.cleaned_data["reason"], timezone.now(), list(chosen.values_list("pk", flat=True))
+            with transaction.atomic():
+                if verb == "send_again":
+                    decided = mails.send_again(mail_ids=ids, now=now)
+                else:
+                    decided = mails.set_aside(mail_ids=ids, reason=reason, now=now)
+                for mail in decided:
+                    self.log_change(request, mail, f"{title}: {reason}")
+            self.message_user(request, f"{title}: {len(decided)} of {len(ids)} mail{'' if len(ids) == 1 else 's'}.", messages.SUCCESS)
+            return None
+        context = {"mails": chosen, "form": form, "verb": verb, "button": title, "checkbox": ACTION_CHECKBOX_NAME}
+        title = f"{title}: {chosen.count()} mail{'' if chosen.count() == 1 else 's'}"
+        return TemplateResponse(
+            request,
+            "admin/accounts/decide_mails.html",
+            self.admin_site.each_context(request) | {"title": title, "opts": self.opts} | context,
+        )
+
+    # What each kind looks like ------------------------------------------------------------------------------------------------
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(self.previews_view)
+        return [path("previews/", view, name="accounts_mail_previews"), *super().get_urls()]
+
+    def previews_view(self, request: HttpRequest) -> HttpResponse:
+        """One kind of mail from one product, with invented facts, as text and as HTML. A POST sends it to who asks and nobody else."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        products = list(Product.objects.select_related("unit").order_by("name"))
+        product = next((each for each in products if each.slug == request.GET.get("product", each.slug)), None)
+        kind = request.GET.get("kind", Mail.Kind.RECEIPT)
+        if kind not in Mail.Kind.values or (products and product is None):
+            raise Http404
+        shown: dict[str, Any] = {"products": products, "product": product, "kinds": Mail.Kind.choices, "kind": kind}
+        if product is not None and isinstance(request.user, User):
+            sample = mail_samples.mail(kind=kind, product=product, person=request.user, now=timezone.now())
+            message = mail_delivery.compose(mail=sample, recipients=[request.user.email])
+            if request.method == "POST":
+                message.subject = f"[Preview] {message.subject}"
+                message.extra_headers["Message-ID"] = make_msgid(domain="preview.invalid")
+                self._send(request, message)
+                return HttpResponseRedirect(request.get_full_path())
+            shown |= {"message": message, "html": message.alternatives[0][0]}
+        context = self.admin_site.each_context(request) | {"title": "Mail previews", "opts": self.opts} | shown
+        return TemplateResponse(request, "admin/accounts/mail_previews.html", context)
+
+    def _send(self, request: HttpRequest, message: EmailMultiAlternatives) -> None:
+        try:
+            message.send()
+        except Exception as error:
+            log.warning("preview not sent", exc_info=error)
+            self.message_user(request, f"It could not be sent. {type(error).__name__}: {letters.line(str(error))}", messages.ERROR)
+        else:
+            self.message_user(request, f"Sent to {message.to[0]}.", messages.SUCCESS)
 
 
 def actor(request: HttpRequest) -> str:

@@ -13,14 +13,12 @@ from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ChangeList as BaseChangeList
 from django.core.exceptions import ValidationError
-from django.core.paginator import Paginator
 from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.decorators import action, display
@@ -31,7 +29,7 @@ from accounts.templatetags.amounts import amount, exact_amount
 from billing import stripe_inbox, stripe_receiver
 from billing.balances import ENDS_AT
 from billing.models import Grant, Operation, StripeEvent, StripeInvoice, StripePayment, Subscription
-from pricing.admin import ReadOnlyAdmin
+from pricing.admin import CappedPaginator, ReadOnlyAdmin
 from pricing.models import Unit
 
 for model in apps.get_app_config("djstripe").get_models():  # fifty mirrors of Stripe's objects, which Stripe's own dashboard shows better
@@ -53,16 +51,6 @@ def exactly(nanos: int, in_unit: Unit) -> SafeString:
 def link(page: str, key: object, text: object) -> SafeString:
     """To the admin page of one row."""
     return format_html('<a class="tg-link" href="{}">{}</a>', reverse(f"admin:{page}_change", args=[key]), text)
-
-
-class CappedPaginator(Paginator):  # type: ignore[type-arg]
-    """Counts no further than a hundred pages: the cost of a page does not grow with history."""
-
-    @cached_property
-    def count(self) -> int:
-        rows: Any = self.object_list
-        counted: int = rows[: 100 * self.per_page].count()
-        return counted
 
 
 class AccountChangeList(ChangeList):  # type: ignore[misc]

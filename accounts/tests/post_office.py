@@ -59,7 +59,7 @@ class _Conversation(socketserver.StreamRequestHandler):
         lines = []
         while (line := self.rfile.readline()) != b".\r\n":
             lines.append(line.removeprefix(b"."))
-        return message_from_bytes(b"".join(lines), policy=policy.default)  # type: ignore[return-value]
+        return message_from_bytes(b"".join(lines), policy=policy.default)
 
     def _say(self, text: str) -> None:
         self.wfile.write(text.encode() + b"\r\n")

@@ -99,7 +99,7 @@ def at_the(office: PostOffice, settings: Any) -> None:
 def in_a_thread(now: datetime) -> int | None:
     try:
         mail = mail_delivery.send_next(now=now)
-        return mail and mail.pk
+        return mail.pk if mail else None
     finally:
         connections.close_all()
 
