@@ -23,7 +23,7 @@ from accounts.models import ApiKey
 from accounts.templatetags.amounts import exact_amount
 from billing.admin import LedgerAdmin, exactly, link, unit, within
 from billing.models import LedgerEntry, Operation
-from metering import kill_switches, reads
+from metering import charges, kill_switches
 from metering.forms import ISO_MINUTE, ThrowForm
 from metering.models import KillSwitch, OpenAuthorization, UsageRecord
 from pricing import catalog, rating
@@ -117,7 +117,7 @@ class UsageRecordAdmin(LedgerAdmin):
     @display(description="Components", empty_value="nothing was rated")
     def lines(self, record: UsageRecord) -> SafeString | None:
         """The stored rate card and price rows, applied again: what each component cost and what it was charged at."""
-        if record.price_nanos is None or record.rate_card_id is None or record.outcome not in reads.USED:
+        if record.price_nanos is None or record.rate_card_id is None or record.outcome not in charges.USED:
             return None
         model, names = str(record.model), zip(COMPONENTS, record.quantities, strict=False)
         try:
@@ -130,7 +130,7 @@ class UsageRecordAdmin(LedgerAdmin):
         except (catalog.NotInCatalog, rating.UnpricedUsage) as error:
             return format_html('<span class="bad">The terms that this was rated at cannot be read: {}</span>', error)
         rows = [
-            (line, Decimal(line.price_nanos).scaleb(-9).normalize(), reads.exact(line.cost), reads.exact(line.charge)) for line in found
+            (line, Decimal(line.price_nanos).scaleb(-9).normalize(), charges.exact(line.cost), charges.exact(line.charge)) for line in found
         ]
         return render_to_string("admin/metering/lines.html", {"rows": rows, "card": card, "unit": record.unit_id and unit(record.unit_id)})
 

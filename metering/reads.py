@@ -12,14 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
-from functools import reduce
-from operator import add
 from typing import Any, Literal
 from uuid import UUID
 
-import structlog
-from django.db.models import BigIntegerField, Count, F, OuterRef, Q, QuerySet, Subquery, Sum, Value
+from django.db.models import BigIntegerField, Count, F, QuerySet, Sum, Value
 from django.db.models.functions import Coalesce, TruncDay, TruncMonth
 from django.utils import timezone
 from drf_spectacular.types import OpenApiTypes
@@ -32,26 +28,14 @@ from accounts import api, reads, tenancy
 from accounts.api_keys import Principal
 from accounts.models import Account, ApiKey
 from billing import ledger, periods, subscriptions
-from billing.models import Grant, LedgerEntry, UsageRating
-from metering import usage
+from billing.models import LedgerEntry, UsageRating
+from metering import charges, usage
 from metering.api import layers
 from metering.models import Feature, OpenAuthorization, UsageModel, UsageRecord
 from pricing import catalog, rating
-from pricing.models import Product, RateCard
+from pricing.models import Product
 
 MAX_BUCKETS = 366
-#: Work that was done; the other outcomes used nothing.
-USED = (UsageRecord.Outcome.CAPTURED, UsageRecord.Outcome.RECORDED, UsageRecord.Outcome.UNPRICED)
-_TOKENS = reduce(
-    add,
-    (
-        Coalesce(F(f"quantities__{position}"), Value(0), output_field=BigIntegerField())
-        for position, component in enumerate(rating.COMPONENTS)
-        if component in rating.TOKEN_COMPONENTS
-    ),
-)
-log = structlog.get_logger(__name__)
-
 
 # Records ----------------------------------------------------------------------------------------------------------------------
 
@@ -106,9 +90,9 @@ class Records(reads.Read):
         """The account's finished work, the newest first."""
         query = self.asked(request, RecordsQuery)
         account = self.account(request, query)
-        records = _filtered(_of(account), account, query)
+        records = _filtered(charges.of(account), account, query)
         with tenancy.acting_as(account=account):
-            found = _with_ratings(account, list(records.order_by("-id")[: query.limit + 1]))
+            found = charges.with_ratings(account, list(records.order_by("-id")[: query.limit + 1]))
         page = found[: query.limit]
         return RecordsAnswer(
             items=_answers(account, page, reads.principal(request)),
@@ -153,7 +137,7 @@ class Record(reads.Read):
         principal = reads.principal(request)
         account, id_ = _named(principal, record)
         with tenancy.acting_as(account=account):
-            found: UsageRecord | OpenAuthorization = _record(account, id_) or _open(account, id_)
+            found: UsageRecord | OpenAuthorization = charges.record(account, id_) or _open(account, id_)
         [answer] = _answers(account, [found], principal)
         return answer.response()
 
@@ -169,28 +153,6 @@ def _named(principal: Principal, value: str) -> tuple[Account, UUID]:
 
 def _no_such_record() -> api.Problem:
     return api.Problem(404, "not_found", "No such usage record.")
-
-
-def _of(account: Account) -> QuerySet[UsageRecord]:
-    """The account's finished work, without what it cost us: that column is closed to tenants."""
-    return UsageRecord.objects.filter(account_id=account.pk).defer("cost_nanos")
-
-
-def _record(account: Account, id_: UUID) -> UsageRecord | None:
-    return next(iter(_with_ratings(account, list(_of(account).filter(id=id_)))), None)
-
-
-def _with_ratings(account: Account, records: list[UsageRecord]) -> list[UsageRecord]:
-    """Lays over the records that had no price the ratings that came later."""
-    unpriced = [record.id for record in records if record.outcome == UsageRecord.Outcome.UNPRICED]
-    ratings = UsageRating.objects.filter(account_id=account.pk, usage_id__in=unpriced).defer("cost_nanos") if unpriced else ()
-    found = {later.usage_id: later for later in ratings}
-    for record in records:
-        if later := found.get(record.id):
-            record.outcome = UsageRecord.Outcome.RECORDED
-            for name in ("price_nanos", "waived_nanos", "first_seq", "entries", "rate_card_id", "unit_id", "price_ids"):
-                setattr(record, name, getattr(later, name))
-    return records
 
 
 def _open(account: Account, id_: UUID) -> OpenAuthorization:
@@ -233,7 +195,7 @@ def _finished(account: Account, row: UsageRecord) -> dict[str, Any]:
     return {
         "authorization": None if row.authorized_at is None else usage.public_id(account, row.id),
         "outcome": row.outcome,
-        "quantities": _quantities(row.quantities),
+        "quantities": charges.quantities(row.quantities),
         "charged": row.price_nanos,
         "waived": row.waived_nanos,
         "event_at": row.event_at,
@@ -246,17 +208,13 @@ def _under_way(account: Account, row: OpenAuthorization) -> dict[str, Any]:
     return {
         "authorization": usage.public_id(account, row.id),
         "outcome": "authorized" if row.state == OpenAuthorization.State.OPEN else row.state,
-        "quantities": _quantities(row.quantities if row.captured is None else row.captured),
+        "quantities": charges.quantities(row.quantities if row.captured is None else row.captured),
         "charged": None,
         "waived": 0,
         "event_at": row.created_at,
         "recorded_at": None,
         "counted_at": None,
     }
-
-
-def _quantities(array: list[int]) -> dict[str, int]:
-    return {name: quantity for name, quantity in zip(rating.COMPONENTS, array, strict=False) if quantity}
 
 
 # Why did it cost this? --------------------------------------------------------------------------------------------------------
@@ -306,13 +264,24 @@ class BurntAnswer(reads.Answer):
     balance_after: reads.Amount
 
 
+class ReversalAnswer(reads.Answer):
+    """When the charge was undone, and how much came back: as credit, or as debt forgiven."""
+
+    at: datetime
+    amount: reads.Amount
+
+
 class ExplainAnswer(reads.Answer):
-    """One charge. ``rating`` is there from visibility ``amount`` on, its ``lines`` with ``full_breakdown`` or admin:read."""
+    """One charge. ``rating`` is there from visibility ``amount`` on, its ``lines`` with ``full_breakdown`` or admin:read.
+
+    ``reversed`` is set where all of it was given back later.
+    """
 
     record: RecordAnswer
     visibility: Product.Visibility
     rating: RatingAnswer | None
     burnt: list[BurntAnswer]
+    reversed: ReversalAnswer | None
 
 
 class Explain(reads.Read):
@@ -325,105 +294,58 @@ class Explain(reads.Read):
         principal = reads.principal(request)
         account, id_ = _named(principal, record)
         with tenancy.acting_as(account=account):
-            found = _record(account, id_)
+            found = charges.record(account, id_)
             if found is None:
                 raise _no_such_record()
-            burnt = _burnt(found)
+            burnt = charges.burnt(found)
         [answer] = _answers(account, [found], principal)
-        product = catalog.product_by_id(product_id=account.product_id)
+        visibility = Product.Visibility(account.product.visibility)
+        staff = ApiKey.Scope.ADMIN_READ in principal.scopes
+        rated = charges.rated(found, model=answer.model, visibility=visibility, staff=staff)
+        back = charges.reversal(found)
         return ExplainAnswer(
             record=answer,
-            visibility=Product.Visibility(product.visibility),
-            rating=_rating(found, answer.model, product, principal),
-            burnt=burnt,
+            visibility=visibility,
+            rating=None if rated is None else _rating(rated, staff=staff),
+            burnt=[
+                BurntAnswer(
+                    seq=entry.seq,
+                    kind=LedgerEntry.Kind(entry.kind),
+                    amount=entry.amount,
+                    debt_change=entry.debt_delta,
+                    grant=entry.grant_id,
+                    source=source,
+                    balance_after=entry.balance_after,
+                )
+                for entry, source in burnt
+            ],
+            reversed=None if back is None else ReversalAnswer(at=back.created_at, amount=back.amount),
         ).response()
 
 
-def _burnt(record: UsageRecord) -> list[BurntAnswer]:
-    if record.first_seq is None or record.unit_id is None:
-        return []
-    entries = LedgerEntry.objects.filter(
-        account_id=record.account_id, unit_id=record.unit_id, seq__gte=record.first_seq, seq__lt=record.first_seq + record.entries
-    ).order_by("seq")
-    entries_found = list(entries.defer("fee_nanos"))
-    grants = Grant.objects.filter(account_id=record.account_id, id__in=[entry.grant_id for entry in entries_found if entry.grant_id])
-    sources = dict(grants.values_list("id", "source"))
-    return [
-        BurntAnswer(
-            seq=entry.seq,
-            kind=LedgerEntry.Kind(entry.kind),
-            amount=entry.amount,
-            debt_change=entry.debt_delta,
-            grant=entry.grant_id,
-            source=None if entry.grant_id is None else sources[entry.grant_id],
-            balance_after=entry.balance_after,
-        )
-        for entry in entries_found
-    ]
-
-
-def _rating(record: UsageRecord, model: str, product: Product, principal: Principal) -> RatingAnswer | None:
-    """The stored rate card and price rows, applied again; None where nothing was rated or the key may not see it."""
-    staff = ApiKey.Scope.ADMIN_READ in principal.scopes
-    if record.price_nanos is None or record.rate_card_id is None or record.outcome not in USED:
-        return None
-    if product.visibility == Product.Visibility.DEPLETION_ONLY and not staff:
-        return None
-    card = catalog.rate_card_by_id(rate_card_id=record.rate_card_id)
-    row = RateCard.objects.get(pk=record.rate_card_id)
-    book = catalog.book_of_rows(model=model, row_ids=record.price_ids or ())
-    terms: dict[str, Any] = {
-        "card": card,
-        "book": book,
-        "model": model,
-        "quantities": usage.folded(_quantities(record.quantities), book),
-        "service_level": next(iter(book.levels), "standard"),
-    }
-    lines = rating.explain(**terms)
-    price = rating.rate(**terms).price_nanos
-    reproduces = price == record.price_nanos + record.waived_nanos
-    if not reproduces:
-        log.error("charge not reproduced", usage=str(record.id), price_nanos=price, charged_nanos=record.price_nanos)
+def _rating(rated: charges.Rated, *, staff: bool) -> RatingAnswer:
     answer = RatingAnswer(
-        rate_card=row.slug,
-        version=row.version,
-        mode=row.mode,
-        exact=exact(sum((line.charge for line in lines), Fraction())),
-        quantum=card.quantum_nanos,
-        minimum=card.minimum_nanos,
-        price=price,
-        reproduces=reproduces,
+        rate_card=rated.rate_card,
+        version=rated.version,
+        mode=rated.mode,
+        exact=charges.exact(rated.exact),
+        quantum=rated.quantum,
+        minimum=rated.minimum,
+        price=rated.price,
+        reproduces=rated.reproduces,
     )
-    if staff or product.visibility == Product.Visibility.FULL_BREAKDOWN:
-        return answer.model_copy(update={"lines": [_line(line, staff=staff) for line in lines]})
-    return answer
+    return answer if rated.lines is None else answer.model_copy(update={"lines": [_line(line, staff=staff) for line in rated.lines]})
 
 
 def _line(line: rating.Line, *, staff: bool) -> LineAnswer:
     answer = LineAnswer(
         component=line.component,
         quantity=line.quantity,
-        rate=exact(line.charge * line.per_units / line.quantity),
+        rate=charges.exact(line.charge * line.per_units / line.quantity),
         per_units=line.per_units,
-        charge=exact(line.charge),
+        charge=charges.exact(line.charge),
     )
-    return answer.model_copy(update={"cost": exact(line.cost), "price_row": line.price_row_id or None}) if staff else answer
-
-
-def exact(nanos: Fraction) -> str:
-    """Nanos as a decimal string with every digit there is, or as a fraction (``1/3``) where the digits never end."""
-    value = nanos / rating.NANOS
-    rest, digits = value.denominator, 0
-    for prime in (2, 5):
-        count = 0
-        while rest % prime == 0:
-            rest //= prime
-            count += 1
-        digits = max(digits, count)
-    if rest != 1:
-        return f"{value.numerator}/{value.denominator}"
-    whole, part = divmod(value.numerator * 10**digits // value.denominator, 10**digits)
-    return f"{whole}.{part:0{digits}d}" if digits else str(whole)
+    return answer.model_copy(update={"cost": charges.exact(line.cost), "price_row": line.price_row_id or None}) if staff else answer
 
 
 # Sums -------------------------------------------------------------------------------------------------------------------------
@@ -464,7 +386,7 @@ class Current(reads.Read):
         account = self.account(request, self.asked(request, reads.OfAccount))
         start, end = _billing_period(account, timezone.now())
         with tenancy.acting_as(account=account):
-            sums = list(_sums(_used(account, start, end).values("model_id")).order_by("-charged", "model_id"))
+            sums = list(_sums(charges.used(account, start, end).values("model_id")).order_by("-charged", "model_id"))
             given_back = _reversed(account, start, end)
         models = UsageModel.objects.in_bulk({row["model_id"] for row in sums})
         return CurrentAnswer(
@@ -490,26 +412,12 @@ def _billing_period(account: Account, now: datetime) -> tuple[datetime, datetime
     return allowed.period_at(now) if allowed else periods.period_at(datetime(2000, 1, 1, tzinfo=UTC), now)
 
 
-def _used(account: Account, since: datetime, until: datetime) -> QuerySet[UsageRecord]:
-    """Work that counts in ``[since, until)``: when it was done, or when it was recorded if its own period was closed by then."""
-    own = Q(counted_at=None, event_at__gte=since, event_at__lt=until)
-    return UsageRecord.objects.filter(own | Q(counted_at__gte=since, counted_at__lt=until), account_id=account.pk, outcome__in=USED)
-
-
-#: What was charged for a record: by itself, or by the rating that it got later.
-_CHARGED = Coalesce(
-    "price_nanos",
-    Subquery(UsageRating.objects.filter(account_id=OuterRef("account_id"), usage_id=OuterRef("id")).values("price_nanos")),
-    output_field=BigIntegerField(),
-)
-
-
 def _sums(groups: Any) -> Any:
     return groups.annotate(
         records=Count("id"),
-        unpriced=Count("id") - Count(_CHARGED),
-        tokens=Sum(_TOKENS),
-        charged=Coalesce(Sum(_CHARGED), Value(0), output_field=BigIntegerField()),
+        unpriced=Count("id") - Count(charges.CHARGED),
+        tokens=Sum(charges.TOKENS),
+        charged=Coalesce(Sum(charges.CHARGED), Value(0), output_field=BigIntegerField()),
     )
 
 
@@ -556,9 +464,9 @@ class History(reads.Read):
         account = self.account(request, query)
         buckets = _buckets(query, timezone.now())
         trunc = TruncMonth if query.group == "month" else TruncDay
-        used = _used(account, query.since or buckets[0][0], query.until or buckets[-1][1])
+        used = charges.used(account, query.since or buckets[0][0], query.until or buckets[-1][1])
         with tenancy.acting_as(account=account):
-            starts = used.annotate(start=trunc(Coalesce("counted_at", "event_at"), tzinfo=UTC)).values("start")
+            starts = used.annotate(start=trunc(charges.COUNTED_AT, tzinfo=UTC)).values("start")
             found = {row["start"]: row for row in _sums(starts)}
         nothing = {"records": 0, "tokens": 0, "charged": 0}
         sums = ((start, end, found.get(start, nothing)) for start, end in buckets)

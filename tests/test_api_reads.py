@@ -21,8 +21,7 @@ from accounts import tenancy
 from accounts.models import Account, Membership, User
 from billing import ledger
 from billing.models import Grant, LedgerEntry, Wallet
-from metering import reads as usage_reads
-from metering import usage
+from metering import charges, usage
 from metering.models import UsageRecord
 from pricing.models import CreditPack, Product
 from tests.factories import NANOS, START, give, make_account, make_key, make_model, make_product
@@ -255,7 +254,7 @@ class TestExplain:
         [(0, 1, "0"), (NANOS, 1, "1"), (1, 3, "1/3000000000"), (1, 1, "0.000000001"), (5 * NANOS, 2, "2.5"), (1, 8, "0.000000000125")],
     )
     def test_an_exact_amount_has_all_its_digits_or_is_a_fraction(self, numerator: int, denominator: int, text: str) -> None:
-        assert usage_reads.exact(Fraction(numerator, denominator)) == text
+        assert charges.exact(Fraction(numerator, denominator)) == text
 
 
 class TestSums:
