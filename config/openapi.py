@@ -20,6 +20,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from accounts import openings
 from accounts.api import PROBLEM_JSON
 from accounts.reads import Amount
+from billing import widget
 from metering import api, ingest
 from metering.reads import LayerAnswer
 
@@ -99,6 +100,14 @@ class OpenedAccount(BaseModel):
     time_zone: str
     created_at: datetime
     closed_at: datetime | None
+
+
+class WidgetAddress(BaseModel):
+    """Where the account's balance can be framed until `expires_at`. The address is the permission: give it to nobody else."""
+
+    account: str
+    url: str
+    expires_at: datetime
 
 
 class Authorization(BaseModel):
@@ -212,6 +221,14 @@ _METER = {
 _RESOLVED = "`hold_already_resolved`, `hold_expired`: it ended otherwise; `state` says how."
 
 OPERATIONS = (
+    Operation(
+        "/api/v1/billing/widget", "mintWidget", "An address that shows the balance in a frame.",
+        "For a product's own sidebar: the address needs no sign-in, is of this account, and stops after an hour, with the key that asked for"
+        " it, or with the account. Only pages at the product's allowed origins may frame it.",
+        (widget.Mint,), (WidgetAddress,),
+        {"A product key": {"account": "customer-42"}, "An account key": {}},
+        {403: "`missing_scope`", 404: "`not_found`: no such account of this key"},
+    ),
     Operation(
         "/api/v1/accounts", "openAccount", "Open an account, or sign a guest up.",
         "One account for each `external_id`: one that exists is answered as it is. It starts on the product's default plan, with the"

@@ -11,6 +11,8 @@ from analytics.api import MarginView
 from billing import api as billing
 from billing import keys_page, settings_page, stripe_receiver, team_page
 from billing import pages as billing_pages
+from billing import stripe_receiver
+from billing import widget as billing_widget
 from config import errors, health, openapi
 from metering import api as metering
 from metering import pages as usage_pages
@@ -36,6 +38,7 @@ urlpatterns = [
     re_path(r"^invitation/(?P<token>[^/]{1,200})/$", invitation_page.invitation, name="invitation"),
     re_path(r"^logo/(?P<digest>[0-9a-f]{32})$", branding.logo, name="logo"),
     re_path(r"^colour/(?P<colour>[0-9a-f]{6})\.css$", branding.stylesheet, name="colour"),
+    re_path(ACCOUNT + "widget/$", billing_widget.widget, name="widget"),
     # The API
     path("api/schema", openapi.document, name="schema"),
     path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
@@ -55,6 +58,7 @@ urlpatterns = [
     path("api/v1/billing/ledger", billing.Ledger.as_view()),
     path("api/v1/billing/subscription", billing.Subscription.as_view()),
     path("api/v1/billing/invoices", billing.Invoices.as_view()),
+    path("api/v1/billing/widget", billing_widget.mint),
     path("api/v1/billing/packs", billing.Packs.as_view()),
     path("api/v1/billing/plans", billing.Plans.as_view()),
     path("api/v1/admin/margin", MarginView.as_view()),
