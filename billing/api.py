@@ -150,7 +150,7 @@ class Ledger(reads.Read):
                     balance_after=entry.balance_after,
                     debt_after=entry.debt_after,
                     grant=entry.grant_id,
-                    usage=None if entry.usage_id is None else _usage(account, entry.usage_id),
+                    usage=None if entry.usage_id is None else record_id(account, entry.usage_id),
                     effective_at=entry.effective_at,
                     recorded_at=entry.recorded_at,
                 )
@@ -160,7 +160,7 @@ class Ledger(reads.Read):
         ).response()
 
 
-def _usage(account: Account, id_: UUID) -> str:
+def record_id(account: Account, id_: UUID) -> str:
     """The usage record's public id, as metering writes it."""
     return f"rec_{account.public_id.removeprefix('acct_')}{id_.hex}"
 

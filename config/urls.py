@@ -28,6 +28,7 @@ urlpatterns = [
     path("", account_pages.home, name="home"),
     re_path(ACCOUNT + "$", usage_pages.overview, name="overview"),
     re_path(ACCOUNT + "usage/$", usage_pages.usage, name="usage"),
+    re_path(ACCOUNT + "credits/$", billing_pages.credits, name="credits"),
     re_path(ACCOUNT + "statement/$", billing_pages.statement, name="statement"),
     re_path(ACCOUNT + "team/$", team_page.team, name="team"),
     re_path(ACCOUNT + "team/members/(?P<membership_id>[0-9]{1,18})/$", team_page.member, name="member"),
@@ -38,6 +39,7 @@ urlpatterns = [
     re_path(r"^invitation/(?P<token>[^/]{1,200})/$", invitation_page.invitation, name="invitation"),
     re_path(r"^logo/(?P<digest>[0-9a-f]{32})$", branding.logo, name="logo"),
     re_path(r"^colour/(?P<colour>[0-9a-f]{6})\.css$", branding.stylesheet, name="colour"),
+    re_path(ACCOUNT + r"statement\.csv$", billing_pages.statement_csv, name="statement_csv"),
     re_path(ACCOUNT + "widget/$", billing_widget.widget, name="widget"),
     # The API
     path("api/schema", openapi.document, name="schema"),

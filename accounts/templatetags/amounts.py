@@ -70,6 +70,12 @@ def plain_amount(nanos: int, unit: Unit, cut: bool = False) -> str:
 
 
 @register.simple_tag
+def plain_number(nanos: int, unit: Unit) -> str:
+    """Short, without its unit: for a column that names it."""
+    return short(nanos, decimals=unit.decimals)
+
+
+@register.simple_tag
 def figure(nanos: int, unit: Unit, cut: bool = False) -> SafeString:
     """For the one large number of a page: the unit's name is set smaller."""
     number = short(nanos, decimals=unit.decimals, cut=cut)
@@ -127,6 +133,19 @@ def source_name(source: str) -> str:
 def entry_name(kind: str, source: str) -> str:
     """What a ledger entry did, in a customer's words; a grant is called by its source."""
     return source_name(source) if kind == "grant" and source else kind.replace("_", " ").capitalize()
+
+
+_SUMS = {
+    "grant": "Credit added", "usage": "Used", "expiry": "Expired", "rollover": "Rolled over", "refund": "Refunds",
+    "freeze": "Frozen by disputes", "unfreeze": "Given back after disputes", "reversal": "Charges given back", "adjustment": "Corrections",
+    "debt": "Used beyond the balance", "debt_repaid": "Debt repaid",
+}  # fmt: skip
+
+
+@register.filter
+def sums_name(kind: str) -> str:
+    """What the ledger entries of one kind did together."""
+    return _SUMS[kind]
 
 
 @register.filter
