@@ -1,4 +1,5 @@
-"""What customers see of their use: the overview (how much is left, what was used, when it resets) and the usage page.
+"""What customers see of their use: the overview (how much is left, what was used, when it resets), the usage page with its limits, the
+same records as a file, and one charge explained.
 
 The product's visibility policy decides how much is told: with ``depletion_only`` amounts but no quantities, so that no price per token
 can be worked out; with ``amount`` the tokens in and out of each use; with ``full_breakdown`` every component of it.
@@ -7,43 +8,44 @@ can be worked out; with ``amount`` the tokens in and out of each use; with ``ful
 from __future__ import annotations
 
 import uuid
-import zoneinfo
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
-from typing import Any, Final, TypedDict, cast
+from datetime import datetime, timedelta
+from typing import Any, Final
+from urllib.parse import urlencode
 
 from django.contrib.auth.decorators import login_required
-from django.db.models import Count, F, QuerySet, Sum, Value
-from django.db.models.functions import Coalesce, TruncDate
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from accounts import pages
-from accounts.models import Account
+from accounts import exports, pages
+from accounts.models import Account, ApiKey
 from accounts.templatetags import amounts
-from accounts.templatetags.charts import Day
-from billing import balances, periods
+from billing import balances, ledger, periods
 from billing.models import Subscription
+from metering import breakdown, charges, standing, usage
 from metering.models import Feature, UsageModel, UsageRecord
 from pricing.models import Plan, Product, Unit
-from pricing.rating import COMPONENTS, INPUT_COMPONENTS, TOKEN_COMPONENTS
+from pricing.rating import COMPONENTS, INPUT_COMPONENTS
 
 RECENT: Final = 6
 PAGE_SIZE: Final = 25
 RANGES: Final = (7, 30, 90)
-#: A record's id is as old as its authorization: a day of hold and a week of grace older than the use, at most.
-_OLDEST_ID: Final = timedelta(days=8)
-_USED: Final = (UsageRecord.Outcome.CAPTURED, UsageRecord.Outcome.RECORDED, UsageRecord.Outcome.UNPRICED)
+#: The range from the beginning of the billing period on.
+PERIOD: Final = "period"
+_CHUNK: Final = 1_000
+_MAX_NAME: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
     """One usage record as a page shows it. ``nanos`` None: its price is not known yet. ``quantities`` are empty where policy hides them."""
 
+    id: str
     at: datetime
     model: str
     feature: str
@@ -55,14 +57,26 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelTotal:
-    """What one model came to."""
+class Line:
+    """A row of the usage page's table, a group with its name. ``query`` narrows the page to it; empty where it cannot be."""
 
-    model: str
-    records: int
-    nanos: int
-    tokens_in: int
-    tokens_out: int
+    name: str
+    group: breakdown.Group
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the address of the usage page says; ``narrowed`` by name, as it stands there."""
+
+    range: str
+    by: str
+    narrowed: Mapping[str, str]
+
+    def query(self, **changes: str | None) -> str:
+        """The same address with some of it changed; None takes it out."""
+        said = {"days": self.range, "by": self.by} | dict(self.narrowed) | changes
+        return urlencode({name: value for name, value in said.items() if value is not None})
 
 
 @require_safe
@@ -73,12 +87,13 @@ def overview(request: HttpRequest, public_id: str) -> HttpResponse:
     with pages.tenant(request, public_id) as account:
         wallets = balances.of_account(account, now=now)
         subscription = Subscription.objects.filter(account=account).exclude(status=Subscription.Status.CANCELED).first()
-        since, until = period(subscription, now) if subscription else (now - timedelta(days=30), None)
-        used = _used_since(account, since, now)
-        days = _days(account, now, 30)
-        totals = _totals(account, days)
-        recent = list(_records(account)[:RECENT])
     product = Product.objects.select_related("unit").get(pk=account.product_id)
+    since, until = period(subscription, now) if subscription else (now - timedelta(days=30), None)
+    with pages.tenant(request, public_id):
+        month = breakdown.window(account, now=now, days=30)
+        used = breakdown.charged(account, breakdown.window(account, now=now, since=since), product.unit_id)
+        totals = breakdown.read(account, month, unit_id=product.unit_id, by="model").totals
+        recent = charges.with_ratings(account, list(_records(account)[:RECENT]))
     wallet = next((wallet for wallet in wallets if wallet.unit_id == product.unit_id), None)
     units = Unit.objects.in_bulk([each.unit_id for each in wallets])
     return pages.render(
@@ -90,7 +105,7 @@ def overview(request: HttpRequest, public_id: str) -> HttpResponse:
             "unit": product.unit,
             "wallet": wallet,
             "others": [(each, units[each.unit_id]) for each in wallets if each is not wallet],
-            "used": used.get(product.unit_id, 0),
+            "used": used,
             "since": since,
             "until": until,
             "subscription": subscription,
@@ -98,8 +113,8 @@ def overview(request: HttpRequest, public_id: str) -> HttpResponse:
             "next_to_expire": min((lot for lot in wallet.lots if lot.ends_at), key=lambda lot: lot.ends_at or now, default=None)
             if wallet
             else None,
-            "days": _by_day(days, totals, product.unit_id),
-            "uses": _uses(recent, product),
+            "days": breakdown.by_day(month, totals),
+            "uses": _uses(account, recent, product),
             "digits": amounts.sub_digits([record.price_nanos or 0 for record in recent]),
             **_told(product),
         },
@@ -109,17 +124,24 @@ def overview(request: HttpRequest, public_id: str) -> HttpResponse:
 @require_safe
 @never_cache
 @login_required
-def usage(request: HttpRequest, public_id: str) -> HttpResponse:
-    """``?days=`` 7, 30 or 90 sets what is summed; ``?from=`` is the record that a page of them begins with."""
+def usage_page(request: HttpRequest, public_id: str) -> HttpResponse:
+    """``?days=`` 7, 30, 90 or ``period`` sets what is summed, ``?by=`` what is told apart; ``?model=``, ``?feature=`` and ``?user=`` narrow
+    it. ``?from=`` is the record that a page of them begins with; narrowed, the records are those of the range.
+    """
     now = timezone.now()
-    length, first = _range(request), _first(request)
+    asked, first = _asked(request), _first(request)
     with pages.tenant(request, public_id) as account:
-        days = _days(account, now, length)
-        totals = _totals(account, days)
-        records = _records(account)
-        found = list((records.filter(pk__lte=first) if first else records)[: PAGE_SIZE + 1])
+        subscription = Subscription.objects.filter(account=account).exclude(status=Subscription.Status.CANCELED).first()
     product = Product.objects.select_related("unit").get(pk=account.product_id)
-    chart = _by_day(days, totals, product.unit_id)
+    narrowed = _narrowed(asked, product)
+    window = _window(account, asked, subscription, now)
+    with pages.tenant(request, public_id):
+        used = breakdown.read(account, window, unit_id=product.unit_id, by=asked.by, narrowed=narrowed)
+        records = _listed(account, window, narrowed)
+        found = charges.with_ratings(account, list((records.filter(pk__lte=first) if first else records)[: PAGE_SIZE + 1]))
+    groups = breakdown.by_group(used.totals)
+    chart = breakdown.by_day(window, used.totals, groups)
+    lines = _lines(account, product, asked, groups)
     return pages.render(
         request,
         "billing/usage.html",
@@ -128,15 +150,80 @@ def usage(request: HttpRequest, public_id: str) -> HttpResponse:
         context={
             "unit": product.unit,
             "days": chart,
-            "length": length,
-            "ranges": RANGES,
+            "asked": asked,
+            "period_since": window.since if asked.range == PERIOD else None,
+            "ranges": [(name, asked.query(days=name), name == asked.range) for name in (*map(str, RANGES), PERIOD)],
+            "apart": [(name, asked.query(by=name), name == asked.by) for name in _apart(account, asked, used)],
+            "narrowed": [(name, value, asked.query(**{name: None})) for name, value in asked.narrowed.items()],
+            "query": asked.query(),
             "total": sum(day.nanos for day in chart),
             "count": sum(day.records for day in chart),
-            "models": _by_model(totals, product.unit_id),
-            "uses": _uses(found[:PAGE_SIZE], product),
+            "lines": lines,
+            "series": lines[: breakdown.MAX_SERIES] if len(lines) > 1 else [],
+            "others": len(lines) > breakdown.MAX_SERIES,
+            "limits": standing.of_account(account, product=product, now=now),
+            "uses": _uses(account, found[:PAGE_SIZE], product),
             "digits": amounts.sub_digits([record.price_nanos or 0 for record in found[:PAGE_SIZE]]),
             "first": first,
             "older": found[PAGE_SIZE].pk if len(found) > PAGE_SIZE else None,
+            "most": exports.MAX_ROWS,
+            **_told(product),
+        },
+    )
+
+
+@require_safe
+@never_cache
+@login_required
+def usage_csv(request: HttpRequest, public_id: str) -> HttpResponseBase:
+    """The range's records as a file, the latest first. Of more than ``exports.MAX_ROWS`` it has the latest, and says so in its name."""
+    now = timezone.now()
+    asked = _asked(request)
+    with pages.tenant(request, public_id) as account:
+        subscription = Subscription.objects.filter(account=account).exclude(status=Subscription.Status.CANCELED).first()
+    product = Product.objects.select_related("unit").get(pk=account.product_id)
+    window, narrowed = _window(account, asked, subscription, now), _narrowed(asked, product)
+    with pages.tenant(request, public_id):
+        records = breakdown.records(account, window, narrowed).order_by("-id")
+        whole = not records.values("id")[exports.MAX_ROWS :].exists()
+    stretch = f"{window.days[0]}_to_{window.days[-1]}"
+    name = f"usage_{account.public_id}_{stretch}{'' if whole else f'_latest-{exports.MAX_ROWS}-rows'}.csv"
+    return exports.download(_file(request, account, product, records.defer("cost_nanos")), name=name)
+
+
+@require_safe
+@never_cache
+@login_required
+def explain(request: HttpRequest, public_id: str, record: str) -> HttpResponse:
+    """One charge, sentence by sentence, as far as the product's visibility goes."""
+    now = timezone.now()
+    with pages.tenant(request, public_id) as account:
+        named, id_ = _split(record)
+        found = charges.record(account, id_) if named == public_id else None
+        if found is None:
+            raise Http404("There is no such record.")
+        burnt = charges.burnt(found)
+    product = Product.objects.select_related("unit").get(pk=account.product_id)
+    model = str(UsageModel.objects.get(pk=found.model_id))
+    rated = charges.rated(found, model=model, visibility=Product.Visibility(product.visibility))
+    return pages.render(
+        request,
+        "billing/explain.html",
+        account=account,
+        now=now,
+        context={
+            "record": found,
+            "use": _uses(account, [found], product)[0],
+            "unit": Unit.objects.get(pk=found.unit_id) if found.unit_id else product.unit,
+            "rated": rated,
+            "lines": [_component(line) for line in rated.lines or ()] if rated else [],
+            "exact": charges.exact(rated.exact) if rated else "",
+            "given_back": found.hold - (found.price_nanos or 0) if found.hold else 0,
+            "burnt": burnt,
+            "owed": sum(entry.debt_delta for entry, _ in burnt),
+            "digits": amounts.sub_digits([entry.amount for entry, _ in burnt]),
+            "reversal": charges.reversal(found),
+            "worked": found.outcome in charges.USED,
             **_told(product),
         },
     )
@@ -159,11 +246,119 @@ def _told(product: Product) -> dict[str, bool]:
     }
 
 
-def _range(request: HttpRequest) -> int:
-    chosen = request.GET.get("days", "30")
-    if chosen not in map(str, RANGES):
-        raise Http404("There is no such range.")
-    return int(chosen)
+def _asked(request: HttpRequest) -> Asked:
+    """:raises Http404: anything that the page does not offer."""
+    length, by = request.GET.get("days", "30"), request.GET.get("by", "model")
+    narrowed = {name: request.GET[name] for name in ("model", "feature", "user") if name in request.GET}
+    if length not in (*map(str, RANGES), PERIOD) or by not in breakdown.COLUMNS:
+        raise Http404("There is no such view.")
+    if any(len(value) > _MAX_NAME or not value.isprintable() for value in narrowed.values()):
+        raise Http404("There is no such name.")
+    return Asked(length, by, narrowed)
+
+
+def _narrowed(asked: Asked, product: Product) -> list[breakdown.Narrowed]:
+    """The names as the numbers that records have. A name that nobody has is the number of nothing: an empty page, as one of others'."""
+    found = []
+    for name, value in asked.narrowed.items():
+        number: int | str | None = value or None
+        if name == "model":
+            provider, _, model = value.partition(":")
+            number = UsageModel.objects.filter(provider=provider, name=model).values_list("pk", flat=True).first() or -1
+        elif name == "feature" and value:
+            number = Feature.objects.filter(product=product, slug=value).values_list("pk", flat=True).first() or -1
+        found.append(breakdown.Narrowed(breakdown.COLUMNS[name], number))
+    return found
+
+
+def _window(account: Account, asked: Asked, subscription: Subscription | None, now: datetime) -> breakdown.Window:
+    if asked.range != PERIOD:
+        return breakdown.window(account, now=now, days=int(asked.range))
+    since = period(subscription, now)[0] if subscription else now - timedelta(days=30)
+    return breakdown.window(account, now=now, since=since)
+
+
+def _listed(account: Account, window: breakdown.Window, narrowed: Sequence[breakdown.Narrowed]) -> QuerySet[UsageRecord]:
+    """All records, a page of which is found at once; narrowed only those of the window, so that no page looks through all of history."""
+    if not narrowed:
+        return _records(account)
+    return breakdown.records(account, window, narrowed).defer("cost_nanos").order_by("-id")
+
+
+def _apart(account: Account, asked: Asked, used: breakdown.Used) -> list[str]:
+    """What there is more than one of to be told apart."""
+    keys = asked.by == "key" or ApiKey.objects.filter(account=account).exists()
+    offered = {"model": True, "feature": used.features, "user": used.several_users, "key": keys}
+    return [name for name, there in offered.items() if there or name == asked.by]
+
+
+def _lines(account: Account, product: Product, asked: Asked, groups: Sequence[breakdown.Group]) -> list[Line]:
+    keys: dict[Any, str] = {}
+    match asked.by:
+        case "model":
+            keys = {
+                pk: str(model)
+                for pk, model in UsageModel.objects.in_bulk([group.key for group in groups if group.key != breakdown.OTHERS]).items()
+            }
+        case "feature":
+            keys = {pk: str(feature) for pk, feature in Feature.objects.filter(product=product).in_bulk().items()}
+        case "key":
+            keys = {key.pk: f"{key.name} ({key.prefix}…)" for key in ApiKey.objects.filter(account=account)}
+    nameless = {"feature": "No feature named", "user": "No user named", "key": product.name}
+    lines = []
+    for group in groups:
+        name = keys.get(group.key) or (str(group.key) if asked.by == "user" and group.key else nameless.get(asked.by, ""))
+        if group.key == breakdown.OTHERS:
+            name = "All others"
+        can_narrow = asked.by != "key" and group.key != breakdown.OTHERS and asked.by not in asked.narrowed
+        value = "" if group.key is None else name
+        lines.append(Line(name, group, asked.query(**{asked.by: value}) if can_narrow else ""))
+    return lines
+
+
+def _component(line: Any) -> dict[str, Any]:
+    """A line of a price for people: its rate is what ``per_units`` of the component are charged at."""
+    return {
+        "name": line.component.replace("_", " "),
+        "quantity": line.quantity,
+        "rate": charges.exact(line.charge * line.per_units / line.quantity),
+        "per_units": line.per_units,
+        "charge": charges.exact(line.charge),
+    }
+
+
+def _split(record: str) -> tuple[str, uuid.UUID]:
+    try:
+        return usage.split_id(record)
+    except ledger.NotFound:
+        raise Http404("There is no such record.") from None
+
+
+def _file(request: HttpRequest, account: Account, product: Product, records: QuerySet[UsageRecord]) -> Iterator[Sequence[exports.Cell]]:
+    """The rows of the records' file. Each chunk is read behind both walls anew, since the view has ended by then."""
+    told = _told(product)
+    columns = [name for name in COMPONENTS if told["tells_components"]]
+    tokens = ["tokens_in", "tokens_out"] if told["tells_tokens"] else []
+    yield (
+        "record", "event_at", "recorded_at", "outcome", "model", "feature", "user", "session", "run", *tokens, *columns, "charged", "unit",
+    )  # fmt: skip
+    units = {unit.pk: unit.code for unit in Unit.objects.all()}
+    left, last = exports.MAX_ROWS, None
+    while left:
+        with pages.tenant(request, account.public_id):
+            page = records.filter(pk__lt=last) if last else records
+            found = charges.with_ratings(account, list(page[: min(_CHUNK, left)]))
+        for record, use in zip(found, _uses(account, found, product), strict=True):
+            used = charges.quantities(record.quantities)
+            yield (
+                use.id, record.event_at, record.recorded_at, record.outcome, use.model, use.feature, record.user_ref, record.session_ref,
+                record.run_ref, *((use.tokens_in, use.tokens_out) if tokens else ()), *(used.get(name, 0) for name in columns),
+                None if record.price_nanos is None else exports.Nanos(record.price_nanos), units.get(record.unit_id or product.unit_id),
+            )  # fmt: skip
+        if len(found) < _CHUNK:
+            return
+        left -= len(found)
+        last = found[-1].id
 
 
 def _first(request: HttpRequest) -> uuid.UUID | None:
@@ -176,111 +371,27 @@ def _first(request: HttpRequest) -> uuid.UUID | None:
 
 def _records(account: Account) -> QuerySet[UsageRecord]:
     """The account's finished work, the latest first. Wholesale cost stays in the database."""
-    return (
-        UsageRecord.objects.filter(account=account, outcome__in=_USED)
-        .only("id", "event_at", "model_id", "feature_id", "price_nanos", "unit_id", "quantities", "outcome")
-        .order_by("-id")
-    )
+    return charges.of(account).filter(outcome__in=charges.USED).order_by("-id")
 
 
-def _since(account: Account, start: datetime) -> QuerySet[UsageRecord]:
-    """Records of use since ``start``. The bound on the id keeps the read away from older history: the key begins with the account."""
-    oldest = int((start - _OLDEST_ID).timestamp() * 1000)
-    return UsageRecord.objects.filter(
-        account=account, outcome__in=_USED, event_at__gte=start, pk__gte=uuid.UUID(int=max(oldest, 0) << 80)
-    ).order_by()
-
-
-def _used_since(account: Account, start: datetime, now: datetime) -> dict[int | None, int]:
-    """Charged in ``[start, now]``, by unit, in nanos."""
-    rows = _since(account, start).filter(event_at__lte=now).values_list("unit_id").annotate(total=Coalesce(Sum("price_nanos"), Value(0)))
-    return {unit_id: int(total) for unit_id, total in rows}
-
-
-def _days(account: Account, now: datetime, count: int) -> list[date]:
-    """The last ``count`` days of the account's own calendar, today included, oldest first."""
-    today = now.astimezone(zoneinfo.ZoneInfo(account.time_zone)).date()
-    return [today - timedelta(days=back) for back in reversed(range(count))]
-
-
-class _Total(TypedDict):
-    """The sums arrive as PostgreSQL's numeric where they are of bigint."""
-
-    day: date
-    model_id: int
-    unit_id: int | None
-    records: int
-    nanos: int
-    tokens_in: int
-    tokens_out: int
-
-
-def _totals(account: Account, days: list[date]) -> list[_Total]:
-    """Sums of each (day, model, unit) of ``days``."""
-    zone = zoneinfo.ZoneInfo(account.time_zone)
-    start = datetime.combine(days[0], time.min, tzinfo=zone)
-    rows = (
-        _since(account, start)
-        .annotate(day=TruncDate("event_at", tzinfo=zone))
-        .filter(day__lte=days[-1])
-        .values("day", "model_id", "unit_id")
-        .annotate(
-            records=Count("id"), nanos=Coalesce(Sum("price_nanos"), Value(0)), tokens_in=_sum(INPUT_COMPONENTS), tokens_out=_sum(_OUTPUT)
-        )
-    )
-    return [cast("_Total", row) for row in rows]
-
-
-_OUTPUT: Final = TOKEN_COMPONENTS - INPUT_COMPONENTS
-
-
-def _sum(components: Iterable[str]) -> Any:
-    """Σ of some components over records; arrays end with their last component that is not 0."""
-    return Sum(sum((Coalesce(F(f"quantities__{COMPONENTS.index(name)}"), Value(0)) for name in sorted(components)), start=Value(0)))
-
-
-def _by_day(days: list[date], totals: list[_Total], unit_id: int) -> list[Day]:
-    nanos: dict[date, int] = defaultdict(int)
-    records: dict[date, int] = defaultdict(int)
-    for row in totals:
-        records[row["day"]] += row["records"]
-        if row["unit_id"] == unit_id:
-            nanos[row["day"]] += int(row["nanos"])
-    return [Day(day=day, nanos=nanos[day], records=records[day]) for day in days]
-
-
-def _by_model(totals: list[_Total], unit_id: int) -> list[ModelTotal]:
-    """The dearest first."""
-    names = UsageModel.objects.in_bulk({row["model_id"] for row in totals})
-    sums: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-    for row in totals:
-        charged = int(row["nanos"]) if row["unit_id"] == unit_id else 0
-        for index, value in enumerate((charged, row["records"], int(row["tokens_in"]), int(row["tokens_out"]))):
-            sums[row["model_id"]][index] += value
-    ordered = sorted(sums.items(), key=lambda item: (-item[1][0], -item[1][1], item[0]))
-    return [
-        ModelTotal(model=str(names[model_id]), nanos=nanos, records=records, tokens_in=tokens_in, tokens_out=tokens_out)
-        for model_id, (nanos, records, tokens_in, tokens_out) in ordered
-    ]
-
-
-def _uses(records: list[UsageRecord], product: Product) -> list[Use]:
+def _uses(account: Account, records: Sequence[UsageRecord], product: Product) -> list[Use]:
     models = UsageModel.objects.in_bulk({record.model_id for record in records})
     features = Feature.objects.in_bulk({record.feature_id for record in records if record.feature_id})
     told = _told(product)
     uses = []
     for record in records:
-        used = [(name, quantity) for name, quantity in zip(COMPONENTS, record.quantities, strict=False) if quantity]
+        used = charges.quantities(record.quantities).items()
         uses.append(
             Use(
+                id=usage.public_id(account, record.id, kind="rec"),
                 at=record.event_at,
                 model=str(models[record.model_id]),
                 feature=str(features[record.feature_id]) if record.feature_id else "",
                 nanos=record.price_nanos,
-                free=record.unit_id != product.unit_id,
+                free=record.unit_id != product.unit_id and not record.price_nanos,
                 quantities=tuple((name.replace("_", " "), quantity) for name, quantity in used) if told["tells_components"] else (),
                 tokens_in=sum(quantity for name, quantity in used if name in INPUT_COMPONENTS) if told["tells_tokens"] else 0,
-                tokens_out=sum(quantity for name, quantity in used if name in _OUTPUT) if told["tells_tokens"] else 0,
+                tokens_out=sum(quantity for name, quantity in used if name in breakdown.OUTPUT_COMPONENTS) if told["tells_tokens"] else 0,
             )
         )
     return uses

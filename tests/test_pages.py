@@ -20,7 +20,7 @@ from pytest_django import Settings
 from accounts import pages, registration, tenancy
 from accounts.models import Account, Membership, User
 from accounts.templatetags import amounts, charts
-from billing import ledger
+from billing import ledger, widget
 from billing.models import LedgerEntry, Subscription
 from metering import usage
 from metering.models import UsageRecord
@@ -28,7 +28,9 @@ from pricing.models import Product, Unit
 from tests import factories
 
 NANOS = factories.NANOS
-PATHS = ("", "usage/", "statement/")
+PATHS = ("", "usage/", "usage.csv", "credits/", "statement/", "statement.csv")
+#: In a test each of the two walls around a page's reads takes six: savepoint, role, claims, account, and back.
+MOST_QUERIES = 32
 
 pytestmark = pytest.mark.django_db
 
@@ -68,6 +70,8 @@ def text(client: Client, account: Account, path: str = "") -> str:
     """The page's words, without markup."""
     response = client.get(f"/a/{account.public_id}/{path}")
     assert response.status_code == 200, response.status_code
+    if response.streaming:
+        return response.getvalue().decode()
     main = response.content.decode().partition("<main")[2].partition("</main>")[0]
     words = re.sub(r"<title>.*?</title>|<[^>]+>", " ", main)
     return re.sub(r" ([.,])", r"\1", " ".join(words.replace("\N{NO-BREAK SPACE}", " ").split()))
@@ -172,13 +176,13 @@ class TestUsage:
             address = f"/a/{account.public_id}/usage/?from={older}" if older else ""
         assert len(seen) == len(answers)
 
-    def test_the_statement_links_to_the_very_record(self, signed_in: Client, account: Account) -> None:
+    @pytest.mark.parametrize("path", ["usage/", "credits/", "statement/"])
+    def test_every_charge_links_to_its_explanation(self, signed_in: Client, account: Account, path: str) -> None:
         use(account, count=3)
         [wanted] = use(account, model=(model := factories.make_model()))
-        use(account, count=3)
-        link = f"/a/{account.public_id}/usage/?from={wanted.id}"
-        assert link in signed_in.get(f"/a/{account.public_id}/statement/").content.decode()
-        assert signed_in.get(link).context["uses"][0].model == model
+        link = f"/a/{account.public_id}/usage/{usage.public_id(account, wanted.id, kind='rec')}/"
+        assert link in signed_in.get(f"/a/{account.public_id}/{path}").content.decode()
+        assert signed_in.get(link).context["use"].model == model
 
     def test_a_record_without_a_price_says_so(self, signed_in: Client, account: Account) -> None:
         use(account, model="acme:nobody-priced-this")
@@ -208,8 +212,8 @@ class TestStatement:
         seqs = []
         for number in (1, 2, 3):
             response = signed_in.get(f"/a/{account.public_id}/statement/?page={number}")
-            seqs += [entry.seq for entry, _ in response.context["rows"]]
-        assert seqs == list(range(120, 0, -1))
+            seqs += [movement.entry.seq for movement in response.context["movements"]]
+        assert seqs == list(range(1, 121))
         assert signed_in.get(f"/a/{account.public_id}/statement/?page=4").status_code == 404
 
     def test_several_wallets_each_have_a_statement(self, signed_in: Client, account: Account) -> None:
@@ -304,17 +308,15 @@ class TestWhoMayRead:
     @pytest.mark.parametrize("path", PATHS)
     def test_more_history_asks_no_more_queries(self, signed_in: Client, account: Account, path: str) -> None:
         def count() -> int:
-            with CaptureQueriesContext(
-                connection,
-            ) as queries:
-                signed_in.get(f"/a/{account.public_id}/{path}")
+            with CaptureQueriesContext(connection) as queries:
+                signed_in.get(f"/a/{account.public_id}/{path}").getvalue()
             return len(queries)
 
         use(account, count=2)
         few = count()
         for _ in range(5):
             use(account, count=5)
-        assert count() == few <= 22
+        assert count() == few <= MOST_QUERIES
 
 
 class TestGarbage:
@@ -358,7 +360,7 @@ class TestGarbage:
         Account.objects.filter(pk=account.pk).update(name="<script>alert(1)</script>")
         Product.objects.filter(pk=account.product_id).update(name='"><img src=x>')
         for path in PATHS:
-            page = signed_in.get(f"/a/{account.public_id}/{path}").content.decode()
+            page = signed_in.get(f"/a/{account.public_id}/{path}").getvalue().decode()
             assert "<script>" not in page
             assert "<img" not in page
 
@@ -531,11 +533,14 @@ class TestCharts:
 
 
 def test_no_page_of_an_account_is_read_outside_the_wall() -> None:
-    """Every view below /a/<account>/ enters ``pages.tenant`` before it reads anything else."""
+    """Every view below /a/<account>/ enters ``pages.tenant`` before it reads anything else. The widget has no visitor: a token names its
+    account, and it enters the second wall as that (``billing/tests/test_widget.py``)."""
     views = [pattern.callback for pattern in get_resolver().url_patterns if str(pattern.pattern).startswith("^a/")]
     assert len(views) >= 3
     for view in views:
         assert view is not None
+        if view is widget.widget:
+            continue
         source = inspect.getsource(inspect.unwrap(view))
         reads = [line for line in source.splitlines() if re.search(r"\.objects\b|of_account\(|_(since|records|totals)\(", line)]
         inside = source[source.index("with pages.tenant(") :]

@@ -22,11 +22,16 @@ GAP = 24
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """One day's use: what it was charged (nanos of the wallet's unit) and how many records made it."""
+    """The use of one day, or of so many ``days`` from it on: what was charged (nanos of the wallet's unit) and how many records made it.
+
+    ``parts`` are what its series came to, the first at the bottom; together they are ``nanos``. Without any it is one bar.
+    """
 
     day: date
     nanos: int
     records: int
+    parts: tuple[int, ...] = ()
+    days: int = 1
 
 
 @register.inclusion_tag("charts/days.html")
@@ -45,7 +50,9 @@ def days_chart(days: Sequence[Day], unit: Unit) -> dict[str, Any]:
     ]
     return {
         "bars": bars,
+        "series": _series(days, top),
         "unit": unit,
+        "span": "week" if days and days[0].days > 1 else "day",
         "width": len(days) * STEP,
         "height": HEIGHT,
         "middle": HEIGHT // 2,
@@ -72,6 +79,21 @@ def ceiling(nanos: int) -> int:
         return 0
     power: int = 10 ** (len(str(nanos)) - 1)
     return next(step * power for step in (1, 2, 4, 5, 8, 10) if step * power >= nanos)
+
+
+def _series(days: Sequence[Day], top: int) -> list[str]:
+    """One SVG path for each series, standing on the one before it. Tops are rounded, not heights, so that parts fill their whole bar."""
+    paths: list[list[str]] = [[] for _ in range(max((len(day.parts) for day in days), default=0))]
+    for index, day in enumerate(days):
+        below = sofar = 0
+        for path, part in zip(paths, day.parts, strict=False):
+            sofar += part
+            height = _height(sofar, top)
+            if height > below:
+                left = index * STEP + GAP // 2
+                path.append(f"M{left} {HEIGHT - below}V{HEIGHT - height}h{STEP - GAP}V{HEIGHT - below}z")
+            below = max(below, height)
+    return ["".join(path) for path in paths]
 
 
 def _height(nanos: int, top: int) -> int:
