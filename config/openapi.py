@@ -223,7 +223,7 @@ _RESOLVED = "`hold_already_resolved`, `hold_expired`: it ended otherwise; `state
 OPERATIONS = (
     Operation(
         "/api/v1/billing/widget", "mintWidget", "An address that shows the balance in a frame.",
-        "For a product's own sidebar: the address needs no sign-in, is of this account, and stops after an hour, with the key that asked for"
+        "In a product's own sidebar: the address needs no sign-in, is of one account, and ends after an hour, with the key that asked for"
         " it, or with the account. Only pages at the product's allowed origins may frame it.",
         (widget.Mint,), (WidgetAddress,),
         {"A product key": {"account": "customer-42"}, "An account key": {}},
