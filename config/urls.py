@@ -11,7 +11,6 @@ from analytics.api import MarginView
 from billing import api as billing
 from billing import keys_page, settings_page, stripe_receiver, team_page
 from billing import pages as billing_pages
-from billing import stripe_receiver
 from billing import widget as billing_widget
 from config import errors, health, openapi
 from metering import api as metering
@@ -32,6 +31,8 @@ urlpatterns = [
     re_path(ACCOUNT + r"usage\.csv$", usage_pages.usage_csv, name="usage_csv"),
     re_path(ACCOUNT + "credits/$", billing_pages.credits, name="credits"),
     re_path(ACCOUNT + "statement/$", billing_pages.statement, name="statement"),
+    re_path(ACCOUNT + r"statement\.csv$", billing_pages.statement_csv, name="statement_csv"),
+    re_path(ACCOUNT + "widget/$", billing_widget.widget, name="widget"),
     re_path(ACCOUNT + "team/$", team_page.team, name="team"),
     re_path(ACCOUNT + "team/members/(?P<membership_id>[0-9]{1,18})/$", team_page.member, name="member"),
     re_path(ACCOUNT + "team/invitations/(?P<invitation_id>[0-9]{1,18})/$", team_page.invited, name="invited"),
@@ -41,8 +42,6 @@ urlpatterns = [
     re_path(r"^invitation/(?P<token>[^/]{1,200})/$", invitation_page.invitation, name="invitation"),
     re_path(r"^logo/(?P<digest>[0-9a-f]{32})$", branding.logo, name="logo"),
     re_path(r"^colour/(?P<colour>[0-9a-f]{6})\.css$", branding.stylesheet, name="colour"),
-    re_path(ACCOUNT + r"statement\.csv$", billing_pages.statement_csv, name="statement_csv"),
-    re_path(ACCOUNT + "widget/$", billing_widget.widget, name="widget"),
     # The API
     path("api/schema", openapi.document, name="schema"),
     path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
