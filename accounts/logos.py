@@ -56,7 +56,7 @@ def check(content: bytes) -> Logo:
 
 
 def _png(content: bytes) -> tuple[int, int]:
-    kinds = []
+    kinds: list[bytes] = []
     for kind, data in _png_chunks(content):
         if kind == b"acTL":
             raise NoLogo("The image moves; a logo stands still.")

@@ -23,8 +23,8 @@ from typing import Final
 
 from allauth.account.models import EmailAddress
 from django.core import signing
-from django.core.exceptions import PermissionDenied
-from django.core.validators import ValidationError, validate_email
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.validators import validate_email
 from django.db import models, transaction
 from django.urls import reverse
 
@@ -35,6 +35,7 @@ LIFETIME: Final = timedelta(days=7)
 MAX_OPEN: Final = 100
 MAX_A_DAY: Final = 100
 MAX_SENT: Final = 5
+MAX_EMAIL: Final = 254
 _OWNER, _ADMIN, _MEMBER = Membership.Role.OWNER, Membership.Role.ADMIN, Membership.Role.MEMBER
 #: The roles that each role may give, and whose holders it may change.
 RANKS: Final[dict[str, tuple[Membership.Role, ...]]] = {_OWNER: (_MEMBER, _ADMIN, _OWNER), _ADMIN: (_MEMBER, _ADMIN), _MEMBER: ()}
@@ -87,7 +88,7 @@ def invite(*, account: Account, email: str, role: str, actor: User, now: datetim
         validate_email(email)
     except ValidationError as error:
         raise Refused("Write an email address such as ada@example.com.", field="email") from error
-    if len(email) > Invitation._meta.get_field("email").max_length:
+    if len(email) > MAX_EMAIL:
         raise Refused("The address is too long.", field="email")
     if role not in Membership.Role.values:
         raise Refused("Choose a role.", field="role")
@@ -181,7 +182,7 @@ def accept(*, token: str, user: User, now: datetime, proven: bool = False) -> Me
 
 def has_address(user: User, email: str) -> bool:
     """Whether ``user`` has confirmed that ``email`` is theirs."""
-    return EmailAddress.objects.filter(user=user, email__iexact=email, verified=True).exists()
+    return bool(EmailAddress.objects.filter(user=user, email__iexact=email, verified=True).exists())
 
 
 def change_role(*, membership: Membership, role: str, actor: User, now: datetime) -> None:

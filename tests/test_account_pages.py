@@ -68,7 +68,7 @@ class TestKeys:
         token = re.findall(r"tg_live_\w{32}", response.content.decode())
         assert len(token) == 1
         principal = api_keys.authenticate(token=token[0], now=timezone.now())
-        assert (principal.account_id, principal.scopes) == (team.pk, {"usage:read", "usage:write"})
+        assert (principal.account_id, principal.scopes) == (team.pk, frozenset({"usage:read", "usage:write"}))
         assert principal.expires_at is not None
         assert abs(principal.expires_at - timezone.now() - timedelta(days=30)) < timedelta(minutes=1)
         assert "Location" not in response.headers

@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from allauth.account.models import EmailAddress
@@ -36,7 +37,7 @@ def join(account: Account, role: str) -> Membership:
     return Membership.objects.create(account=account, user=make_user(), role=role)
 
 
-def make_team(**fields: object) -> Account:
+def make_team(**fields: Any) -> Account:
     with transaction.atomic():  # a plan's version and its entitlements
         product = factories.make_product(flags={"team_collaboration": True, "white_label": True, "api_access": True})
     return factories.make_account(product, owner=make_user(), kind="team", **fields)
