@@ -5,6 +5,7 @@
 
 What is there is looked at each time, so that a push that broke off is simply done again. A price never changes at Stripe: for other terms a
 new one is made, and the one before stays as it is for the customers who pay it. Ours is what carries our metadata: nothing else is touched.
+Packs that share a setting share one price, whose amount is chosen when a pack is bought.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """A plan or a pack as Stripe is to sell it. ``key`` is the lookup key of its price, ``id`` the id of its product."""
+    """A plan, a pack or several packs as Stripe is to sell them. ``key`` is the lookup key of the price, ``id`` the id of its product;
+    ``cents`` None: the amount is chosen."""
 
     key: str
     name: str
     setting: str
-    cents: int
+    cents: int | None
     currency: str
-    interval: str | None
+    interval: str | None = None
 
     @property
     def id(self) -> str:
@@ -55,13 +57,22 @@ class _Offer:
 
     @property
     def terms(self) -> str:
+        if self.cents is None:
+            return f"a chosen amount of {self.currency}"
         whole, part = divmod(self.cents, 100)
         return f"{whole}.{part:02} {self.currency}" + (f" a {self.interval}" if self.interval else "")
 
     def is_sold_by(self, price: stripe_api.Obj) -> bool:
         recurring = price.get("recurring") or {}
         interval = recurring.get("interval") if recurring.get("interval_count", 1) == 1 else "other"
-        return (price["unit_amount"], price["currency"], interval) == (self.cents, self.currency, self.interval)
+        is_chosen = price.get("custom_unit_amount") is not None
+        terms = price["unit_amount"], price["currency"], interval, is_chosen
+        return terms == (self.cents, self.currency, self.interval, self.cents is None)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        amount: dict[str, Any] = {"custom_unit_amount": {"enabled": True}} if self.cents is None else {"unit_amount": self.cents}
+        return amount | {"currency": self.currency} | ({"recurring": {"interval": self.interval}} if self.interval else {})
 
 
 def push(*, product: Product, now: datetime, dry_run: bool) -> Sequence[Pushed]:
@@ -91,10 +102,11 @@ def _offers(product: Product, now: datetime) -> Sequence[_Offer]:
         version = plan.versions.filter(valid_from__lte=now).order_by("-version").first()
         if version is not None and version.stripe_price_setting and version.price_cents:
             offers.append(_of_plan(product, plan, version, version.price_cents))
+    packs: dict[tuple[str, str], list[CreditPack]] = {}
     for pack in catalog.packs(product_id=product.pk, at=now):
         if pack.stripe_price_setting and pack.price_cents:
-            offers.append(_of_pack(product, pack))
-    return offers
+            packs.setdefault((pack.stripe_price_setting, pack.currency), []).append(pack)
+    return offers + [_of_packs(product, *sharing) for sharing in packs.values()]
 
 
 def _of_plan(product: Product, plan: Plan, version: PlanVersion, cents: int) -> _Offer:
@@ -102,9 +114,11 @@ def _of_plan(product: Product, plan: Plan, version: PlanVersion, cents: int) -> 
     return _Offer(f"{product.slug}:plan:{plan.slug}", name, version.stripe_price_setting, cents, version.currency, version.interval)
 
 
-def _of_pack(product: Product, pack: CreditPack) -> _Offer:
-    name = f"{product.name} {pack.name}"
-    return _Offer(f"{product.slug}:pack:{pack.slug}", name, pack.stripe_price_setting, pack.price_cents, pack.currency, None)
+def _of_packs(product: Product, first: CreditPack, *others: CreditPack) -> _Offer:
+    setting, currency = first.stripe_price_setting, first.currency
+    if others:
+        return _Offer(f"{product.slug}:packs:{setting.lower()}:{currency}", f"{product.name} credits", setting, None, currency)
+    return _Offer(f"{product.slug}:pack:{first.slug}", f"{product.name} {first.name}", setting, first.price_cents, currency)
 
 
 def _push(offer: _Offer, dry_run: bool) -> Pushed:
@@ -129,11 +143,8 @@ def _push(offer: _Offer, dry_run: bool) -> Pushed:
     prices = [each for each in stripe_api.prices(offer.id) if (each.get("metadata") or {}).get(MARK) == offer.key] if found else []
     fitting = sorted((each for each in prices if offer.is_sold_by(each)), key=lambda each: not each["active"])
     if not fitting:
-        terms: Any = {"unit_amount": offer.cents, "currency": offer.currency} | (
-            {"recurring": {"interval": offer.interval}} if offer.interval else {}
-        )
         named: Any = {"product": offer.id, "lookup_key": offer.key, "transfer_lookup_key": True, "metadata": metadata}
-        made = do(f"make the price {offer.terms}", lambda: v1.prices.create(terms | named))
+        made = do(f"make the price {offer.terms}", lambda: v1.prices.create(named | offer.params))
         return Pushed(offer.setting, made.id if made else UNMADE, [each["id"] for each in prices], steps)
     price = fitting[0]
     if not price["active"]:
