@@ -177,6 +177,24 @@ class TestWork:
         assert balance(shop) == (12 * NANOS, 0, 0)
 
     @pytest.mark.failure(82)
+    @pytest.mark.failure(62, 77)
+    @pytest.mark.parametrize("place", ["_read_number", "_read", "_owner", "_verdict", "_finish"])
+    def test_wherever_a_worker_is_killed_nothing_of_it_is_left_and_the_next_one_does_all_of_it(
+        self, stub: Stub, shop: Account, monkeypatch: pytest.MonkeyPatch, place: str
+    ) -> None:
+        receive("payment_intent.succeeded", stub.pack(shop.stripe_customer.pk, "price_pack", 1_000))
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stripe_inbox, place, killed)
+            with pytest.raises(KeyboardInterrupt):
+                stripe_inbox.work_next(now=NOW)
+        assert (balance(shop), StripeEvent.objects.get().state) == ((0, 0, 0), "pending")
+        assert [one.state for one in work(NOW + stripe_inbox.LEASE)] == ["done"]
+        assert balance(shop) == (12 * NANOS, 0, 0)
+
     def test_an_event_that_kills_its_workers_is_dead_too(self, stub: Stub, shop: Account) -> None:
         killer = receive("payment_intent.succeeded", {"id": "pi_killer"})
         now = NOW

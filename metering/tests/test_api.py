@@ -457,6 +457,7 @@ class TestGarbage:
         assert app.post("records", app.event(quantities={"input_tokens": value})).status_code == 422
         assert UsageRecord.objects.count() == 0
 
+    @pytest.mark.failure(86)
     @pytest.mark.parametrize(
         ("raw", "status"),
         [
@@ -490,6 +491,7 @@ class TestGarbage:
         refused = app.post("authorize", ask, key=key)
         assert refused.status_code == 422 or (key == " " and refused.status_code == 200)
 
+    @pytest.mark.failure(86)
     def test_body_without_a_length_is_411(self, app: App) -> None:
         headers = {"Authorization": f"Bearer {app.token}", "Transfer-Encoding": "chunked"}
         refused = Client().post("/api/v1/usage/records", b"{}", content_type="application/json", headers=headers)

@@ -42,6 +42,10 @@ RATING = "pricing/tests/test_rating.py"
 HOT_PATH = "metering/tests/test_api.py"
 CROWD = "metering/tests/test_concurrency.py"
 LIMITS = "metering/tests/test_counters.py"
+INBOX = "billing/tests/test_stripe_inbox.py"
+PAYMENTS = "billing/tests/test_stripe_payments.py"
+PLANS = "billing/tests/test_stripe_subscriptions.py"
+RECEIVER = "billing/tests/test_stripe_receiver.py"
 
 MUTANTS: tuple[Mutant, ...] = (
     # Quantities, prices and keys, in Python.
@@ -407,5 +411,82 @@ MUTANTS: tuple[Mutant, ...] = (
         "tenants see every account", "accounts/sql/tenancy.sql",
         "to authenticated using (id in (select visible_account_ids()));",
         "to authenticated using (true);", ("accounts/tests/test_tenancy.py",),
+    ),
+    # What comes in from Stripe.
+    Mutant(
+        "Stripe: a signature of the future is good", "billing/stripe_receiver.py",
+        "abs(now.timestamp() - signed_at)",
+        "now.timestamp() - signed_at", (RECEIVER,),
+    ),
+    Mutant(
+        "Stripe: an event of the other mode is worked", "billing/stripe_receiver.py",
+        "elif event.livemode != settings.STRIPE_LIVE_MODE:",
+        "elif event.livemode is None:", (RECEIVER,),
+    ),
+    Mutant(
+        "Stripe: a comma too many is a secret", "config/settings/base.py",
+        'for each in env.list("STRIPE_WEBHOOK_SECRET", default=[]) if (secret := each.strip())]',
+        'for each in env.list("STRIPE_WEBHOOK_SECRET", default=[]) if (secret := each.strip()) or True]', ("tests/test_settings.py",),
+    ),
+    Mutant(
+        "Stripe: an event is done before its effect", "billing/stripe_inbox.py",
+        "        with transaction.atomic():\n            state, reason = effect(now, read_number)\n",
+        '        _finish(event, State.DONE, "", now)\n'
+        "        with transaction.atomic():\n            state, reason = effect(now, read_number)\n", (INBOX,),
+    ),
+    Mutant(
+        "Stripe: an event is worked by several at once", "billing/stripe_inbox.py",
+        "event.next_attempt_at = now + LEASE",
+        "event.next_attempt_at = now", (INBOX,),
+    ),
+    Mutant(
+        "Stripe: effects for one customer do not wait for each other", "billing/stripe_inbox.py",
+        '.select_for_update(of=("self",))',
+        "", (INBOX,),
+    ),
+    Mutant(
+        "Stripe: what Stripe has not is passed over", "billing/stripe_inbox.py",
+        '_finish(event, State.QUARANTINED, f"Stripe has not',
+        '_finish(event, State.IGNORED, f"Stripe has not', (INBOX,),
+    ),
+    Mutant(
+        "Stripe: the older read of a payment wins", "billing/stripe_payments.py",
+        " or known.read_number >= read_number)",
+        ")", (INBOX,),
+    ),
+    Mutant(
+        "Stripe: the older read of a subscription wins", "billing/stripe_subscriptions.py",
+        " or known.read_number >= read_number)",
+        ")", (PLANS,),
+    ),
+    Mutant(
+        "Stripe: a subscription that ended comes back", "billing/stripe_subscriptions.py",
+        "known.status in ENDED or ",
+        "", (PLANS,),
+    ),
+    Mutant(
+        "Stripe: a pack is granted for each event", "billing/stripe_payments.py",
+        "        source_key=truth.id,\n",
+        '        source_key=f"{truth.id}:{id(truth)}",\n', (PAYMENTS,),
+    ),
+    Mutant(
+        "Stripe: a pack is granted by an invoice without its payment", "billing/stripe_api.py",
+        'if found["status"] == "paid" and any(',
+        'if found["status"] == "draft" and any(', (PAYMENTS,),
+    ),
+    Mutant(
+        "Stripe: what is not paid yet is granted", "billing/stripe_payments.py",
+        '    if not truth.is_paid:\n        return ""\n',
+        "", (PAYMENTS,),
+    ),
+    Mutant(
+        "Stripe: what was paid is not compared with what was due", "billing/stripe_payments.py",
+        "    if truth.due != truth.paid:\n",
+        "    if truth.due is None:\n", (PAYMENTS,),
+    ),
+    Mutant(
+        "Stripe: a refund is told by itself and not as the sum so far", "billing/stripe_payments.py",
+        "            refunded=refunded,\n",
+        "            refunded=refunded - lot.refunded * truth.paid // lot.granted,\n", (PAYMENTS,),
     ),
 )  # fmt: skip

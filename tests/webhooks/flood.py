@@ -46,12 +46,12 @@ ENDPOINTS = {
 }
 MAIN, OTHER = "/api/v1/billing/webhook", "/api/v1/playground/webhooks/stripe/credits"
 CLIENTS = 6
-WORKERS = 2
+WORKERS = 3
 WEB_THREADS = 8
 #: So many deliveries come for each customer that lives.
 A_CUSTOMER = 400
 LEAST_CUSTOMERS = 10
-KILL_EVERY_SECONDS = 1.5
+KILL_EVERY_SECONDS = 4
 WAIT_SECONDS = 60
 HUGE_BYTES = 5_000_000
 
@@ -95,6 +95,7 @@ def run(*, deliveries: int, seed: int, folder: Path) -> dict[str, Any]:
         flood = _Flood(deliveries, seed, pool, port)
         with killed_workers(Random(seed), client.address) as kills:
             flood.run(lambda: live(client, shop, people, pool))
+            wait_for_workers()
         work_what_is_left()
         tasks.work_stripe_inbox.app.control.purge()
         wrong = flood.wrong() + lives.wrong(people) + heard_of(silent) + inbox(flood)
@@ -213,9 +214,9 @@ class _Flood:
 KINDS = {
     "genuine": 0,
     "duplicate": 30,
-    "other_id": 6,
-    "other_version": 4,
-    "not_ours": 4,
+    "other_id": 3,
+    "other_version": 2,
+    "not_ours": 2,
     "not_at_stripe": 2,
     "other_mode": 6,
     "unknown_type": 4,
@@ -297,8 +298,14 @@ def _post(wire: http.client.HTTPConnection, delivery: Delivery) -> int:
 # What is left -------------------------------------------------------------------------------------------------------------------
 
 
+def wait_for_workers() -> None:
+    """Until nothing is due any more."""
+    while StripeEvent.objects.filter(state=StripeEvent.State.PENDING, next_attempt_at__lte=timezone.now()).exists():
+        time.sleep(0.1)
+
+
 def work_what_is_left() -> None:
-    """Works the inbox until it is empty: also what killed workers had claimed, and what failed and is to be tried again later."""
+    """Works the inbox until it is empty: what killed workers had claimed, and what failed and is to be tried again later."""
     now = timezone.now()
     while StripeEvent.objects.filter(state=StripeEvent.State.PENDING).exists():
         now += timedelta(hours=1)
