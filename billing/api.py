@@ -29,7 +29,7 @@ from accounts import api, reads, tenancy
 from accounts.models import Account, User
 from billing import balances, models, stripe_invoices, subscriptions
 from pricing import catalog
-from pricing.models import CreditPack, Plan, PriceRow, Product, Unit
+from pricing.models import CreditPack, PriceRow, Product, Unit
 
 MAX_GRANTS = 100
 MAX_SEQ = 2**63 - 1
@@ -328,10 +328,7 @@ class Plans(reads.Read):
         """The plans that the key's product offers to everybody, the lowest first, on the terms of today."""
         self.asked(request, reads.Query)
         product, now = catalog.product_by_id(product_id=reads.principal(request).product_id), timezone.now()
-        plans = Plan.objects.filter(product=product, public=True, available=True, versions__valid_from__lte=now)
-        slugs = plans.order_by("rank", "id").values_list("slug", flat=True).distinct()
-        terms = (catalog.plan_version(product_id=product.pk, slug=slug, at=now) for slug in dict.fromkeys(slugs))
-        return PlansAnswer(items=[_plan(each, product) for each in terms]).response()
+        return PlansAnswer(items=[_plan(each, product) for each in catalog.plans(product_id=product.pk, at=now)]).response()
 
 
 def _plan(terms: catalog.PlanTerms, product: Product) -> PlanAnswer:

@@ -88,6 +88,7 @@ class Problem(BaseModel):
     limits: list[LayerAnswer] | None = Field(None, description="With a refused authorization: every layer.")
     resets_at: datetime | None = Field(None, description="With a refused authorization: when the layer that refused starts anew.")
     upgrade: Offer | None = Field(None, description="With a refused authorization: the next plan that would allow it.")
+    page: str | None = Field(None, description="With a refused authorization: our page for the customer, what the limit is and the way on.")
 
 
 class OpenedAccount(BaseModel):

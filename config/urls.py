@@ -9,11 +9,12 @@ from accounts import pages as account_pages
 from accounts.reads import by_method
 from analytics.api import MarginView
 from billing import api as billing
-from billing import keys_page, settings_page, stripe_receiver, team_page
+from billing import keys_page, plan_pages, settings_page, shop_pages, stripe_receiver, team_page
 from billing import pages as billing_pages
 from billing import widget as billing_widget
 from config import errors, health, openapi
 from metering import api as metering
+from metering import limit_pages
 from metering import pages as usage_pages
 from metering import reads as usage
 
@@ -42,6 +43,15 @@ urlpatterns = [
     re_path(r"^invitation/(?P<token>[^/]{1,200})/$", invitation_page.invitation, name="invitation"),
     re_path(r"^logo/(?P<digest>[0-9a-f]{32})$", branding.logo, name="logo"),
     re_path(r"^colour/(?P<colour>[0-9a-f]{6})\.css$", branding.stylesheet, name="colour"),
+    re_path(ACCOUNT + "limit/$", limit_pages.limit, name="limit"),
+    re_path(ACCOUNT + "billing/$", plan_pages.billing, name="billing"),
+    re_path(ACCOUNT + r"billing/plan/(?P<slug>[a-z0-9_-]{1,64})/$", plan_pages.plan, name="plan"),
+    re_path(ACCOUNT + "billing/cancel/$", plan_pages.cancel, name="cancel"),
+    re_path(ACCOUNT + "billing/resume/$", plan_pages.resume, name="resume"),
+    re_path(ACCOUNT + "billing/portal/$", plan_pages.portal, name="portal"),
+    re_path(ACCOUNT + "buy/$", shop_pages.buy, name="buy"),
+    re_path(ACCOUNT + "checkout/(?P<checkout_id>co_[0-9a-f]{20})/$", shop_pages.visit, name="checkout"),
+    path("pricing/<slug:product_slug>/", plan_pages.pricing, name="pricing"),
     # The API
     path("api/schema", openapi.document, name="schema"),
     path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),

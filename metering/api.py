@@ -14,8 +14,11 @@ import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
 from django.utils import timezone
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -264,8 +267,19 @@ def _refusal(error: usage.Refused, account: Account | None) -> api.Problem:
     if offer is not None:
         price = None if offer.price_cents is None else f"{offer.price_cents // 100}.{offer.price_cents % 100:02}"
         members["upgrade"] = {"plan": offer.plan, "name": offer.name, "price": price, "currency": offer.currency}
+    if account is not None:
+        members["page"] = _page(account, layer)
     guest = offer is not None and account is not None and account.kind == Account.Kind.GUEST
     return api.Problem(status, code, layer.reason + (" Sign up to go on." if guest else ""), headers=headers, **members)
+
+
+def _page(account: Account, layer: limits.Layer) -> str:
+    """Where the client app may send its customer to: what the limit is and the way on; a guest, to sign up."""
+    if account.kind == Account.Kind.GUEST:
+        return f"{settings.PUBLIC_URL}{reverse('account_signup')}?{urlencode({'product': account.product.slug})}"
+    meter = layer.meter or ("credits" if layer.name == "credits" else "")
+    named = f"?{urlencode({'meter': meter})}" if meter else ""
+    return f"{settings.PUBLIC_URL}{reverse('limit', args=[account.public_id])}{named}"
 
 
 def layers(decision: limits.Decision, *, wholesale: bool = False) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from accounts.models import Account
 from billing import ledger, subscriptions
 from metering import kill_switches
 from pricing import catalog, rating
-from pricing.models import Entitlement, Plan, PlanVersion
+from pricing.models import Entitlement
 
 #: The names of all layers, in order.
 ORDER = ("kill_switch", "throttle", "entitlement", "request_size", "requests", "concurrency", "quota", "cost", "credits")
@@ -229,26 +229,35 @@ def in_order(layers: Sequence[Layer]) -> Decision:
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """A plan that allows more of what was refused. ``price_cents`` per interval, None where it is agreed."""
+    """A plan that allows more of what was refused, on the terms of today."""
 
-    plan: str
-    name: str
-    price_cents: int | None
-    currency: str
+    terms: catalog.PlanTerms
+
+    @property
+    def plan(self) -> str:
+        """Its slug."""
+        return self.terms.version.plan.slug
+
+    @property
+    def name(self) -> str:
+        return self.terms.version.plan.name
+
+    @property
+    def price_cents(self) -> int | None:
+        """Per interval; None where it is agreed."""
+        return self.terms.version.price_cents
+
+    @property
+    def currency(self) -> str:
+        return self.terms.version.currency
 
 
 def upgrade(*, account: Account, allowed: subscriptions.Allowed | None, layer: Layer, now: datetime) -> Upgrade | None:
     """The next plan of the product that lifts ``layer``'s refusal; None where none does, or money would not help."""
     rank = allowed.plan.version.plan.rank if allowed else -1
-    higher = Plan.objects.filter(product_id=account.product_id, public=True, available=True, rank__gt=rank).order_by("rank")
-    for plan in higher:
-        try:
-            terms = catalog.plan_version(product_id=account.product_id, slug=plan.slug, at=now)
-        except catalog.NotInCatalog:
-            continue
-        if _lifts(terms, layer):
-            version: PlanVersion = terms.version
-            return Upgrade(plan.slug, plan.name, version.price_cents, version.currency)
+    for terms in catalog.plans(product_id=account.product_id, at=now):
+        if terms.version.plan.rank > rank and _lifts(terms, layer):
+            return Upgrade(terms)
     return None
 
 

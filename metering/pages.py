@@ -27,8 +27,9 @@ from accounts.models import Account, ApiKey
 from accounts.templatetags import amounts
 from billing import balances, ledger, periods
 from billing.models import Subscription
-from metering import breakdown, charges, standing, usage
+from metering import breakdown, charges, prompts, standing, usage
 from metering.models import Feature, UsageModel, UsageRecord
+from pricing import catalog
 from pricing.models import Plan, Product, Unit
 from pricing.rating import COMPONENTS, INPUT_COMPONENTS
 
@@ -87,7 +88,8 @@ def overview(request: HttpRequest, public_id: str) -> HttpResponse:
     with pages.tenant(request, public_id) as account:
         wallets = balances.of_account(account, now=now)
         subscription = Subscription.objects.filter(account=account).exclude(status=Subscription.Status.CANCELED).first()
-    product = Product.objects.select_related("unit").get(pk=account.product_id)
+        manages = pages.manages(pages.signed_in(request), account)
+    product = account.product = catalog.product_by_id(product_id=account.product_id)
     since, until = period(subscription, now) if subscription else (now - timedelta(days=30), None)
     with pages.tenant(request, public_id):
         month = breakdown.window(account, now=now, days=30)
@@ -116,6 +118,9 @@ def overview(request: HttpRequest, public_id: str) -> HttpResponse:
             "days": breakdown.by_day(month, totals),
             "uses": _uses(account, recent, product),
             "digits": amounts.sub_digits([record.price_nanos or 0 for record in recent]),
+            "prompt": next(iter(prompts.reached(account=account, now=now)), None) if account.closed_at is None else None,
+            "manages": manages,
+            "sells": bool(catalog.packs(product_id=product.pk, at=now)),
             **_told(product),
         },
     )

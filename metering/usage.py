@@ -161,7 +161,7 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
             fingerprint=_fingerprint(ask),
             refusal=refusal.name if refusal else "price" if unknown else None,
             call=_call(account, replace(ask, quantities=estimate.quantities), estimate.card.id, estimate.book.row_ids, api_key_id),
-            unit_id=account.product.unit_id if _charges(estimate.card) else None,
+            unit_id=account.product.unit_id if charges(estimate.card) else None,
             amount_nanos=estimate.rated.price_nanos,
             cost_nanos=estimate.rated.cost_nanos,
             minimum_nanos=account.product.minimum_balance_nanos,
@@ -212,7 +212,7 @@ def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
     rated = estimate.rated
     counted = limits.counted(account=account, allowed=allowed, counts=counts, cost_nanos=rated.cost_nanos, now=now, objects=ask is None)
     look = ledger.limits(account_id=account.pk, limits=[item.limit for item in counted])
-    needed = max(rated.price_nanos, account.product.minimum_balance_nanos) if _charges(estimate.card) else None if ask else 0
+    needed = max(rated.price_nanos, account.product.minimum_balance_nanos) if charges(estimate.card) else None if ask else 0
     return limits.in_order([*before, *limits.answered(counted=counted, look=look), _credits(account, now, needed)])
 
 
@@ -429,7 +429,7 @@ def _rate_event(event: Event, key: UUID, allowed: subscriptions.Allowed | None, 
         key=key,
         fingerprint=_fingerprint(asked, at=event.at.astimezone(UTC).isoformat()),
         call=_call(account, done, card.id if card else None, rated.price_row_ids if rated else (), api_key_id),
-        unit_id=account.product.unit_id if card and _charges(card) else None,
+        unit_id=account.product.unit_id if card and charges(card) else None,
         event_at=event.at,
         charge=_charge(rated, quantities),
         service_level=None if event.service_level == "standard" else event.service_level,
@@ -477,7 +477,7 @@ def rate_again(
         book = _book(model, at, service_level)
     quantities = folded(quantities, book)
     rated = _rated(card, book, model, quantities, service_level)
-    unit_id = account.product.unit_id if _charges(card) else None
+    unit_id = account.product.unit_id if charges(card) else None
     return Rerated(card.id, rated.price_row_ids, unit_id, _charge(rated, quantities))
 
 
@@ -533,7 +533,7 @@ def _assume(account: Account, card: rating.RateCard, book: rating.Book, ask: Ask
     tokens = estimates.choose(
         usual=usual,
         worst_price_nanos=worst.rated.price_nanos,
-        available_nanos=_free_nanos(account) if _charges(card) else None,
+        available_nanos=_free_nanos(account) if charges(card) else None,
     )
     return worst if tokens == worst_tokens else _estimate_of(card, book, ask, {**ask.quantities, "output_tokens": tokens})
 
@@ -613,7 +613,8 @@ def _reasoning_as_output(quantities: Mapping[str, int]) -> Mapping[str, int]:
     return rest | {"output_tokens": rest.get("output_tokens", 0) + reasoning}
 
 
-def _charges(card: rating.RateCard) -> bool:
+def charges(card: rating.RateCard) -> bool:
+    """Whether use under this card is taken from the wallet."""
     return card.mode not in ("byo", "included")
 
 

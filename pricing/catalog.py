@@ -2,6 +2,7 @@
 
     product, product_by_id     one business and its policies
     plan_version               a plan's terms and allowances; plan_version_by_id the ones somebody is on
+    plans                      the plans on offer to everybody
     cost_tier                  how much wholesale cost is allowed
     flags                      the features that plans of a product grant or withhold
     overridden                 a limit, or what the operator's environment says in its place
@@ -119,6 +120,14 @@ def plan_version(*, product_id: int, slug: str, at: datetime) -> PlanTerms:
 def plan_version_by_id(*, plan_version_id: int) -> PlanTerms:
     """:raises NotInCatalog: no plan version has this id."""
     return _first(_kept("plan_version", plan_version_id, lambda: _plan_terms(id=plan_version_id)), f"plan version {plan_version_id}")
+
+
+def plans(*, product_id: int, at: datetime) -> list[PlanTerms]:
+    """The plans on offer to everybody, each in its version of ``at``, the lowest first."""
+    on_offer = {"plan__product_id": product_id, "plan__public": True, "plan__available": True}
+    versions = _kept("plans", product_id, lambda: sorted(_plan_terms(**on_offer), key=lambda terms: terms.valid_from))
+    begun = {terms.version.plan_id: terms for terms in versions if terms.valid_from <= at}
+    return sorted(begun.values(), key=lambda terms: (terms.version.plan.rank, terms.version.plan_id))
 
 
 def cost_tier(*, product_id: int, slug: str) -> CostTier:
@@ -242,6 +251,7 @@ _HITS = {
         "product",
         "plan",
         "plan_version",
+        "plans",
         "cost_tier",
         "flags",
         "packs",

@@ -16,6 +16,7 @@ from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from pricing import words
 from pricing.models import Unit
 
 register = template.Library()
@@ -103,6 +104,18 @@ def exact_amount(nanos: int, unit: Unit, digits: int = 0, signed: bool = False, 
 def sub_digits(amounts: list[int]) -> int:
     """How many digits after the point the most precise of ``amounts`` (nanos) needs."""
     return max((len(f"{abs(nanos) % NANOS:09}".rstrip("0")) for nanos in amounts), default=0)
+
+
+@register.simple_tag
+def dollars(nanos: int) -> str:
+    """Nano-USD: what something costs, beside amounts of the wallet's own unit."""
+    return f"${exact(nanos, decimals=2)}"
+
+
+@register.simple_tag
+def cents(amount: int, currency: str) -> str:
+    """A price, a charge or an invoice: ``$25``, ``12.50 EUR``."""
+    return words.money(amount, currency=currency)
 
 
 @register.filter
