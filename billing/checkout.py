@@ -29,8 +29,9 @@ import stripe
 import structlog
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q
 
-from accounts.models import Account
+from accounts.models import Account, Membership
 from billing import (
     ledger,
     redirects,
@@ -221,9 +222,12 @@ def expire_open(*, account: Account, now: datetime) -> list[Checkout]:
 
 
 def had_trial(*, account: Account) -> bool:
-    """Whether the account has had a trial: it has one, of one plan, once."""
-    tried = Checkout.objects.filter(account=account, trial_days__gt=0, state=Checkout.State.PAID)
-    return tried.exists() or StripeSubscription.objects.filter(account=account, trial_ends_at__isnull=False).exists()
+    """Whether the customer has had a trial of the product: they have one, of one plan, once, whichever account of theirs has it."""
+    owners = Membership.objects.filter(account=account, role=Membership.Role.OWNER).values("user_id")
+    owned = Membership.objects.filter(user_id__in=owners, role=Membership.Role.OWNER, account__product_id=account.product_id)
+    theirs = Q(account=account) | Q(account_id__in=owned.values("account_id"))
+    tried = Checkout.objects.filter(theirs, trial_days__gt=0, state=Checkout.State.PAID)
+    return tried.exists() or StripeSubscription.objects.filter(theirs, trial_ends_at__isnull=False).exists()
 
 
 def plan_for(*, account: Account, now: datetime) -> str:

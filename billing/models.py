@@ -7,6 +7,7 @@ them. Amounts are nanos of the wallet's unit; ``cash_nanos`` and ``fee_nanos`` a
 from __future__ import annotations
 
 import secrets
+import uuid
 
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
@@ -354,6 +355,138 @@ class StripeInvoice(models.Model):
 
     def __str__(self) -> str:
         return self.number or self.id
+
+
+class AutoTopUp(models.Model):
+    """What a customer asked for: below ``threshold_nanos`` of credit, ``pack`` is bought with the saved card, as many as bring the account
+    above it, for ``daily_cap_cents`` a day (UTC) at most."""
+
+    account = models.OneToOneField(Account, on_delete=models.PROTECT, primary_key=True, related_name="auto_top_up")
+    enabled = models.BooleanField(default=False)
+    threshold_nanos = models.BigIntegerField()
+    pack = models.CharField(max_length=64, help_text="Slug; the version that is on sale is bought.")
+    daily_cap_cents = models.PositiveIntegerField()
+    changed_at = models.DateTimeField()
+    changed_by = models.CharField(max_length=150)
+    look_again_at = models.DateTimeField(help_text="Not looked at before this time; while a worker looks, when its lease ends.")
+
+    class Meta:
+        indexes = [models.Index(fields=["look_again_at"], condition=Q(enabled=True), name="auto_top_up_turn")]
+        constraints = [
+            models.CheckConstraint(name="auto_top_up_amounts", condition=Q(threshold_nanos__gte=0, daily_cap_cents__gt=0)),
+        ]
+
+    def __str__(self) -> str:
+        return f"automatic top-up of {self.account}"
+
+
+class TopUp(models.Model):
+    """One automatic purchase of credit, or why there was none. It is here before Stripe is asked; its id is the key of all that is asked.
+
+    Pending: the money is under way, or its credit. What is pending counts as funds, and an account has one at most.
+    """
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        PAID = "paid"
+        DECLINED = "declined"
+        REFUNDED = "refunded"
+        SKIPPED = "skipped", "not charged"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="top_ups")
+    pack = models.ForeignKey(CreditPack, on_delete=models.PROTECT, null=True, related_name="+")
+    copies = models.PositiveSmallIntegerField(default=0)
+    amount_cents = models.PositiveIntegerField(default=0)
+    credit_nanos = models.BigIntegerField(default=0)
+    currency = models.CharField(max_length=3, default="usd")
+    day = models.DateField(help_text="The day in UTC whose cap it counts against.")
+    state = models.CharField(max_length=10, choices=State, default=State.PENDING)
+    reason = models.CharField(max_length=300, blank=True, help_text="Customers read it.")
+    card = models.CharField(max_length=40, blank=True, help_text="As customers know it.")
+    fingerprint = models.CharField(max_length=64, blank=True)
+    invoice_id = models.CharField(max_length=64, blank=True)
+    created_at = models.DateTimeField()
+    charged_at = models.DateTimeField(null=True, help_text="When Stripe said that it is paid; its credit may still be on the way.")
+    finished_at = models.DateTimeField(null=True)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    next_attempt_at = models.DateTimeField(null=True, help_text="When a worker goes on with it; empty = there is nothing left to do.")
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["account", "-created_at"], name="top_up_newest"),
+            models.Index(fields=["next_attempt_at"], condition=Q(next_attempt_at__isnull=False), name="top_up_due"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["account"], condition=Q(state="pending"), name="top_up_one_under_way"),
+            models.UniqueConstraint(fields=["account", "day", "reason"], condition=Q(state="skipped"), name="top_up_skipped_once_a_day"),
+            models.UniqueConstraint(fields=["invoice_id"], condition=~Q(invoice_id=""), name="top_up_invoice_once"),
+            models.CheckConstraint(
+                name="top_up_buys_something",
+                condition=Q(state="skipped", copies=0, amount_cents=0, credit_nanos=0)
+                | (~Q(state="skipped") & Q(pack__isnull=False, copies__gte=1, amount_cents__gte=1, credit_nanos__gte=1)),
+            ),
+            models.CheckConstraint(
+                name="top_up_finished",
+                condition=Q(state="pending", finished_at=None) | (~Q(state="pending") & Q(finished_at__isnull=False)),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"top-up {self.id}"
+
+
+class CardDecline(models.Model):
+    """The breaker: how often in a row a card was declined for an account, and when it is tried again. None: not by itself."""
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
+    fingerprint = models.CharField(max_length=64)
+    declines = models.PositiveSmallIntegerField(default=0)
+    retry_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["account", "fingerprint"], name="card_decline_once")]
+
+    def __str__(self) -> str:
+        return f"{self.declines} declines of account {self.account_id}"
+
+
+class StripePrice(models.Model):
+    """A price at Stripe that was made for one version of a plan: an agreed one, which no environment variable names."""
+
+    id = models.CharField(primary_key=True, max_length=64, help_text="price_…")
+    plan_version = models.OneToOneField(PlanVersion, on_delete=models.PROTECT, related_name="stripe_price")
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class Agreement(models.Model):
+    """Terms that staff agreed with one customer, who did and why. Never edited: other terms are another agreement."""
+
+    class Collection(models.TextChoices):
+        CARD = "card", "by the saved card, through Stripe"
+        INVOICE = "invoice", "by an invoice that Stripe sends"
+        NONE = "none", "outside of Stripe"
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="agreements")
+    plan_version = models.OneToOneField(PlanVersion, on_delete=models.PROTECT, related_name="agreement")
+    collection = models.CharField(max_length=10, choices=Collection)
+    days_until_due = models.PositiveSmallIntegerField(default=30, help_text="Of an invoice that is sent.")
+    key = models.CharField(max_length=100, unique=True)
+    actor = models.CharField(max_length=150)
+    reason = models.CharField(max_length=500)
+    created_at = models.DateTimeField()
+    next_attempt_at = models.DateTimeField(null=True, help_text="When Stripe is told; empty = it knows, or need not.")
+    last_error = models.CharField(max_length=500, blank=True)
+
+    class Meta:
+        indexes = [models.Index(fields=["next_attempt_at"], condition=Q(next_attempt_at__isnull=False), name="agreement_due")]
+        constraints = [models.CheckConstraint(name="agreement_has_a_reason", condition=~Q(reason="") & ~Q(actor=""))]
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.plan_version} of {self.account}"
 
 
 class StripeEvent(models.Model):

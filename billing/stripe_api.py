@@ -9,6 +9,8 @@
     intent_of     the payment intent that a charge, a refund or a dispute is about
     events        what Stripe has announced, the newest first; it keeps 30 days
     product       a product, and ``prices`` all prices of one, the newest first
+    saved_card    the card that a customer may be charged with while nobody is there
+    bill          how far an invoice is on its way to be paid
     portal        the address of a customer portal session
     post          a change at Stripe: for :mod:`billing.stripe_requests`, which everybody else asks
     within        a time limit for all calls of a block together
@@ -166,6 +168,27 @@ class Payment:
     receipt_url: str = ""
     invoice: Invoice | None = None
     session: Session | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """``fingerprint`` is the same for the same card, however often it is added."""
+
+    method_id: str
+    fingerprint: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """``declined`` says why the last attempt failed; empty while none did. ``is_processing``: a payment of it is under way."""
+
+    id: str
+    status: str
+    has_lines: bool
+    is_processing: bool
+    declined: str
+    intent_id: str | None
 
 
 _deadline: ContextVar[float] = ContextVar("stripe_deadline")
@@ -370,6 +393,37 @@ def product(product_id: str) -> Obj | None:
 
 def prices(product_id: str) -> Sequence[Obj]:
     return [price.to_dict() for price in client().v1.prices.list({"product": product_id, "limit": 100}).auto_paging_iter()]
+
+
+def saved_card(customer_id: str) -> Card | None:
+    """The customer's default card; else the one that was added last. None: there is no card, or no such customer any longer."""
+    v1 = client().v1
+    customer = v1.customers.retrieve(customer_id, {"expand": ["invoice_settings.default_payment_method"]}).to_dict()
+    if customer.get("deleted"):
+        return None
+    method = customer["invoice_settings"].get("default_payment_method")
+    if not method or method["type"] != "card":
+        cards = v1.payment_methods.list({"customer": customer_id, "type": "card", "limit": 1}).data
+        method = cards[0].to_dict() if cards else None
+    if not method:
+        return None
+    card = method["card"]
+    return Card(method["id"], card["fingerprint"] or method["id"], f"{card['brand'].title()} ending {card['last4']}")
+
+
+def bill(invoice_id: str) -> Bill:
+    found = client().v1.invoices.retrieve(invoice_id, {"expand": ["payments.data.payment.payment_intent"]}).to_dict()
+    intents = [named for each in found["payments"]["data"] if (named := each["payment"].get("payment_intent"))]
+    intent: Obj = intents[0] if intents else {}
+    error: Obj = intent.get("last_payment_error") or {}
+    return Bill(
+        id=found["id"],
+        status=found["status"],
+        has_lines=bool(found["lines"]["data"]),
+        is_processing=intent.get("status") == "processing",
+        declined=error.get("message") or ("The card was declined." if error else ""),
+        intent_id=intent.get("id"),
+    )
 
 
 def _invoice(invoice_id: str) -> Obj:

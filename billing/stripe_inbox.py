@@ -79,13 +79,13 @@ def set_aside(*, event_ids: Collection[str], reason: str, now: datetime) -> list
     return chosen
 
 
-def look_at(*, session: str = "", subscription: str = "", now: datetime) -> Outcome:
+def look_at(*, session: str = "", subscription: str = "", invoice: str = "", now: datetime) -> Outcome:
     """Reads one object and brings our rows to what was read, as an event about it would. Calls the network: not inside a transaction.
 
     :raises stripe.StripeError: Stripe did not say.
     """
     read_number = _read_number()
-    effect = _session(session) if session else _subscription(subscription)
+    effect = _session(session) if session else _subscription(subscription) if subscription else _invoice(invoice)
     with transaction.atomic():
         return effect(now, read_number)
 

@@ -17,9 +17,10 @@ from datetime import datetime, timedelta
 
 from django.db import connection
 from django.db.models import Q
+from django.db.models.functions import Coalesce, Now
 
 from billing import ledger, periods, stripe_api, stripe_prices, subscriptions
-from billing.models import Checkout, Grant, StripeCustomer, StripePayment, StripeSubscription
+from billing.models import Checkout, Grant, StripeCustomer, StripePayment, StripeSubscription, TopUp
 from pricing.models import CreditPack, PlanVersion
 
 ACTOR = "stripe"
@@ -84,7 +85,15 @@ def apply(*, truth: stripe_api.Payment, customer: StripeCustomer, read_number: i
         _grant(each, fee_nanos, truth, customer)
         notes.append(_take_back(each, refunded, truth, customer))
         _freeze_or_unfreeze(each, truth, customer)
+    if bought and truth.invoice is not None:
+        _finish_top_up(truth.invoice.id, TopUp.State.REFUNDED if 0 < truth.paid == refunded else TopUp.State.PAID)
     return " ".join(note for note in notes if note)
+
+
+def _finish_top_up(invoice_id: str, state: TopUp.State) -> None:
+    """With its credit in the ledger a top-up no longer counts as funds of its own. What is left to do for it, its worker does."""
+    found = TopUp.objects.filter(invoice_id=invoice_id).exclude(state=state)
+    found.update(state=state, finished_at=Coalesce("finished_at", Now()), charged_at=Coalesce("charged_at", Now()))
 
 
 def _bought(truth: stripe_api.Payment, customer: StripeCustomer) -> Sequence[Bought]:
@@ -94,7 +103,8 @@ def _bought(truth: stripe_api.Payment, customer: StripeCustomer) -> Sequence[Bou
     if truth.due != truth.paid:
         raise Mismatch(f"{truth.paid} {truth.currency} were paid, {truth.due} were due.")
     if truth.subscription is None:
-        return [_pack(truth, customer)] if truth.paid else []
+        topped_up = truth.is_paid and _top_up(truth, customer) is not None  # credit of the customer's at Stripe may pay all of it
+        return [_pack(truth, customer)] if truth.paid or topped_up else []
     found = (_included(line, truth.subscription.id, customer) for line in truth.lines if line.period is not None and line.subtotal > 0)
     return [each for each in found if each is not None]
 
@@ -127,6 +137,11 @@ def _sold(truth: stripe_api.Payment, line: stripe_api.Line, customer: StripeCust
         if (line.subtotal, line.currency) != (ours.amount_cents, ours.currency):
             raise Mismatch(f"{ours} costs {ours.amount_cents} {ours.currency}, {line.subtotal} {line.currency} were asked for.")
         return ours.pack, ours.quantity
+    top_up = _top_up(truth, customer)
+    if top_up is not None and top_up.pack is not None:
+        if (line.subtotal, line.currency) != (top_up.amount_cents, top_up.currency):
+            raise Mismatch(f"{top_up} costs {top_up.amount_cents} {top_up.currency}, {line.subtotal} {line.currency} were asked for.")
+        return top_up.pack, top_up.copies
     if not stripe_prices.is_of_a_pack(product=product, price_id=line.price_id):
         raise Mismatch(f"The price {line.price_id} is of no pack of {product}.")
     found = stripe_prices.pack(
@@ -140,6 +155,13 @@ def _sold(truth: stripe_api.Payment, line: stripe_api.Line, customer: StripeCust
     if found is None:
         raise Mismatch(f"No pack of {product} with the price {line.price_id} costs {line.subtotal} {truth.currency}.")
     return found
+
+
+def _top_up(truth: stripe_api.Payment, customer: StripeCustomer) -> TopUp | None:
+    """The automatic top-up that an invoice collects: our own row says so."""
+    if truth.invoice is None:
+        return None
+    return TopUp.objects.select_related("pack").filter(invoice_id=truth.invoice.id, account=customer.account).first()
 
 
 def _included(line: stripe_api.Line, subscription_id: str, customer: StripeCustomer) -> Bought | None:

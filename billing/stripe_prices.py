@@ -1,7 +1,7 @@
 """Which of our plans and packs a price at Stripe is.
 
 A catalog names, for each plan and pack, the environment variable that holds its price id; after a comma follow those of earlier prices that
-customers still pay. Several packs may share one price whose amount is chosen at checkout.
+customers still pay. A price that was agreed with one customer is a row. Several packs may share one whose amount is chosen at checkout.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
+from billing.models import StripePrice
 from pricing.models import CreditPack, PlanVersion, Product
 
 V = TypeVar("V", PlanVersion, CreditPack)
@@ -18,8 +19,16 @@ V = TypeVar("V", PlanVersion, CreditPack)
 
 def plan_version(*, product: Product, price_id: str, at: datetime) -> PlanVersion | None:
     """The version of the plan with this price that was sold at ``at`` (of none yet, the first); None where the price is no plan's."""
+    if (version := agreed(product=product, price_id=price_id)) is not None:
+        return version
     versions = PlanVersion.objects.select_related("plan").filter(plan__product=product).exclude(stripe_price_setting="")
     return _sold([version for version in versions if _has(version.stripe_price_setting, price_id)], at)
+
+
+def agreed(*, product: Product, price_id: str) -> PlanVersion | None:
+    """The version that this price was made for, where it was agreed with one customer."""
+    found = StripePrice.objects.select_related("plan_version__plan").filter(pk=price_id, plan_version__plan__product=product).first()
+    return found.plan_version if found else None
 
 
 def is_of_a_pack(*, product: Product, price_id: str) -> bool:
@@ -43,6 +52,11 @@ def pack(*, product: Product, price_id: str, amount: int, quantity: int, currenc
 def on_sale(setting: str) -> str:
     """The id of the price that is sold today by this environment variable; empty where it names none."""
     return os.environ.get(setting, "").partition(",")[0].strip() if setting else ""
+
+
+def named(setting: str) -> list[str]:
+    """The ids of all prices that an environment variable names, those that are sold today first."""
+    return [each for part in os.environ.get(setting, "").split(",") if (each := part.strip())] if setting else []
 
 
 def _packs(product: Product) -> Iterable[CreditPack]:

@@ -59,8 +59,11 @@ def apply(*, truth: stripe_api.Subscription, customer: StripeCustomer, read_numb
     for price, count in truth.items:
         mapped = stripe_prices.plan_version(product=account.product, price_id=price, at=truth.period[0])
         if mapped is not None:
-            if version is None or version.plan_id != mapped.plan_id:  # else a version is kept for the whole subscription
-                version = _before_change(truth, price) or mapped
+            agreed = stripe_prices.agreed(product=account.product, price_id=price)
+            told = _before_change(truth, price) or _changed_to(truth, price) or agreed
+            # Unless somebody chose another one, a version is kept for the whole subscription.
+            if told is not None or version is None or version.plan_id != mapped.plan_id:
+                version = told or mapped
             price_id, quantity = price, count
             break
     past_due_since = (truth.past_due_since or truth.period[0]) if truth.status == "past_due" else None
@@ -112,6 +115,13 @@ def _before_change(truth: stripe_api.Subscription, price_id: str) -> PlanVersion
     """The version that the subscription had at this price before a downgrade that was undone."""
     change = _last_change(truth.id, truth.period[0])
     return change.from_version if change and change.from_price_id == price_id else None
+
+
+def _changed_to(truth: stripe_api.Subscription, price_id: str) -> PlanVersion | None:
+    """The version that the subscription was last moved to at this price."""
+    changes = PlanChange.objects.select_related("to_version__plan").order_by("-pk")
+    change = changes.filter(subscription_id=truth.id, to_price_id=price_id).first()
+    return change.to_version if change else None
 
 
 def align(*, customer: StripeCustomer, now: datetime, unpaid: bool = False) -> None:

@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from billing import dunning, ledger, stripe_inbox, stripe_requests
+from billing import agreements, dunning, ledger, seats, stripe_inbox, stripe_requests
 
 DUE_BATCH = 100
 #: So many events at most are worked at one ring of the bell; the sweeper rings again within a minute.
@@ -39,3 +39,15 @@ def work_stripe_inbox() -> int:
 def send_stripe_requests() -> int:
     """Sends again what Stripe has not answered; returns how many requests. Late, twice or at once with another: the same end."""
     return stripe_requests.sweep(now=timezone.now())
+
+
+@shared_task
+def follow_members() -> int:
+    """Has subscriptions follow their members, and agreed terms reach Stripe; returns how many batches. Late or twice: the same end."""
+    now, batches = timezone.now(), 0
+    agreements.go_on(now=now)
+    after = seats.follow(after="", now=now)
+    while after is not None:
+        batches += 1
+        after = seats.follow(after=after, now=timezone.now())
+    return batches

@@ -17,6 +17,7 @@ app.steps["worker"].add(DjangoStructLogInitStep)
 
 app.conf.beat_schedule = {
     "apply-due": {"task": "billing.tasks.apply_due", "schedule": 600.0, "options": {"expires": 600}},
+    "follow-members": {"task": "billing.tasks.follow_members", "schedule": 60.0, "options": {"expires": 60}},
     "heartbeat": {"task": "config.health.beat", "schedule": 60.0, "options": {"expires": 60}},
     "fold-rollups": {"task": "analytics.tasks.fold_rollups", "schedule": 60.0, "options": {"expires": 60}},
     "learn-holds": {"task": "metering.tasks.learn_holds", "schedule": 60.0, "options": {"expires": 60}},
@@ -26,6 +27,7 @@ app.conf.beat_schedule = {
     "sweep-holds": {"task": "metering.tasks.sweep_holds", "schedule": 60.0, "options": {"expires": 60}},
     "take-dunning-steps": {"task": "billing.tasks.take_dunning_steps", "schedule": 60.0, "options": {"expires": 60}},
     "warn-customers": {"task": "analytics.tasks.warn_customers", "schedule": 60.0, "options": {"expires": 60}},
+    "top-up": {"task": "metering.tasks.top_up", "schedule": 60.0, "options": {"expires": 60}},
     "work-stripe-inbox": {"task": "billing.tasks.work_stripe_inbox", "schedule": 60.0, "options": {"expires": 60}},
 }
 

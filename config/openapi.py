@@ -20,7 +20,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from accounts import openings
 from accounts.api import PROBLEM_JSON
 from accounts.reads import Amount
-from billing import widget
+from billing import top_up_api, widget
 from metering import api, ingest
 from metering.reads import LayerAnswer
 
@@ -280,6 +280,14 @@ OPERATIONS = (
         "/api/v1/usage/authorizations/{authorization}/extend", "extend", "Still at it.",
         "Keeps the hold open for so many seconds from now, never past the product's hard maximum.",
         (api.Extend,), (Extension,), {"Ten minutes more": {"seconds": 600}}, {404: "`not_found`", 409: _RESOLVED}, [_ID],
+    ),
+    Operation(
+        "/api/v1/billing/top-up", "choose_top_up", "Turn automatic top-up on or off, or to other terms.",
+        "Below `threshold` the pack is bought with the saved card, as many as bring the account above it, for `daily_cap` a day at most."
+        " Repeating it changes nothing.",
+        (top_up_api.ChooseTopUp,), (top_up_api.AutoTopUpAnswer,),
+        {"On": {"account": "customer-42", "enabled": True, "threshold": "10.00", "pack": "small", "daily_cap": "50.00"}},
+        {404: "`not_found`: no such account of this key", 503: "`dependency_unavailable`"},
     ),
     Operation(
         "/api/v1/usage/counters/{meter}", "counter", "Reserve or release an object that the plan limits in number.",

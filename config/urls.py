@@ -9,7 +9,7 @@ from accounts import pages as account_pages
 from accounts.reads import by_method
 from analytics.api import MarginView
 from billing import api as billing
-from billing import keys_page, plan_pages, settings_page, shop_pages, stripe_receiver, team_page
+from billing import keys_page, plan_pages, settings_page, shop_pages, stripe_receiver, team_page, top_up_api, top_up_pages
 from billing import pages as billing_pages
 from billing import widget as billing_widget
 from config import errors, health, openapi
@@ -52,6 +52,7 @@ urlpatterns = [
     re_path(ACCOUNT + "buy/$", shop_pages.buy, name="buy"),
     re_path(ACCOUNT + "checkout/(?P<checkout_id>co_[0-9a-f]{20})/$", shop_pages.visit, name="checkout"),
     path("pricing/<slug:product_slug>/", plan_pages.pricing, name="pricing"),
+    re_path(ACCOUNT + "top-up/$", top_up_pages.top_up, name="top_up"),
     # The API
     path("api/schema", openapi.document, name="schema"),
     path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
@@ -74,6 +75,7 @@ urlpatterns = [
     path("api/v1/billing/widget", billing_widget.mint),
     path("api/v1/billing/packs", billing.Packs.as_view()),
     path("api/v1/billing/plans", billing.Plans.as_view()),
+    path("api/v1/billing/top-up", by_method(get=top_up_api.AutoTopUpView.as_view(), post=top_up_api.choose)),
     path("api/v1/admin/margin", MarginView.as_view()),
     # The source documents' own paths
     path("api/balance", billing.ChatBalance.as_view()),

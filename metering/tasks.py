@@ -3,10 +3,12 @@
 from celery import shared_task
 from django.utils import timezone
 
-from billing import ledger
-from metering import estimates, rerating
+from billing import ledger, top_ups
+from metering import estimates, kill_switches, rerating
 
 SWEEP_BATCH = 100
+#: So many accounts at most are topped up at one ring of the bell; the next ring goes on.
+TOP_UP_BATCH = 200
 
 
 @shared_task
@@ -33,3 +35,22 @@ def learn_holds() -> int:
         if chunk < estimates.FOLD_LIMIT:
             break
     return learnt
+
+
+@shared_task
+def top_up() -> int:
+    """Tops accounts up that ask for it and are below their threshold, and goes on with what is under way; returns how many it looked at.
+
+    The kill switch of the feature ``auto_top_up`` of a product stops what has not begun. Late, twice or at once with another: the same end.
+    """
+    looked = 0
+    while looked < TOP_UP_BATCH and top_ups.go_on_next(now=timezone.now()):
+        looked += 1
+    while looked < TOP_UP_BATCH and top_ups.work_next(now=timezone.now(), stopped=_top_ups_stopped):
+        looked += 1
+    return looked
+
+
+def _top_ups_stopped(product_id: int) -> str:
+    switch = kill_switches.in_force(product_id=product_id, feature="auto_top_up", now=timezone.now())
+    return switch.reason if switch else ""

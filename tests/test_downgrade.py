@@ -63,7 +63,7 @@ def says_stripe(account: Account, price: str, *, read: int, status: str = "activ
     truth: Any = stripe_api.Subscription(
         id=f"sub_{account.public_id}", customer_id=account.stripe_customer.pk, status=status, items=[(price, 1)], anchor_at=now,
         period=(now - timedelta(days=1), now + timedelta(days=29)), cancel_at_period_end=False, started_at=now,
-        ended_at=now if status == "canceled" else None,
+        ended_at=now if status == "canceled" else None, trial_ends_at=None,
     )  # fmt: skip
     stripe_subscriptions.apply(truth=truth, customer=account.stripe_customer, read_number=read, now=now)
 

@@ -52,7 +52,7 @@ def subscribe(
     truth: Any = stripe_api.Subscription(
         id=id or new("sub"), customer_id=account.stripe_customer.pk, status=status, items=[(price, quantity)], anchor_at=now,
         period=(now - timedelta(days=1), now + timedelta(days=29)), cancel_at_period_end=False, started_at=now - timedelta(days=1),
-        ended_at=now if status == "canceled" else None,
+        ended_at=now if status == "canceled" else None, trial_ends_at=None,
     )  # fmt: skip
     stripe_subscriptions.apply(truth=truth, customer=account.stripe_customer, read_number=read, now=now)
     return str(truth.id)
