@@ -148,6 +148,6 @@ def _allows(terms: catalog.PlanTerms, layer: Layer) -> str:
             return "More usage"
         case "requests":
             hourly = terms.cost_tier.requests_per_hour if terms.cost_tier and window == Entitlement.Window.HOUR else None
-            most = min((number for number in (limit and limit.limit, hourly) if number is not None), default=None)
+            most = min((number for number in (limit.limit if limit else None, hourly) if number is not None), default=None)
             return words.allowance(catalog.Limit(key, window, most, Entitlement.Mode.HARD))
     return words.allowance(limit or catalog.Limit(key, window, None, Entitlement.Mode.HARD))

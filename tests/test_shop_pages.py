@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from django.db import connection
-from django.http import HttpResponse
 from django.test import Client as Browser
 from django.test.utils import CaptureQueriesContext
 
@@ -34,7 +33,7 @@ def person(account: Account, role: str = Membership.Role.OWNER) -> Browser:
     return browser
 
 
-def told(response: HttpResponse, status: int = 200) -> str:
+def told(response: Any, status: int = 200) -> str:
     assert response.status_code == status, response.status_code
     return words(response.content)
 
