@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import structlog
@@ -30,13 +30,16 @@ from unfold.decorators import action, display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import (
     UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminFileFieldWidget,
     UnfoldAdminSelectWidget,
     UnfoldAdminTextareaWidget,
     UnfoldAdminTextInputWidget,
 )
 
-from accounts import api_keys, letters, mail_delivery, mail_samples, mails
-from accounts.models import Account, ApiKey, Mail, Membership, User
+from accounts import api_keys, branding, letters, mail_delivery, mail_samples, mails
+from accounts.forms import read_logo
+from accounts.logos import MAX_BYTES, Logo
+from accounts.models import Account, ApiKey, Brand, Mail, Membership, User
 from pricing.admin import CappedPaginator, ReadOnlyAdmin
 from pricing.models import Product
 
@@ -356,6 +359,64 @@ class MailAdmin(ReadOnlyAdmin):
             self.message_user(request, f"It could not be sent. {type(error).__name__}: {letters.line(str(error))}", messages.ERROR)
         else:
             self.message_user(request, f"Sent to {message.to[0]}.", messages.SUCCESS)
+
+
+class ProductLogoForm(forms.ModelForm):  # type: ignore[type-arg]
+    logo_file = forms.FileField(
+        label="Logo", widget=UnfoldAdminFileFieldWidget, help_text=f"PNG, JPEG or WebP, at most {MAX_BYTES // 1024} KB, shown 24 px high."
+    )
+
+    class Meta:
+        model = Brand
+        fields = ("product",)
+
+    def clean_logo_file(self) -> Logo:
+        return read_logo(self.cleaned_data["logo_file"])
+
+
+@admin.register(Brand)
+class BrandAdmin(ModelAdmin):  # type: ignore[misc]
+    """Products' logos are given here; their colours are in their catalogs. A team's brand is its own: staff may take it away, not change it."""
+
+    form = ProductLogoForm
+    list_display = ("whose", "has_logo", "colour", "updated_at", "updated_by")
+    list_select_related = ("account__product", "product", "updated_by")
+    search_fields = ("account__name", "=account__public_id", "product__name")
+    ordering = ("-updated_at",)
+
+    @display(description="Of")
+    def whose(self, brand: Brand) -> str:
+        return str(brand.account or brand.product)
+
+    @display(description="Logo")
+    def has_logo(self, brand: Brand) -> SafeString | str:
+        if not brand.logo_digest:
+            return "–"
+        return format_html('<img src="{}" alt="" height="24">', reverse("logo", args=[brand.logo_digest]))
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Brand]:
+        queryset: QuerySet[Brand] = super().get_queryset(request).defer("logo")
+        return queryset
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Brand | None = None) -> tuple[str, ...]:
+        return ("product",) if obj else ()
+
+    def get_fields(self, request: HttpRequest, obj: Brand | None = None) -> tuple[str, ...]:
+        if obj is not None and obj.account_id:
+            return ("account", "colour", "updated_at", "updated_by")
+        return ("product", "logo_file")
+
+    def has_change_permission(self, request: HttpRequest, obj: Brand | None = None) -> bool:
+        return super().has_change_permission(request, obj) and (obj is None or obj.account_id is None)
+
+    def save_model(self, request: HttpRequest, obj: Brand, form: Any, change: bool) -> None:
+        stored = branding.dress_product(
+            product=obj.product or form.cleaned_data["product"],
+            logo=form.cleaned_data["logo_file"],
+            actor=cast(User, request.user),
+            now=timezone.now(),
+        )
+        obj.pk = stored.pk
 
 
 def actor(request: HttpRequest) -> str:

@@ -1,6 +1,7 @@
 """A brand's colour on our pages: whatever colour it is, text stays readable (WCAG 2, 4.5 to 1), in light and in dark.
 
     stylesheet   the few custom properties that a brand changes, for ``static/tollgate.css``
+    ink          the text on a ground of any colour
     contrast     of two colours, 1 to 21
 
 Colours are ``#rrggbb``. The brand's own colour is the ground of buttons and of the mark where it can be; where it is text, it is darkened
@@ -49,8 +50,12 @@ def shades(colour: str, scheme: Scheme) -> Shades:
         soft = _mix(scheme.surface, accent, 1, 8)
         if min(contrast(accent, ground) for ground in (scheme.surface, scheme.sunken, soft)) >= READABLE:
             break
-    ink = max(WHITE, BLACK, key=lambda text: contrast(text, accent))
-    return Shades(accent, ink, soft)
+    return Shades(accent, ink(accent), soft)
+
+
+def ink(ground: str) -> str:
+    """White or black, whichever is easier to read on ``ground``."""
+    return max(WHITE, BLACK, key=lambda text: contrast(text, ground))
 
 
 def contrast(one: str, other: str) -> float:

@@ -34,7 +34,6 @@ LONGEST_DELAY = timedelta(hours=4)
 #: For so long nobody else sends a mail that is being sent: longer than a mail server that answers slowly may take.
 LEASE = timedelta(minutes=5)
 MAX_RECIPIENTS = 20
-DEFAULT_COLOUR = "#0b6e81"
 _ADDRESS = re.compile(r"[^\s<>\"'(,;:]+@[^\s<>\"'),;:]+")
 
 State = Mail.State
@@ -94,8 +93,6 @@ def compose(*, mail: Mail, recipients: list[str]) -> EmailMultiAlternatives:
             "account": account,
             "account_name": letters.line(account.name),
             "product": product,
-            "colour": product.brand_colour or DEFAULT_COLOUR,
-            "on_colour": _readable_on(product.brand_colour or DEFAULT_COLOUR),
             "invited": mail.kind == Mail.Kind.INVITATION,
         }
         text = get_template("mail/letter.txt").template.render(Context(context, autoescape=False))  # type: ignore[attr-defined]
@@ -161,9 +158,3 @@ def _failed(mail: Mail, error: Exception, now: datetime) -> None:
     delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (mail.attempts - 1))
     Mail.objects.filter(_mine(mail)).update(reason=reason, next_attempt_at=now + delay)
     mail.reason, mail.next_attempt_at = reason, now + delay
-
-
-def _readable_on(colour: str) -> str:
-    """Black or white, whichever reads better on ``colour`` (#rrggbb), by its weighted brightness."""
-    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return "#000000" if 299 * red + 587 * green + 114 * blue > 140_000 else "#ffffff"

@@ -16,8 +16,6 @@ from billing import subscriptions
 from pricing.models import Product
 
 FEATURE = "white_label"
-#: The accent of ``static/tollgate.css``.
-DEFAULT_COLOUR = "#4648d4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +32,9 @@ class Look:
         return settings.PUBLIC_URL + self.logo if self.logo else ""
 
     @property
-    def ground(self) -> str:
-        """The brand's colour as the ground of a button on white, where there is no style sheet: in mails. ``ink`` is the text on it."""
-        return colours.shades(self.colour or DEFAULT_COLOUR, colours.LIGHT).accent
-
-    @property
     def ink(self) -> str:
-        return colours.shades(self.colour or DEFAULT_COLOUR, colours.LIGHT).ink
+        """Text on a ground of just this colour, where there is no style sheet: in mails. White where there is no colour."""
+        return colours.ink(self.colour) if self.colour else colours.WHITE
 
 
 def of(*, product: Product, account: Account | None = None) -> Look:

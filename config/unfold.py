@@ -65,6 +65,7 @@ UNFOLD: dict[str, Any] = {
                     _list("Accounts", "account_balance_wallet", "accounts", "account"),
                     _list("Users", "person", "accounts", "user"),
                     _list("API keys", "key", "accounts", "apikey"),
+                    _list("Brands", "palette", "accounts", "brand"),
                     _list("Mails", "outgoing_mail", "accounts", "mail"),
                 ],
             },

@@ -13,9 +13,9 @@ from django.db import IntegrityError, transaction
 from django.test import Client
 from django.utils import timezone
 
-from accounts import api_keys, branding, tenancy
+from accounts import api_keys, branding, mail_delivery, members, tenancy
 from accounts.logos import MAX_BYTES, check
-from accounts.models import Account, ApiKey, Brand
+from accounts.models import Account, ApiKey, Brand, Mail, User
 from accounts.tests.test_logos import extended, jpeg, lossless, png
 from billing import branding as looks
 from billing import features
@@ -286,6 +286,15 @@ class TestBranding:
             assert f'<img src="/logo/{digest}" alt="">' in page, path
             assert 'href="/colour/aa3300.css"' in page, path
 
+    def test_mails_and_invitations_wear_it_too(self, team: Account) -> None:
+        branding.dress(account=team, colour="#ffd400", logo=check(png()), keep_logo=False, actor=owner_of(team), now=NOW)
+        invitation = members.invite(account=team, email="bob@example.com", role="member", actor=owner_of(team), now=timezone.now())
+        message = mail_delivery.compose(mail=Mail.objects.get(account=team), recipients=["bob@example.com"])
+        html = str(message.alternatives[0][0])
+        assert f'<img src="https://testserver/logo/{check(png()).digest}"' in html
+        assert "background-color:#ffd400;color:#000000" in html
+        assert b'href="/colour/ffd400.css"' in Client().get(f"/invitation/{members.token(invitation)}/").content
+
     def test_a_logo_is_kept_or_removed_as_one_says(self, team: Account) -> None:
         client, path = signed_in(team, "owner"), f"/a/{team.public_id}/settings/"
         client.post(path, BRAND | {"logo": upload(png())})
@@ -328,6 +337,22 @@ class TestBranding:
         assert (own.name, own.colour, own.logo) == (team.name, "#0f766e", ""), "a white label shows nobody else's logo"
         branding.dress_product(product=team.product, logo=None, actor=owner, now=NOW)
         assert looks.of(product=team.product).logo == ""
+
+    def test_staff_give_a_product_its_logo_and_take_a_teams_brand_away(self, team: Account) -> None:
+        staff = Client()
+        staff.force_login(User.objects.create_superuser(f"{secrets.token_hex(6)}@example.com", "x"))
+        refused = staff.post("/admin/accounts/brand/add/", {"product": team.product_id, "logo_file": upload(b"<svg/>")})
+        assert b"no PNG, JPEG or WebP" in refused.content
+        assert staff.post("/admin/accounts/brand/add/", {"product": team.product_id, "logo_file": upload(png())}).status_code == 302
+        assert looks.of(product=team.product).logo == f"/logo/{check(png()).digest}"
+        brand = Brand.objects.get(product=team.product)
+        assert staff.post(f"/admin/accounts/brand/{brand.pk}/change/", {"logo_file": upload(jpeg())}).status_code == 302
+        assert looks.of(product=team.product).logo == f"/logo/{check(jpeg()).digest}"
+        own = branding.dress(account=team, colour="#0f766e", logo=None, keep_logo=True, actor=owner_of(team), now=NOW)
+        assert staff.get(f"/admin/accounts/brand/{own.pk}/change/").status_code == 200
+        assert staff.post(f"/admin/accounts/brand/{own.pk}/change/", {"colour": "#000000"}).status_code == 403
+        assert staff.post(f"/admin/accounts/brand/{own.pk}/delete/", {"post": "yes"}).status_code == 302
+        assert not Brand.objects.filter(account=team).exists()
 
     def test_a_tenant_reads_its_own_brand_alone(self, team: Account) -> None:
         other = make_team()
