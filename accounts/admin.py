@@ -376,7 +376,7 @@ class ProductLogoForm(forms.ModelForm):  # type: ignore[type-arg]
 
 @admin.register(Brand)
 class BrandAdmin(ModelAdmin):  # type: ignore[misc]
-    """Products' logos are given here; their colours are in their catalogs. A team's brand is its own: staff may take it away, not change it."""
+    """Products' logos are given here; their colours are in their catalogs. A team's brand is its own: staff only take it away."""
 
     form = ProductLogoForm
     list_display = ("whose", "has_logo", "colour", "updated_at", "updated_by")
