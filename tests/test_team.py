@@ -15,6 +15,7 @@ from django.contrib.admin.models import LogEntry
 from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, connection, transaction
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from accounts import members, registration, tenancy
 from accounts.models import Account, Invitation, Mail, Membership, User
@@ -176,6 +177,22 @@ class TestWhoMayDoWhat:
             members.invite(account=team, email="x@example.com", role="member", actor=admin.user, now=NOW)
         with pytest.raises(PermissionDenied):
             members.remove(membership=team.memberships.get(role="owner"), actor=admin.user, now=NOW)
+
+    def test_more_people_ask_no_more_queries(self, team: Account) -> None:
+        client = signed_in(team, "owner")
+
+        def count() -> int:
+            with CaptureQueriesContext(connection) as queries:
+                assert client.get(f"/a/{team.public_id}/team/").status_code == 200
+            return len(queries)
+
+        join(team, "member")
+        invite(team)
+        few = count()
+        for number in range(8):
+            join(team, "member")
+            invite(team, f"{number}@example.com")
+        assert count() == few <= 22
 
     def test_every_act_leaves_a_line_in_the_audit_log(self, team: Account) -> None:
         owner, chosen = owner_of(team), join(team, "member")
