@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -394,6 +395,28 @@ class TestInvitations:
 
 class TestAtOnce:
     """Threads, each with its own connection; nothing is rolled back."""
+
+    def test_the_database_has_the_second_of_two_last_owners_wait_for_the_first(self, committed: None) -> None:
+        account = make_team()
+        join(account, "owner")
+        first, second = account.memberships.all()
+        gone, asked = threading.Event(), threading.Event()
+
+        def leave() -> None:
+            with transaction.atomic():
+                first.delete()
+                gone.set()
+                asked.wait(10)
+                time.sleep(0.5)  # the other has sent its own delete
+
+        def follow() -> None:
+            gone.wait(10)
+            asked.set()
+            second.delete()
+
+        errors = at_once([leave, follow])
+        assert [type(error) for error in errors] == [IntegrityError]
+        assert list(account.memberships.all()) == [second]
 
     @pytest.mark.parametrize("checked", [True, False])
     def test_of_two_owners_who_leave_at_once_one_stays(self, committed: None, checked: bool) -> None:
