@@ -71,7 +71,7 @@ class NoCustomer(Refusal):
 class NotOffered(Refusal):
     """The product has no such plan or pack on sale."""
 
-    code = "not_found"
+    code = "not_offered"
 
 
 class PriceUnavailable(Refusal):
@@ -151,7 +151,7 @@ def buy(
     with _asking():
         if known := _of_key(account, key, command):
             return _deliver(known, now)
-        _check(account)
+        _check(account, success_url=success_url, cancel_url=cancel_url)
         try:
             sold = catalog.pack(product_id=account.product_id, slug=pack, at=now)
         except catalog.NotInCatalog as error:
@@ -186,7 +186,7 @@ def subscribe(
     with _asking():
         if known := _of_key(account, key, command):
             return _deliver(known, now)
-        _check(account)
+        _check(account, success_url=success_url, cancel_url=cancel_url)
         version = _plan(account, plan, now)
         _not_subscribed(account, now)
         assert version.price_cents is not None
@@ -244,11 +244,18 @@ def plan_for(*, account: Account, now: datetime) -> str:
     return str(slugs[0])
 
 
-def _check(account: Account) -> None:
+def _check(account: Account, **addresses: str) -> None:
+    """:raises NoCustomer: :raises redirects.NotAllowed:"""
     if account.kind == Account.Kind.GUEST:
         raise NoCustomer("A guest buys nothing: sign up first.")
     if Account.objects.filter(pk=account.pk, closed_at=None).first() is None:
         raise NoCustomer("The account is closed.")
+    for field, url in addresses.items():
+        _address(account, url, field)
+
+
+def _address(account: Account, url: str, field: str) -> str:
+    return redirects.check(url, origins=own_origins() | set(account.product.allowed_origins), field=field)
 
 
 def _plan(account: Account, slug: str, now: datetime) -> PlanVersion:
@@ -330,9 +337,8 @@ def _open(
     """The open visit for this order, or a new one; one on other terms is ended first."""
     account = order.account
     order.created_at, order.key, order.fingerprint = now, key, ledger.fingerprint(command) if key else None
-    origins = own_origins() | set(account.product.allowed_origins)
-    order.success_url = redirects.check(success_url.replace(OUR_ID, order.public_id), origins=origins, field="success_url")
-    order.cancel_url = redirects.check(cancel_url.replace(OUR_ID, order.public_id), origins=origins, field="cancel_url")
+    order.success_url = _address(account, success_url.replace(OUR_ID, order.public_id), "success_url")
+    order.cancel_url = _address(account, cancel_url.replace(OUR_ID, order.public_id), "cancel_url")
     customer = stripe_customers.of(account=account, now=now)
     params = dict(more) | {
         "customer": customer.pk,
@@ -429,9 +435,8 @@ def portal(*, account: Account, return_url: str, now: datetime) -> str:
     :raises redirects.NotAllowed: that leads elsewhere.
     """
     with _asking():
-        _check(account)
-        origins = own_origins() | set(account.product.allowed_origins)
-        return_url = redirects.check(return_url, origins=origins, field="return_url")
+        _check(account, return_url=return_url)
+        return_url = _address(account, return_url, "return_url")
         return stripe_api.portal(customer_id=stripe_customers.of(account=account, now=now).pk, return_url=return_url)
 
 

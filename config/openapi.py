@@ -20,6 +20,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from accounts import openings
 from accounts.api import PROBLEM_JSON
 from accounts.reads import Amount
+from billing import selling_api as selling
 from billing import top_up_api, widget
 from metering import api, ingest
 from metering.reads import LayerAnswer
@@ -205,6 +206,7 @@ _KEY = {
     "schema": {"type": "string", "minLength": 1, "maxLength": ingest.MAX_KEY_LENGTH, "pattern": "^[ -~]+$"},
     "example": "chat-7f3a-1",
 }
+_OPTIONAL_KEY = _KEY | {"required": False, "example": "order-7f3a"}
 _ID = {
     "name": "authorization",
     "in": "path",
@@ -220,6 +222,12 @@ _METER = {
     "schema": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$"},
 }
 _RESOLVED = "`hold_already_resolved`, `hold_expired`: it ended otherwise; `state` says how."
+
+_SELLING = {
+    403: "`missing_scope`; `refused`: a guest buys nothing",
+    422: "`price_unavailable`: Stripe does not sell it as the catalog says; `redirect_not_allowed`; `invalid_request`",
+    503: "`dependency_unavailable`: Stripe or the database did not answer, send the same again after `Retry-After` seconds",
+}
 
 OPERATIONS = (
     Operation(
@@ -321,6 +329,67 @@ OPERATIONS = (
             404: "`not_found`: no such account of this key", 409: "`event_id_reused`: the one event's id was used for another",
             422: "`amount_too_large`, `invalid_request`",
         },
+    ),
+    Operation(
+        "/api/v1/billing/checkout", "buy", "Send a customer to Stripe to pay.",
+        "A visit to Stripe's hosted Checkout for a plan or a pack: send the customer to its `url`. Credits and plan come when Stripe says"
+        " that it is paid, never from the browser. One visit for the same thing is open at a time: it is handed out again, or ended by one"
+        " on other terms.",
+        (selling.Purchase,), (selling.CheckoutAnswer,),
+        {
+            "A plan": {
+                "account": "customer-42", "plan": "pro", "success_url": "https://app.example.com/done?checkout={CHECKOUT_ID}",
+                "cancel_url": "https://app.example.com/pricing",
+            },
+            "Two packs": {
+                "account": "customer-42", "pack": "small", "quantity": 2, "success_url": "https://app.example.com/done",
+                "cancel_url": "https://app.example.com/pricing",
+            },
+        },
+        _SELLING | {409: "`already_subscribed`: change the plan instead; `change_not_possible`, `idempotency_key_reused`"}, [_OPTIONAL_KEY],
+    ),
+    Operation(
+        "/api/v1/billing/portal", "portal", "Send a customer to Stripe's portal.",
+        "Card, address, VAT id and invoices are kept at Stripe. The portal leads back to `return_url`.",
+        (selling.OpenPortal,), (selling.PortalAnswer,),
+        {"From the settings": {"account": "customer-42", "return_url": "https://app.example.com/settings"}}, _SELLING,
+    ),
+    Operation(
+        "/api/v1/billing/subscription/change", "changePlan", "Another plan.",
+        "A higher plan counts and is charged at once, for the rest of the period; a lower one from the next period on, and what is paid for"
+        " is kept until then. The default plan is a cancellation.",
+        (selling.ChangePlan,), (selling.ChangeAnswer,), {"To Pro": {"account": "customer-42", "plan": "pro"}},
+        _SELLING | {402: "`card_declined`: nothing has changed", 409: "`not_subscribed`, `change_not_possible`"},
+    ),
+    Operation(
+        "/api/v1/billing/subscription/cancel", "cancelSubscription", "End it with the period.",
+        "The plan stays until the end of the period that is paid for. `resume` takes it back.",
+        (selling.OnlyAccount,), (selling.SubscribedAnswer,), {"By a product key": {"account": "customer-42"}},
+        _SELLING | {409: "`not_subscribed`"},
+    ),
+    Operation(
+        "/api/v1/billing/subscription/resume", "resumeSubscription", "Do not end it after all.",
+        "Takes a cancellation back, while the period lasts.",
+        (selling.OnlyAccount,), (selling.SubscribedAnswer,), {"By a product key": {"account": "customer-42"}},
+        _SELLING | {409: "`not_subscribed`"},
+    ),
+    Operation(
+        "/api/v1/playground/subscribe", "playgroundSubscribe", "Subscribe, as PRPM's guide has it.",
+        "The same as `/api/v1/billing/checkout` with the plan that the product has; a member of a team pays the member's price.",
+        (selling.Subscribe,), (selling.CheckoutAnswer,),
+        {"A person": {"successUrl": "https://app.example.com/done", "cancelUrl": "https://app.example.com/pricing"}},
+        _SELLING | {409: "`already_subscribed`, `change_not_possible`, `idempotency_key_reused`"}, [_OPTIONAL_KEY],
+    ),
+    Operation(
+        "/api/v1/playground/credits/purchase", "playgroundPurchase", "Buy a pack, as PRPM's guide has it.",
+        "The same as `/api/v1/billing/checkout` with one pack.",
+        (selling.BuyPackage,), (selling.CheckoutAnswer,),
+        {
+            "The small pack": {
+                "package": "small", "successUrl": "https://app.example.com/done", "cancelUrl": "https://app.example.com/pricing"
+            }
+        },
+        _SELLING | {409: "`idempotency_key_reused`"}, [_OPTIONAL_KEY],
     ),
 )  # fmt: skip
 _BODY_PROBLEMS = {400: "`invalid_json`", 411: "`length_required`", 413: "`body_too_large`", 415: "`unsupported_media_type`"}

@@ -11,6 +11,7 @@ from analytics.api import MarginView
 from billing import api as billing
 from billing import keys_page, plan_pages, settings_page, shop_pages, stripe_receiver, team_page, top_up_api, top_up_pages
 from billing import pages as billing_pages
+from billing import selling_api as selling
 from billing import widget as billing_widget
 from config import errors, health, openapi
 from metering import api as metering
@@ -71,6 +72,13 @@ urlpatterns = [
     path("api/v1/billing/balance", billing.Balance.as_view()),
     path("api/v1/billing/ledger", billing.Ledger.as_view()),
     path("api/v1/billing/subscription", billing.Subscription.as_view()),
+    path("api/v1/billing/subscription/preview", selling.Preview.as_view()),
+    path("api/v1/billing/subscription/change", selling.change),
+    path("api/v1/billing/subscription/cancel", selling.cancel),
+    path("api/v1/billing/subscription/resume", selling.resume),
+    path("api/v1/billing/checkout", selling.buy),
+    path("api/v1/billing/checkout/<str:checkout>", selling.Visit.as_view()),
+    path("api/v1/billing/portal", selling.portal),
     path("api/v1/billing/invoices", billing.Invoices.as_view()),
     path("api/v1/billing/widget", billing_widget.mint),
     path("api/v1/billing/packs", billing.Packs.as_view()),
@@ -79,6 +87,8 @@ urlpatterns = [
     path("api/v1/admin/margin", MarginView.as_view()),
     # The source documents' own paths
     path("api/balance", billing.ChatBalance.as_view()),
+    path("api/v1/playground/subscribe", selling.subscribe_alias),
+    path("api/v1/playground/credits/purchase", selling.purchase_alias),
     path("api/health/pricing", billing.PricingHealth.as_view()),
     # Where Stripe sends events to: each path with the signing secret of its own endpoint
     path("api/v1/billing/webhook", stripe_receiver.receive, {"secrets": "STRIPE_WEBHOOK_SECRETS"}),

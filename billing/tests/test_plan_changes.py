@@ -11,10 +11,8 @@ from django.utils import timezone
 from accounts.models import Account
 from billing import checkout, stripe_api, subscriptions
 from billing.models import Grant, PlanChange, StripeEvent, StripeSubscription, Subscription
-from billing.tests.selling import Shop, double, shop  # noqa: F401 (fixtures)
+from billing.tests.selling import Shop
 from tests.factories import NANOS
-
-pytestmark = pytest.mark.usefixtures("double")
 
 
 def plan_of(account: Account) -> str:
@@ -23,7 +21,7 @@ def plan_of(account: Account) -> str:
     return str(live.plan_version.plan.slug)
 
 
-def on_plan(shop: Shop, plan: str) -> Account:  # noqa: F811
+def on_plan(shop: Shop, plan: str) -> Account:
     account = shop.account()
     shop.pay(shop.subscribe(account, plan))
     assert shop.settle() == set()
@@ -35,13 +33,13 @@ def change(account: Account, plan: str) -> checkout.Change:
     return checkout.change_plan(account=account, plan=plan, actor="test", now=timezone.now())
 
 
-def paid(shop: Shop, account: Account) -> list[int]:  # noqa: F811
+def paid(shop: Shop, account: Account) -> list[int]:
     """What the account's invoices asked for, the oldest first."""
     invoices = shop.client.v1.invoices.list({"customer": account.stripe_customer.pk, "limit": 100})
     return [invoice.amount_paid for invoice in invoices.data][::-1]
 
 
-def test_an_upgrade_is_charged_at_once_for_the_rest_of_the_period_and_counts_at_once(shop: Shop) -> None:  # noqa: F811
+def test_an_upgrade_is_charged_at_once_for_the_rest_of_the_period_and_counts_at_once(shop: Shop) -> None:
     account = on_plan(shop, "core")
     preview = checkout.preview_change(account=account, plan="pro", now=timezone.now())
     assert (preview.kind, preview.price_cents) == ("upgrade", 3_000)
@@ -55,7 +53,7 @@ def test_an_upgrade_is_charged_at_once_for_the_rest_of_the_period_and_counts_at_
     assert paid(shop, account) == [1_000, preview.due_now_cents]
 
 
-def test_a_downgrade_keeps_the_plan_until_the_period_ends_and_then_costs_the_lower_price(shop: Shop) -> None:  # noqa: F811
+def test_a_downgrade_keeps_the_plan_until_the_period_ends_and_then_costs_the_lower_price(shop: Shop) -> None:
     account = on_plan(shop, "pro")
     assert checkout.preview_change(account=account, plan="core", now=timezone.now()).kind == "downgrade"
     done = change(account, "core")
@@ -76,7 +74,7 @@ def test_a_downgrade_keeps_the_plan_until_the_period_ends_and_then_costs_the_low
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_downgrade_ends_the_same_whatever_order_its_events_come_in(shop: Shop, seed: int) -> None:  # noqa: F811
+def test_a_downgrade_ends_the_same_whatever_order_its_events_come_in(shop: Shop, seed: int) -> None:
     account = on_plan(shop, "pro")
     shop.client.control("POST", "/settings", webhooks_paused=True)
     change(account, "core")
@@ -95,7 +93,7 @@ def test_a_downgrade_ends_the_same_whatever_order_its_events_come_in(shop: Shop,
     assert sorted(Grant.objects.filter(account=account).values_list("granted", flat=True)) == [10 * NANOS, 40 * NANOS]
 
 
-def test_a_later_upgrade_undoes_the_downgrade_and_prorates_from_what_was_paid(shop: Shop) -> None:  # noqa: F811
+def test_a_later_upgrade_undoes_the_downgrade_and_prorates_from_what_was_paid(shop: Shop) -> None:
     account = on_plan(shop, "pro")
     change(account, "core")
     assert change(account, "max").kind == "upgrade"
@@ -108,7 +106,7 @@ def test_a_later_upgrade_undoes_the_downgrade_and_prorates_from_what_was_paid(sh
     assert checkout.coming_change(account=account) is None
 
 
-def test_the_plan_that_was_left_is_kept_when_it_is_chosen_again(shop: Shop) -> None:  # noqa: F811
+def test_the_plan_that_was_left_is_kept_when_it_is_chosen_again(shop: Shop) -> None:
     account = on_plan(shop, "pro")
     before = Subscription.objects.get(account=account, status="active")
     change(account, "core")
@@ -120,7 +118,7 @@ def test_the_plan_that_was_left_is_kept_when_it_is_chosen_again(shop: Shop) -> N
     assert (plan_of(account), paid(shop, account)) == ("pro", [3_000, 3_000])
 
 
-def test_a_cancellation_undoes_the_downgrade_and_comes_at_the_end_of_the_period(shop: Shop) -> None:  # noqa: F811
+def test_a_cancellation_undoes_the_downgrade_and_comes_at_the_end_of_the_period(shop: Shop) -> None:
     account = on_plan(shop, "pro")
     change(account, "core")
     live = checkout.cancel(account=account, actor="test", now=timezone.now())
@@ -137,7 +135,7 @@ def test_a_cancellation_undoes_the_downgrade_and_comes_at_the_end_of_the_period(
     assert (plan_of(account), paid(shop, account)) == ("free", [3_000])
 
 
-def test_a_declined_upgrade_changes_nothing(shop: Shop) -> None:  # noqa: F811
+def test_a_declined_upgrade_changes_nothing(shop: Shop) -> None:
     account = on_plan(shop, "core")
     customer = account.stripe_customer.pk
     shop.client.use_card(customer, "pm_card_chargeCustomerFail")
@@ -152,7 +150,7 @@ def test_a_declined_upgrade_changes_nothing(shop: Shop) -> None:  # noqa: F811
     assert stripe_api.subscription(live.pk).items[0][0] == shop.prices["core"]
 
 
-def test_a_plan_that_is_paid_by_the_year_is_not_a_downgrade_in_the_middle_of_a_month(shop: Shop) -> None:  # noqa: F811
+def test_a_plan_that_is_paid_by_the_year_is_not_a_downgrade_in_the_middle_of_a_month(shop: Shop) -> None:
     shop.plan("basic", 5_000, 10, rank=1, interval="year")
     account = on_plan(shop, "pro")
     with pytest.raises(checkout.NotPossible, match="cancel, and subscribe"):
