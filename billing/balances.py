@@ -179,7 +179,9 @@ def _due_grants(schedule: Schedule | None) -> Iterator[_Grant]:
     """What a schedule grants from now on, without end where it has none."""
     while schedule:
         begin, end, rolls_until = (
-            periods.anniversary(schedule.anchor_at.astimezone(UTC), months=(schedule.granted + periods_on) * schedule.months)
+            periods.anniversary(
+                schedule.anchor_at.astimezone(UTC), months=(schedule.skipped + schedule.granted + periods_on) * schedule.months
+            )
             for periods_on in (0, 1, 1 + schedule.rollover_periods)
         )
         if schedule.ends_at is not None and begin >= schedule.ends_at:

@@ -432,12 +432,14 @@ def schedule(
     rollover_periods: int = 0,
     rollover_cap_nanos: int | None = None,
     rollover_priority: int = 0,
+    continues: bool = False,
 ) -> Operation:
     """Grants ``amount_nanos`` (> 0) at ``anchor_at`` and every ``months`` after it, counted from the anchor in UTC, until ``ends_at``.
 
     Each grant expires when the next is due; with ``rollover_periods`` what is left of it then rolls over for so many periods (see
     :class:`Rollover`). A wallet has one schedule: this one takes the place of the one it has. What is due already is granted at once, in
-    its order. The grants have ``source``, the keys ``<source_key>:<due time>``, ``actor`` and ``reason``.
+    its order; where it ``continues`` the one it has, only the period that has begun, and none that begins before the next of that one: so
+    no period is granted twice. The grants have ``source``, the keys ``<source_key>:<due time>``, ``actor`` and ``reason``.
 
     :raises KeyReused: the key was used for another schedule.
     :raises SourceReused: there was a schedule for this source before, under another key.
@@ -455,11 +457,12 @@ def schedule(
             "priority": priority,
             "ends": ends_at,
             "rollover": (rollover_periods, rollover_cap_nanos, rollover_priority),
+            "continues": continues,
         }
     )
     return _operation(
         "select * from ledger_schedule(%s, %s, %s, %s, %s, %s::smallint, %s, %s, %s, %s::smallint, %s, %s::smallint, %s, %s::smallint, %s,"
-        " %s::smallint)",
+        " %s::smallint, %s)",
         [
             account_id,
             key_hash(key),
@@ -477,6 +480,7 @@ def schedule(
             rollover_periods,
             rollover_cap_nanos,
             rollover_priority,
+            continues,
         ],
     )
 

@@ -81,7 +81,8 @@ class Grant(models.Model):
 
 
 class Schedule(models.Model):
-    """What a wallet is granted by itself: ``amount`` at the anchor and every ``months`` after it, ``granted`` times so far."""
+    """What a wallet is granted by itself: ``amount`` at the anchor and every ``months`` after it, but for the first ``skipped`` periods;
+    ``granted`` times so far."""
 
     pk = models.CompositePrimaryKey("account_id", "unit_id")
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="schedules")
@@ -93,6 +94,7 @@ class Schedule(models.Model):
     anchor_at = models.DateTimeField()
     months = models.SmallIntegerField()
     granted = models.IntegerField()
+    skipped = models.IntegerField()
     ends_at = models.DateTimeField(null=True)
     rollover_periods = models.SmallIntegerField()
     rollover_cap = models.BigIntegerField(null=True)

@@ -57,17 +57,25 @@ class Allowed:
 def start(*, account: Account, plan: str, now: datetime) -> Subscription:
     """Puts ``account`` on the version of ``plan`` that is sold at ``now``. A free plan's included credit is granted by itself from now on.
 
+    An account that comes back to a free plan goes on with the calendar that it had there: its periods are counted from the first start, and
+    credit or a quota of a period that has begun does not begin anew.
+
     :raises catalog.NotInCatalog: the product has no such plan, or none yet.
     :raises IntegrityError: the account has a live subscription.
     """
     terms = catalog.plan_version(product_id=account.product_id, slug=plan, at=now)
     version = terms.version
-    period_start, period_end = periods.period_at(now, now, months=MONTHS[PlanVersion.Interval(version.interval)])
+    first = None
+    if version.price_cents == 0:
+        former = Subscription.objects.filter(account=account, plan_version__plan=version.plan, stripe=None)
+        first = former.order_by("started_at", "pk").first()
+    anchor_at = first.anchor_at if first else now
+    period_start, period_end = periods.period_at(anchor_at, now, months=MONTHS[PlanVersion.Interval(version.interval)])
     with transaction.atomic():
         subscription = Subscription.objects.create(
             account=account,
             plan_version=version,
-            anchor_at=now,
+            anchor_at=anchor_at,
             started_at=now,
             current_period_start=period_start,
             current_period_end=period_end,
@@ -89,7 +97,7 @@ def schedule_included_credit(*, subscription: Subscription) -> ledger.Operation:
     """Has the ledger grant the plan's included credit at the anchor and in each period after it, by itself.
 
     It lives for its period; what is left of it then rolls over as the plan says. For plans without a price: paid ones are granted for each
-    invoice that was paid.
+    invoice that was paid. A schedule that the account had before is gone on with, so no period is granted twice.
     """
     account, version = subscription.account, subscription.plan_version
     return ledger.schedule(
@@ -107,6 +115,7 @@ def schedule_included_credit(*, subscription: Subscription) -> ledger.Operation:
         key=f"monthly:{subscription.pk}",
         actor=SYSTEM,
         reason=f"Included in {version.plan.name}",
+        continues=True,
     )
 
 

@@ -161,6 +161,7 @@ class Migration(migrations.Migration):
                 ("anchor_at", models.DateTimeField()),
                 ("months", models.SmallIntegerField()),
                 ("granted", models.IntegerField()),
+                ("skipped", models.IntegerField()),
                 ("ends_at", models.DateTimeField(null=True)),
                 ("rollover_periods", models.SmallIntegerField()),
                 ("rollover_cap", models.BigIntegerField(null=True)),

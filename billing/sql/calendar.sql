@@ -103,8 +103,8 @@ begin
     account_id, unit_id, source, source_key, granted, remaining, priority, starts_at, expires_at, cash_nanos, fee_nanos, currency,
     rollover_expires_at, rollover_cap, rollover_priority)
   values (
-    w.account_id, w.unit_id, s.source, v_key, s.amount, 0, s.priority, p_at, anniversary(s.anchor_at, (s.granted + 1) * s.months), 0, 0, 'usd',
-    anniversary(s.anchor_at, (s.granted + 1 + v_periods) * s.months), case when v_periods > 0 then s.rollover_cap end,
+    w.account_id, w.unit_id, s.source, v_key, s.amount, 0, s.priority, p_at, anniversary(s.anchor_at, (s.skipped + s.granted + 1) * s.months), 0, 0, 'usd',
+    anniversary(s.anchor_at, (s.skipped + s.granted + 1 + v_periods) * s.months), case when v_periods > 0 then s.rollover_cap end,
     case when v_periods > 0 then s.rollover_priority end)
   returning * into g;
   w := ledger_repay(ledger_receive(w, g, 'grant', p_at), p_at);
@@ -119,17 +119,20 @@ begin
 end $$;
 
 -- Gives a wallet its schedule, in the place of the one that it has; what that had to grant by now it has granted. What the new one has to
--- grant by now it grants. One schedule per (account, source, source_key), for ever.
+-- grant by now it grants; where it goes on with the old one (p_continues), only for the period that has begun, and for none that begins before
+-- the old one's next would have. One schedule per (account, source, source_key), for ever.
 create function ledger_schedule(
   p_account bigint, p_key uuid, p_fingerprint uuid, p_actor text, p_reason text, p_unit smallint, p_source text, p_source_key text,
   p_amount bigint, p_priority smallint, p_anchor timestamptz, p_months smallint, p_ends timestamptz, p_rollover_periods smallint,
-  p_rollover_cap bigint, p_rollover_priority smallint)
+  p_rollover_cap bigint, p_rollover_priority smallint, p_continues boolean)
 returns operation_answer language plpgsql as $$
 declare
   v_now timestamptz := ledger_lock(p_account);
   a operation_answer := ledger_replay(p_account, 'schedule', p_key, p_fingerprint);
   w open_wallet;
   v_operation bigint := nextval(pg_get_serial_sequence('operation_key', 'id'));
+  s credit_schedule;
+  v_skipped int := 0;
 begin
   if a.outcome is not null then
     return a;
@@ -139,15 +142,25 @@ begin
     return row('source_reused', null, null, null, null, null, null)::operation_answer;
   end if;
   w := ledger_open(p_account, p_unit, v_now, null, null);
-  insert into credit_schedule values (
-    p_account, p_unit, p_source, p_source_key, p_amount, p_priority, p_anchor, p_months, 0, p_ends, p_rollover_periods, p_rollover_cap,
-    p_rollover_priority, p_actor, p_reason)
+  if p_continues then
+    select * into s from credit_schedule where account_id = p_account and unit_id = p_unit;
+    while anniversary(p_anchor, (v_skipped + 1) * p_months) <= v_now
+      or anniversary(p_anchor, v_skipped * p_months) < anniversary(s.anchor_at, (s.skipped + s.granted) * s.months) loop
+      v_skipped := v_skipped + 1;
+    end loop;
+  end if;
+  insert into credit_schedule (
+    account_id, unit_id, source, source_key, amount, priority, anchor_at, months, granted, skipped, ends_at, rollover_periods, rollover_cap,
+    rollover_priority, actor, reason)
+  values (
+    p_account, p_unit, p_source, p_source_key, p_amount, p_priority, p_anchor, p_months, 0, v_skipped, p_ends, p_rollover_periods,
+    p_rollover_cap, p_rollover_priority, p_actor, p_reason)
   on conflict (account_id, unit_id) do update set
     source = excluded.source, source_key = excluded.source_key, amount = excluded.amount, priority = excluded.priority,
-    anchor_at = excluded.anchor_at, months = excluded.months, granted = 0, ends_at = excluded.ends_at,
+    anchor_at = excluded.anchor_at, months = excluded.months, granted = 0, skipped = excluded.skipped, ends_at = excluded.ends_at,
     rollover_periods = excluded.rollover_periods, rollover_cap = excluded.rollover_cap, rollover_priority = excluded.rollover_priority,
     actor = excluded.actor, reason = excluded.reason;
-  w.due_at := ledger_sooner(w.due_at, p_anchor);
+  w.due_at := ledger_sooner(w.due_at, anniversary(p_anchor, v_skipped * p_months));
   w := ledger_close(w);
   insert into operation_key (account_id, verb, key_hash, fingerprint, id, actor, reason, created_at, amount, balance_after, debt_after)
   overriding system value

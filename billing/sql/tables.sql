@@ -108,6 +108,7 @@ create table credit_schedule (
   anchor_at timestamptz not null,
   months smallint not null check (months between 1 and 120),
   granted int not null default 0 check (granted >= 0),   -- how many periods have begun
+  skipped int not null default 0 check (skipped >= 0),   -- how many before them it granted nothing for
   ends_at timestamptz,   -- nothing is granted from then on; null: without end
   rollover_periods smallint not null default 0 check (rollover_periods between 0 and 120),
   rollover_cap bigint check (rollover_cap >= 0),
@@ -125,7 +126,7 @@ $$;
 
 -- When a schedule grants next; null where it has ended.
 create function next_grant(s credit_schedule) returns timestamptz language sql immutable as $$
-  select d.at from (select anniversary(s.anchor_at, s.granted * s.months) as at) d where s.ends_at is null or d.at < s.ends_at
+  select d.at from (select anniversary(s.anchor_at, (s.skipped + s.granted) * s.months) as at) d where s.ends_at is null or d.at < s.ends_at
 $$;
 
 -- Work that was allowed and is not finished. Whatever ends it moves it into usage_record; a timed-out hold waits here 7 days for its capture.
@@ -407,7 +408,7 @@ create trigger terms_never_change before update on credit_schedule for each row
   when ((new.account_id, new.unit_id) is distinct from (old.account_id, old.unit_id) or (
         (new.source, new.source_key) = (old.source, old.source_key) and (
           new.granted not in (old.granted, old.granted + 1)
-          or (new.amount, new.priority, new.anchor_at, new.months, new.rollover_periods, new.rollover_cap, new.rollover_priority, new.actor, new.reason)
+          or (new.amount, new.priority, new.anchor_at, new.months, new.skipped, new.rollover_periods, new.rollover_cap, new.rollover_priority, new.actor, new.reason)
              is distinct from
-             (old.amount, old.priority, old.anchor_at, old.months, old.rollover_periods, old.rollover_cap, old.rollover_priority, old.actor, old.reason))))
+             (old.amount, old.priority, old.anchor_at, old.months, old.skipped, old.rollover_periods, old.rollover_cap, old.rollover_priority, old.actor, old.reason))))
   execute function credit_schedule_guard();
