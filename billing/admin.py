@@ -26,9 +26,9 @@ from unfold.views import ChangeList
 
 from accounts.admin import ReasonForm
 from accounts.templatetags.amounts import amount, exact_amount
-from billing import stripe_inbox, stripe_receiver
+from billing import stripe_inbox, stripe_receiver, stripe_requests
 from billing.balances import ENDS_AT
-from billing.models import Grant, Operation, StripeEvent, StripeInvoice, StripePayment, Subscription
+from billing.models import Checkout, Grant, Operation, PlanChange, StripeEvent, StripeInvoice, StripePayment, StripeRequest, Subscription
 from pricing.admin import CappedPaginator, ReadOnlyAdmin
 from pricing.models import Unit
 
@@ -362,6 +362,96 @@ def _cents(amount_cents: int, currency: str) -> str:
     """As ``_cash``, of cents; a real nothing is shown as one."""
     sign, cents = ("-" if amount_cents < 0 else ""), abs(amount_cents)
     return f"{sign}{cents // 100:,}.{cents % 100:02d} {currency.upper()}"
+
+
+REQUEST_STATES = {"no answer yet": "info", "Done": "success", "Refused": "", "for staff to look at": "danger"}
+
+
+@admin.register(StripeRequest)
+class StripeRequestAdmin(ReadOnlyAdmin):
+    """What we asked of Stripe, and what it answered. What is stuck waits here for staff."""
+
+    list_display = ("created_at", "account", "kind", "path", "state_", "attempts", "next_attempt_at", "short_error")
+    list_filter = (within("created_at"), "state", "kind")
+    list_select_related = ("account__product",)
+    show_full_result_count = False
+    paginator = CappedPaginator
+    search_fields = ("=key", "=answer_id", "=account__public_id", "=account__external_id")
+    search_help_text = "A request's key, the id of what it made (cus_…, cs_…), or an account's id."
+    ordering = ("-created_at", "-pk")
+    actions = ("send_again",)
+    fields = (
+        "created_at", "account", "kind", "path", "changes", "asked", "state_", "last_error", "answer_id", "key", "round", "attempts",
+        "sent_at", "next_attempt_at", "finished_at",
+    )  # fmt: skip
+
+    @display(description="State", label=REQUEST_STATES)
+    def state_(self, request: StripeRequest) -> str:
+        return request.get_state_display()
+
+    @display(description="Why", empty_value="–")
+    def short_error(self, request: StripeRequest) -> str | None:
+        return request.last_error[:100] or None
+
+    @display(description="What we asked for")
+    def asked(self, request: StripeRequest) -> SafeString:
+        return format_html('<pre class="tg-pre">{}</pre>', json.dumps(request.params, indent=2, ensure_ascii=False))
+
+    def has_decide_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("billing.change_striperequest")
+
+    @action(description="Send again…", permissions=["decide"])
+    def send_again(self, request: HttpRequest, chosen: QuerySet[StripeRequest]) -> HttpResponse | None:
+        """What has no answer is due at once; what is stuck, under a new key: then staff have looked that it did not happen."""
+        form = ReasonForm(request.POST if "confirm" in request.POST else None)
+        if form.is_valid():
+            ids = list(chosen.values_list("pk", flat=True))
+            with transaction.atomic():
+                decided = stripe_requests.retry(request_ids=ids, now=timezone.now())
+                for each in decided:
+                    self.log_change(request, each, f"Send again: {form.cleaned_data['reason']}")
+            of_all = f"{len(decided)} of {len(ids)} request{'' if len(ids) == 1 else 's'}"
+            self.message_user(request, f"Send again: {of_all}, within a minute.", messages.SUCCESS)
+            return None
+        context: dict[str, Any] = self.admin_site.each_context(request) | {
+            "title": f"Send again: {chosen.count()} request{'' if chosen.count() == 1 else 's'}",
+            "opts": self.opts,
+            "requests": chosen,
+            "form": form,
+            "checkbox": ACTION_CHECKBOX_NAME,
+        }
+        return TemplateResponse(request, "admin/billing/send_again.html", context)
+
+
+@admin.register(Checkout)
+class CheckoutAdmin(ReadOnlyAdmin):
+    """Visits to Stripe's Checkout, and how they ended."""
+
+    list_display = ("created_at", "account", "name", "price", "state", "completed", "actor")
+    list_filter = (within("created_at"), "state", "account__product")
+    list_select_related = ("account__product",)
+    show_full_result_count = False
+    paginator = CappedPaginator
+    search_fields = ("=public_id", "=session_id", "=account__public_id", "=account__external_id")
+    search_help_text = "A checkout's id (co_…), its session's (cs_…), or an account's."
+    ordering = ("-created_at", "-pk")
+    exclude = ("url", "fingerprint", "read_number")
+
+    @display(description="Price")
+    def price(self, checkout: Checkout) -> str:
+        return _cash(checkout.amount_cents * 10_000_000, checkout.currency)
+
+
+@admin.register(PlanChange)
+class PlanChangeAdmin(ReadOnlyAdmin):
+    """Moves to a lower plan, which wait for the end of a period."""
+
+    list_display = ("created_at", "account", "from_version", "to_version", "keeps_until", "actor")
+    list_filter = (within("created_at"), "account__product")
+    list_select_related = ("account__product", "from_version__plan__product", "to_version__plan__product")
+    search_fields = ("=subscription_id", "=account__public_id", "=account__external_id")
+    search_help_text = "A subscription's id (sub_…), or an account's."
+    ordering = ("-created_at", "-pk")
 
 
 def _cash(nanos: int, currency: str) -> str:

@@ -79,7 +79,10 @@ UNFOLD: dict[str, Any] = {
                     _list("Subscriptions", "autorenew", "billing", "subscription"),
                     _list("Invoices", "description", "billing", "stripeinvoice"),
                     _list("Payments", "payments", "billing", "stripepayment"),
+                    _list("Checkouts", "shopping_cart", "billing", "checkout"),
+                    _list("Plan changes", "trending_down", "billing", "planchange"),
                     _list("Stripe inbox", "inbox", "billing", "stripeevent"),
+                    _list("Asked of Stripe", "outbox", "billing", "striperequest"),
                 ],
             },
             {
