@@ -252,6 +252,21 @@ class TestRefunds:
         assert balance(shop) == (6 * NANOS, 0, 0)
         assert (grant(shop).clawed, grant(shop).refunded) == (6 * NANOS, 6 * NANOS)
 
+    @pytest.mark.failure(13)
+    @pytest.mark.parametrize("amounts", [(200, 300), (300, 200)])
+    def test_refunds_that_are_told_as_they_happen_and_twice_come_to_the_same_as_told_at_once(
+        self, stub: Stub, shop: Account, customer: str, amounts: tuple[int, int]
+    ) -> None:
+        intent = stub.pack(customer, "price_pack", 1_000)
+        happen(("payment_intent.succeeded", intent))
+        for amount in amounts:
+            told = [("refund.created", stub.refund(intent, amount)), ("charge.refunded", intent["latest_charge"])]
+            assert happen(*told, *told) == [("done", "")] * 4
+            if amount == amounts[0]:
+                assert balance(shop) == (12 * NANOS * (1_000 - amount) // 1_000, 0, 0)
+        assert balance(shop) == (6 * NANOS, 0, 0)
+        assert (grant(shop).clawed, grant(shop).refunded) == (6 * NANOS, 6 * NANOS)
+
     @pytest.mark.failure(12)
     def test_a_refund_after_70_of_100_were_spent_leaves_70_owed_and_the_next_100_leave_30(
         self, stub: Stub, shop: Account, customer: str
