@@ -239,7 +239,7 @@ class TestPlans:
         shop.client.advance(days=32)
         assert shop.settle() == set()
         page = told(browser.get(path(account, "billing/")))
-        assert "The last payment did not go through." in page
+        assert "The last payment did not go through. Your plan goes on while the card is tried again, until" in page
         assert "Update card" in page
         assert "to pay" in page
         assert "The last invoice is not paid" in told(browser.get(path(account, "billing/plan/pro/")), 409)
@@ -308,6 +308,13 @@ class TestReading:
         version = PlanVersion.objects.create(plan=made, valid_from=START, price_cents=None, rate_card="standard")
         Subscription.objects.filter(account=account).update(plan_version=version)
         assert "Its price is agreed with you." in told(person(account).get(path(account, "billing/")))
+
+    def test_a_plan_whose_grace_is_over_says_how_to_have_it_back(self, account: Account) -> None:
+        over = datetime.now(UTC) - timedelta(hours=1)
+        Subscription.objects.filter(account=account).update(status="past_due", grace_ends_at=over)
+        page = told(person(account).get(path(account, "billing/")))
+        assert f"Your plan stopped counting on {over.day} {over:%B %Y, %H:%M}. Update your card" in page
+        assert "to have it back." in page
 
     def test_without_a_plan_it_says_to_choose_one(self, account: Account) -> None:
         subscriptions.end(account=account, now=datetime.now(UTC))
