@@ -28,7 +28,18 @@ from accounts.admin import ReasonForm
 from accounts.templatetags.amounts import amount, exact_amount
 from billing import stripe_inbox, stripe_receiver, stripe_requests
 from billing.balances import ENDS_AT
-from billing.models import Checkout, Grant, Operation, PlanChange, StripeEvent, StripeInvoice, StripePayment, StripeRequest, Subscription
+from billing.models import (
+    Checkout,
+    Grant,
+    Operation,
+    PlanChange,
+    StripeEvent,
+    StripeInvoice,
+    StripePayment,
+    StripeReconciliation,
+    StripeRequest,
+    Subscription,
+)
 from pricing.admin import CappedPaginator, ReadOnlyAdmin
 from pricing.models import Unit
 
@@ -337,8 +348,8 @@ class StripeInvoiceAdmin(StripeAdmin):
 @admin.register(StripePayment)
 class StripePaymentAdmin(StripeAdmin):
     list_display = ("created_at", "account", "id", "status", "description", "paid_", "refunded_", "disputed", "page")
-    list_filter = (within("created_at"), "status", "disputed", "account__product")
-    fields = ("account", "id", "status", "description", "paid_", "refunded_", "disputed", "created_at", "page")
+    list_filter = (within("created_at"), "status", "disputed", ("note", admin.EmptyFieldListFilter), "account__product")
+    fields = ("account", "id", "status", "description", "paid_", "refunded_", "disputed", "note", "created_at", "page")
 
     @display(description="Paid")
     def paid_(self, payment: StripePayment) -> str:
@@ -351,6 +362,31 @@ class StripePaymentAdmin(StripeAdmin):
     @display(description="At Stripe", empty_value="–")
     def page(self, payment: StripePayment) -> SafeString | None:
         return _outward(payment.receipt_url, "Receipt")
+
+
+@admin.register(StripeReconciliation)
+class StripeReconciliationAdmin(ReadOnlyAdmin):
+    """Comparisons with Stripe, the newest first."""
+
+    list_display = ("started_at", "finished_at", "since", "compared", "healed_", "problems_")
+    fields = ("started_at", "finished_at", "since", "compared", "healed_ids", "problem_lines")
+    show_full_result_count = False
+
+    @display(description="Healed")
+    def healed_(self, run: StripeReconciliation) -> int:
+        return len(run.healed)
+
+    @display(description="For staff")
+    def problems_(self, run: StripeReconciliation) -> int:
+        return len(run.problems)
+
+    @display(description="What we had missed")
+    def healed_ids(self, run: StripeReconciliation) -> SafeString:
+        return format_html('<pre class="tg-pre">{}</pre>', "\n".join(run.healed) or "nothing")
+
+    @display(description="For staff")
+    def problem_lines(self, run: StripeReconciliation) -> SafeString:
+        return format_html('<pre class="tg-pre">{}</pre>', "\n".join(run.problems) or "nothing")
 
 
 def _outward(url: str, text: str) -> SafeString | None:

@@ -322,6 +322,7 @@ class StripePayment(models.Model):
     disputed = models.BooleanField(help_text="A dispute is open.")
     description = models.CharField(max_length=500, blank=True, help_text="What was bought; empty where an invoice says it.")
     receipt_url = models.CharField(max_length=500, blank=True, help_text="The receipt's page at Stripe; empty where there is an invoice.")
+    note = models.CharField(max_length=1_000, blank=True, help_text="Why it is not in the ledger, or not as it should be: for staff.")
     created_at = models.DateTimeField()
     read_number = models.BigIntegerField()
 
@@ -489,6 +490,24 @@ class Agreement(models.Model):
 
     def __str__(self) -> str:
         return f"{self.plan_version} of {self.account}"
+
+
+class StripeReconciliation(models.Model):
+    """One comparison with Stripe of what changed since ``since``. Unfinished: Stripe did not answer to the end."""
+
+    since = models.DateTimeField()
+    started_at = models.DateTimeField()
+    finished_at = models.DateTimeField(null=True, blank=True)
+    compared = models.PositiveIntegerField(default=0)
+    healed = models.JSONField(default=list, help_text="The ids of what we had missed and have taken over.")
+    problems = models.JSONField(default=list, help_text="What staff has to look at.")
+
+    class Meta:
+        ordering = ["-started_at"]
+        indexes = [models.Index(fields=["-started_at"], name="stripe_reconciliation_newest")]
+
+    def __str__(self) -> str:
+        return f"{self.started_at:%Y-%m-%d %H:%M}"
 
 
 class StripeEvent(models.Model):

@@ -37,6 +37,7 @@ TIMEOUT_SECONDS = 8
 OPEN_DISPUTE = {"needs_response", "under_review"}
 Obj = dict[str, Any]
 Kind = Literal["charge", "refund", "dispute"]
+Listed = Literal["subscriptions", "invoices", "payment_intents", "refunds", "disputes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +378,24 @@ def intent_of(kind: Kind, object_id: str) -> str | None:
 def events(*, since: datetime) -> Iterator[Obj]:
     """All events made at or after ``since``, as they were sent."""
     for event in client().v1.events.list({"limit": 100, "created": {"gte": int(since.timestamp())}}).auto_paging_iter():
-        yield event.to_dict()
+        yield event.to_dict(for_json=True)
+
+
+def listed(kind: Listed, **params: Any) -> Iterator[Obj]:
+    """All objects of a kind that fit, the newest first; of subscriptions those that are not over."""
+    service: Any = getattr(client().v1, kind)
+    for each in service.list({"limit": 100} | params).auto_paging_iter():
+        yield each.to_dict()
+
+
+def has_customer(customer_id: str) -> bool:
+    """Whether Stripe has this customer, and has not deleted it."""
+    try:
+        return not client().v1.customers.retrieve(customer_id).to_dict().get("deleted")
+    except stripe.InvalidRequestError as error:
+        if error.code == "resource_missing":
+            return False
+        raise
 
 
 def product(product_id: str) -> Obj | None:

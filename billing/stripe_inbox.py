@@ -24,7 +24,7 @@ from django.db import connection, transaction
 from prometheus_client import Counter
 
 from billing import stripe_api, stripe_checkouts, stripe_invoices, stripe_mails, stripe_payments, stripe_subscriptions
-from billing.models import StripeCustomer, StripeEvent
+from billing.models import StripeCustomer, StripeEvent, StripePayment
 
 MAX_ATTEMPTS = 15
 FIRST_DELAY = timedelta(seconds=10)
@@ -79,13 +79,18 @@ def set_aside(*, event_ids: Collection[str], reason: str, now: datetime) -> list
     return chosen
 
 
-def look_at(*, session: str = "", subscription: str = "", invoice: str = "", now: datetime) -> Outcome:
+def look_at(*, session: str = "", subscription: str = "", invoice: str = "", intent: str = "", now: datetime) -> Outcome:
     """Reads one object and brings our rows to what was read, as an event about it would. Calls the network: not inside a transaction.
 
     :raises stripe.StripeError: Stripe did not say.
     """
     read_number = _read_number()
-    effect = _session(session) if session else _subscription(subscription) if subscription else _invoice(invoice)
+    if session:
+        effect = _session(session)
+    elif subscription:
+        effect = _subscription(subscription)
+    else:
+        effect = _invoice(invoice) if invoice else _intent(intent)
     with transaction.atomic():
         return effect(now, read_number)
 
@@ -169,7 +174,9 @@ def _payment(truth: stripe_api.Payment) -> Effect:
         if truth.invoice is not None:
             stripe_invoices.apply(truth=truth.invoice, customer=customer, read_number=read_number)
         if truth.is_paid or truth.invoice is None or truth.id != truth.invoice.id:  # else nobody has begun to pay the invoice
-            notes.append(stripe_payments.apply(truth=truth, customer=customer, read_number=read_number))
+            note = stripe_payments.apply(truth=truth, customer=customer, read_number=read_number)
+            StripePayment.objects.filter(pk=truth.id, read_number=read_number).update(note=note[:1_000])
+            notes.append(note)
         if not any(notes):
             stripe_mails.of_payment(truth=truth, customer=customer, read_number=read_number, now=now)
         return _verdict(notes)

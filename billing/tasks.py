@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from billing import agreements, dunning, ledger, seats, stripe_inbox, stripe_requests
+from billing import agreements, dunning, ledger, reconciliation, seats, stripe_inbox, stripe_requests
 
 DUE_BATCH = 100
 #: So many events at most are worked at one ring of the bell; the sweeper rings again within a minute.
@@ -24,6 +24,12 @@ def apply_due() -> int:
 def take_dunning_steps() -> int:
     """Warns of the end of plans that are not paid, and ends them; returns how many. Late, twice or at once with another: the same end."""
     return dunning.take_steps(now=timezone.now())
+
+
+@shared_task
+def reconcile_stripe() -> bool:
+    """Compares with Stripe, where a day has passed since the last time; returns whether it did."""
+    return reconciliation.run_due(now=timezone.now()) is not None
 
 
 @shared_task

@@ -22,6 +22,7 @@ app.conf.beat_schedule = {
     "fold-rollups": {"task": "analytics.tasks.fold_rollups", "schedule": 60.0, "options": {"expires": 60}},
     "learn-holds": {"task": "metering.tasks.learn_holds", "schedule": 60.0, "options": {"expires": 60}},
     "rate-unpriced": {"task": "metering.tasks.rate_unpriced", "schedule": 600.0, "options": {"expires": 600}},
+    "reconcile-stripe": {"task": "billing.tasks.reconcile_stripe", "schedule": 600.0, "options": {"expires": 600}},
     "send-mails": {"task": "accounts.tasks.send_mails", "schedule": 60.0, "options": {"expires": 60}},
     "send-stripe-requests": {"task": "billing.tasks.send_stripe_requests", "schedule": 60.0, "options": {"expires": 60}},
     "sweep-holds": {"task": "metering.tasks.sweep_holds", "schedule": 60.0, "options": {"expires": 60}},

@@ -83,6 +83,7 @@ UNFOLD: dict[str, Any] = {
                     _list("Plan changes", "trending_down", "billing", "planchange"),
                     _list("Stripe inbox", "inbox", "billing", "stripeevent"),
                     _list("Asked of Stripe", "outbox", "billing", "striperequest"),
+                    _list("Stripe comparisons", "compare_arrows", "billing", "stripereconciliation"),
                 ],
             },
             {

@@ -1,4 +1,4 @@
-"""``manage.py stripe inbox | replay | missing | push-catalog``: what came from Stripe and what became of it, and what it is to sell."""
+"""``manage.py stripe inbox | replay | missing | reconcile | push-catalog``: what came from Stripe, and what it is to sell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Count
 from django.utils import timezone
 
-from billing import stripe_api, stripe_catalog, stripe_inbox, stripe_receiver
+from billing import reconciliation, stripe_api, stripe_catalog, stripe_inbox, stripe_receiver
 from billing.models import StripeEvent
 from pricing.models import Product
 
@@ -25,7 +25,8 @@ MOST_DAYS = 30
 class Command(BaseCommand):
     help = (
         "Stripe's events: `inbox` lists them, the newest first; `replay` works some of them again, which is always safe; `missing` asks"
-        " Stripe which it made that never came, and with --store takes them in; `push-catalog` has Stripe sell what our catalogs sell."
+        " Stripe which it made that never came, and with --store takes them in; `reconcile` compares the objects"
+        " themselves; `push-catalog` has Stripe sell what our catalogs sell."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -42,6 +43,13 @@ class Command(BaseCommand):
         )
         missing.add_argument("--days", type=_days, default=3, help=f"How far back, up to {MOST_DAYS} days (%(default)s).")
         missing.add_argument("--store", action="store_true", help="Take in what is missing, as if it had been delivered.")
+
+        reconcile = actions.add_parser(
+            "reconcile",
+            help="Compares Stripe's subscriptions, invoices, payments, refunds, disputes and customers with ours, takes over what we"
+            " missed, and lists the rest. Exit code 1 where there is a rest.",
+        )
+        reconcile.add_argument("--days", type=_days, default=3, help=f"How far back, up to {MOST_DAYS} days (%(default)s).")
 
         push = actions.add_parser(
             "push-catalog",
@@ -60,6 +68,8 @@ class Command(BaseCommand):
                 self._replay(options["events"], options["state"])
             case "missing":
                 self._missing(options["days"], store=options["store"])
+            case "reconcile":
+                self._reconcile(options["days"])
             case "push-catalog":
                 self._push_catalog(options["products"], dry_run=options["dry_run"], live=options["live"])
 
@@ -99,6 +109,20 @@ class Command(BaseCommand):
             raise CommandError(f"Stripe does not answer: {error}") from error
         self.stdout.write(f"{compared:,} events of the last {days} days compared, {absent:,} missing{', stored now' if store else ''}")
         if absent and not store:
+            sys.exit(1)
+
+    def _reconcile(self, days: int) -> None:
+        now = timezone.now()
+        try:
+            run = reconciliation.run(since=now - timedelta(days=days), now=now)
+        except stripe.StripeError as error:
+            raise CommandError(f"Stripe does not answer; what was healed until then stays healed: {error}") from error
+        for each in run.healed:
+            self.stdout.write(f"healed: {each}")
+        for each in run.problems:
+            self.stdout.write(f"for staff: {each}")
+        self.stdout.write(f"{run.compared:,} compared, {len(run.healed):,} healed, {len(run.problems):,} for staff")
+        if run.problems:
             sys.exit(1)
 
     def _push_catalog(self, slugs: list[str], *, dry_run: bool, live: bool) -> None:
