@@ -227,6 +227,7 @@ class TestWork:
         assert (waiting.state, waiting.last_error) == ("ignored", "Set aside: a test")
         assert work() == []
 
+    @pytest.mark.failure(79)
     def test_the_sweepers_task_works_what_is_due(self, stub: Stub, shop: Account) -> None:
         receive("payment_intent.succeeded", stub.pack(shop.stripe_customer.pk, "price_pack", 1_000))
         assert tasks.work_stripe_inbox() == 1

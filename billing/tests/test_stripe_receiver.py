@@ -65,6 +65,7 @@ class TestGood:
             assert rung == []
         assert rung == [{"retry": False}]
 
+    @pytest.mark.failure(79)
     def test_a_broker_that_is_away_delays_the_work_and_fails_nothing(
         self, django_capture_on_commit_callbacks: DjangoCaptureOnCommitCallbacks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
