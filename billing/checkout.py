@@ -167,7 +167,7 @@ def buy(
             currency=sold.currency,
             actor=actor,
         )
-        line = {"price": price.id}
+        line: dict[str, Any] = {"price": price.id}
         if price.amount is None:
             line = {"price_data": {"currency": sold.currency, "product": price.product_id, "unit_amount": sold.price_cents}}
         more = {"mode": "payment", "line_items": [line | {"quantity": quantity}], "invoice_creation": {"enabled": True}}
@@ -596,10 +596,10 @@ def _update(live: StripeSubscription, params: Mapping[str, Any], now: datetime, 
 
 
 def own_origins() -> set[str]:
-    """Where our own pages are. Host names that are patterns are none."""
+    """Where our own pages are: the public address, and the hosts that are not patterns."""
     hosts = [host for host in settings.ALLOWED_HOSTS if "*" not in host and not host.startswith(".")]
     ways = ("https://{}",) if settings.SECURE_SSL_REDIRECT else ("https://{}", "http://{}" + redirects.ANY_PORT)
-    return {way.format(host) for host in hosts for way in ways}
+    return {settings.PUBLIC_URL} | {way.format(host) for host in hosts for way in ways}
 
 
 @contextmanager

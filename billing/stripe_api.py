@@ -363,7 +363,7 @@ def created_with(path: str, name: str, value: str, *, customer_id: str | None, s
 
 
 def _raw(method: str, path: str, **params: Any) -> Obj:
-    answer: Any = client().raw_request(method, path, **params)  # type: ignore[no-untyped-call]
+    answer: Any = client().raw_request(method, path, **params)
     return dict(answer.data)
 
 

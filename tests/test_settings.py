@@ -56,6 +56,15 @@ def test_production_does_not_start_without(missing: str, value: str | None) -> N
 
 
 @pytest.mark.failure(67)
+@pytest.mark.parametrize("key", ["pk_test_" + "0" * 24, "sk_live_" + "0" * 24, "nonsense"])
+def test_production_does_not_take_a_publishable_key_of_another_mode_than_the_secret_one(key: str) -> None:
+    good = REQUIRED | {"STRIPE_PUBLISHABLE_KEY": "pk_live_" + "0" * 24}
+    assert production("-c", "import config.settings.base", **good).returncode == 0
+    started = production("-c", "import config.settings.base", **good | {"STRIPE_PUBLISHABLE_KEY": key})
+    assert "STRIPE_PUBLISHABLE_KEY is no publishable key of STRIPE_SECRET_KEY's mode" in started.stderr
+
+
+@pytest.mark.failure(67)
 @pytest.mark.parametrize("key", ["pk_live_" + "0" * 24, "sk_liv_" + "0" * 24, "whsec_" + "0" * 24])
 def test_production_does_not_take_another_key_for_stripes_secret_key(key: str) -> None:
     started = production("-c", "import config.settings.base", **REQUIRED | {"STRIPE_SECRET_KEY": key})

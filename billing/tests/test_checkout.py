@@ -302,6 +302,7 @@ def test_the_portal_leads_back_to_the_product(shop: Shop) -> None:
 def test_our_own_pages_may_be_come_back_to(shop: Shop, settings: Settings) -> None:
     settings.ALLOWED_HOSTS = ["billing.example", "*", ".wild.example"]
     settings.SECURE_SSL_REDIRECT = True
-    assert checkout.own_origins() == {"https://billing.example"}
+    settings.PUBLIC_URL = "https://pay.example"
+    assert checkout.own_origins() == {"https://pay.example", "https://billing.example"}
     settings.SECURE_SSL_REDIRECT = False
-    assert checkout.own_origins() == {"https://billing.example", "http://billing.example:*"}
+    assert checkout.own_origins() == {"https://pay.example", "https://billing.example", "http://billing.example:*"}

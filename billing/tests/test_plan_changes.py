@@ -140,9 +140,8 @@ def test_a_declined_upgrade_changes_nothing(shop: Shop) -> None:
     customer = account.stripe_customer.pk
     shop.client.use_card(customer, "pm_card_chargeCustomerFail")
     live = StripeSubscription.objects.get(account=account)
-    shop.client.v1.subscriptions.update(
-        live.pk, {"default_payment_method": str(shop.client.v1.customers.retrieve(customer).invoice_settings.default_payment_method)}
-    )
+    card = shop.client.v1.payment_methods.list({"customer": customer}).data[0].id
+    shop.client.v1.subscriptions.update(live.pk, {"default_payment_method": card})
     with pytest.raises(checkout.Declined):
         change(account, "pro")
     assert shop.settle() == set()

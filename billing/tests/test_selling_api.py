@@ -16,7 +16,7 @@ from billing.tests.test_stripe_inbox import balance
 from tests.factories import NANOS, make_key, make_model, make_product
 
 CHECKOUT, CHANGE = "/api/v1/billing/checkout", "/api/v1/billing/subscription/change"
-BACK = {"success_url": f"{ORIGIN}/done", "cancel_url": f"{ORIGIN}/back"}
+BACK: dict[str, Any] = {"success_url": f"{ORIGIN}/done", "cancel_url": f"{ORIGIN}/back"}
 
 
 def post(
@@ -26,7 +26,8 @@ def post(
     sent = {"Authorization": f"Bearer {key}"} | (headers or {})
     answer = Http().post(path, json.dumps(body), content_type="application/json", headers=sent)
     assert answer.status_code == status, answer.content
-    return json.loads(answer.content) | {"_headers": answer.headers}
+    answered: dict[str, Any] = json.loads(answer.content)
+    return answered | {"_headers": answer.headers}
 
 
 def get(account: Account, path: str) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def test_the_portal_has_an_address(shop: Shop) -> None:
 
 def test_the_paths_of_prpms_guide_sell_the_same(shop: Shop) -> None:
     account = shop.account()
-    there = {"successUrl": f"{ORIGIN}/done", "cancelUrl": f"{ORIGIN}/back"}
+    there: dict[str, Any] = {"successUrl": f"{ORIGIN}/done", "cancelUrl": f"{ORIGIN}/back"}
     pack = post(account, "/api/v1/playground/credits/purchase", package="large", **there)
     assert (pack["name"], pack["amount"]) == ("Large", "20.00")
     several = post(account, "/api/v1/playground/subscribe", 409, **there)
@@ -148,7 +149,7 @@ def test_while_stripe_is_away_selling_is_503_and_work_and_balances_do_not_notice
     assert time.monotonic() - begun < 10
     assert (refused["code"], refused["_headers"]["Retry-After"]) == ("dependency_unavailable", "5")
     begun = time.monotonic()
-    work = {"model": model, "estimate": {"input_tokens": 1_000, "max_output_tokens": 10}}
+    work: dict[str, Any] = {"model": model, "estimate": {"input_tokens": 1_000, "max_output_tokens": 10}}
     allowed = post(account, "/api/v1/usage/authorize", headers={"Idempotency-Key": "work-1"}, **work)
     post(account, f"/api/v1/usage/authorizations/{allowed['id']}/capture", quantities={"input_tokens": 1_000})
     assert get(account, "/api/v1/billing/balance")["balance"] < "5.000000000"

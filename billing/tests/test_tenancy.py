@@ -6,11 +6,24 @@ from typing import Any
 
 import pytest
 from django.db import Error, connection, transaction
+from django.utils import timezone
 
 from accounts import tenancy
 from accounts.models import Account, Membership, User
-from billing.models import Grant, LedgerEntry, Schedule, StripeInvoice, StripePayment, Subscription, Wallet
+from billing.models import (
+    Checkout,
+    Grant,
+    LedgerEntry,
+    PlanChange,
+    Schedule,
+    StripeInvoice,
+    StripePayment,
+    StripeRequest,
+    Subscription,
+    Wallet,
+)
 from metering.models import OpenAuthorization, UsageRecord
+from pricing.models import PlanVersion
 from tests.factories import make_account, make_product
 
 pytestmark = pytest.mark.django_db
@@ -36,6 +49,29 @@ def test_member_sees_the_rows_of_their_accounts_and_no_others(two: tuple[User, A
 def test_nobody_sees_nothing(two: tuple[User, Account, Account], model: Any) -> None:
     with tenancy.acting_as(user=User.objects.create_user("eve@example.com")):
         assert model.objects.count() == 0
+
+
+def test_members_see_the_purchases_of_their_accounts_and_nobody_elses(two: tuple[User, Account, Account]) -> None:
+    user, mine, other = two
+    plan = PlanVersion.objects.get(plan__product=mine.product)
+    at = timezone.now()
+    for account in (mine, other):
+        Checkout.objects.create(
+            account=account, plan_version=plan, thing="plan", name="Pro", amount_cents=100, currency="usd", success_url="x", cancel_url="x",
+            actor="ada", created_at=at,
+        )  # fmt: skip
+        PlanChange.objects.create(
+            account=account, subscription_id="sub_1", from_version=plan, from_price_id="price_1", to_version=plan, to_price_id="price_2",
+            keeps_until=at, actor="ada", created_at=at,
+        )  # fmt: skip
+    for model in (Checkout, PlanChange):
+        assert model.objects.count() == 2
+        with tenancy.acting_as(user=user):
+            assert [row.account_id for row in model.objects.all()] == [mine.pk]
+        with tenancy.acting_as(user=User.objects.create_user(f"{model.__name__.lower()}@example.com")):
+            assert not model.objects.exists()
+    with pytest.raises(Error, match="permission denied"), transaction.atomic(), tenancy.acting_as(user=user):
+        StripeRequest.objects.exists()
 
 
 def test_verbs_and_other_tables_are_closed_to_tenants(two: tuple[User, Account, Account]) -> None:

@@ -247,6 +247,10 @@ STRIPE_SECRET_KEY = env("STRIPE_SECRET_KEY")
 if not STRIPE_SECRET_KEY.startswith(("sk_live_", "rk_live_", "sk_test_", "rk_test_")):
     raise ImproperlyConfigured("STRIPE_SECRET_KEY is no secret key: expected sk_live_…, rk_live_…, sk_test_… or rk_test_….")
 STRIPE_LIVE_MODE = STRIPE_SECRET_KEY.startswith(("sk_live_", "rk_live_"))
+# For a client app's own card form. Ours is Stripe's page, which needs none; but a key of the other mode is the mistake to hear of early.
+STRIPE_PUBLISHABLE_KEY = env("STRIPE_PUBLISHABLE_KEY", default="")
+if STRIPE_PUBLISHABLE_KEY and not STRIPE_PUBLISHABLE_KEY.startswith("pk_live_" if STRIPE_LIVE_MODE else "pk_test_"):
+    raise ImproperlyConfigured("STRIPE_PUBLISHABLE_KEY is no publishable key of STRIPE_SECRET_KEY's mode, live or test.")
 STRIPE_LIVE_SECRET_KEY = STRIPE_SECRET_KEY if STRIPE_LIVE_MODE else ""
 STRIPE_TEST_SECRET_KEY = "" if STRIPE_LIVE_MODE else STRIPE_SECRET_KEY
 STRIPE_API_VERSION = "2026-05-27.dahlia"  # unset, it would follow the SDK silently

@@ -13,6 +13,7 @@ os.environ |= {
     "ALLOWED_HOSTS": "testserver,localhost,127.0.0.1",
     "PUBLIC_URL": "https://testserver",
     "STRIPE_SECRET_KEY": "sk_test_" + "0" * 24,
+    "STRIPE_PUBLISHABLE_KEY": "",
     "STRIPE_API_HOST": "",
     "STRIPE_WEBHOOK_SECRET": "whsec_test_main",
     "STRIPE_PLAYGROUND_WEBHOOK_SECRET": "whsec_test_playground",
