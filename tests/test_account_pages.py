@@ -295,6 +295,12 @@ class TestBranding:
         assert "background-color:#ffd400;color:#000000" in html
         assert b'href="/colour/ffd400.css"' in Client().get(f"/invitation/{members.token(invitation)}/").content
 
+    def test_the_widget_wears_its_colour(self, team: Account) -> None:
+        branding.dress(account=team, colour="#ffd400", logo=None, keep_logo=True, actor=owner_of(team), now=NOW)
+        key = factories.make_key(team.product, account=team)
+        minted = Client().post("/api/v1/billing/widget", "{}", content_type="application/json", headers={"Authorization": f"Bearer {key}"})
+        assert b'href="/colour/ffd400.css"' in Client().get(minted.json()["url"]).content
+
     def test_a_logo_is_kept_or_removed_as_one_says(self, team: Account) -> None:
         client, path = signed_in(team, "owner"), f"/a/{team.public_id}/settings/"
         client.post(path, BRAND | {"logo": upload(png())})
