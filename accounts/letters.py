@@ -29,7 +29,7 @@ from pricing.models import Unit
 LONGEST_TEXT = 200
 NANOS_PER_CENT = 10_000_000
 #: Where a mail's button leads.
-PAGES = {"billing": "overview", "buy": "overview", "credits": "statement", "usage": "usage"}
+PAGES = {"billing": "overview", "buy": "overview", "credits": "credits", "usage": "usage"}
 
 
 class InvalidContext(ValueError):
@@ -184,19 +184,18 @@ class LimitWarning:
         what = f"{self._WHOSE[self.window]}{self.what or 'usage allowance'}"
         reached = self.percent >= 100
         used = f"You have used {'all' if reached else f'{self.percent}%'} of {what}"
-        resets = f"on {desk.at(self.resets_at)}, when a new one begins" if self.resets_at else "you change to a plan with more of it"
-        after = f"until {resets.removeprefix('on ')}" if self.resets_at else f"until {resets}"
+        until = f"it resets on {desk.at(self.resets_at)}" if self.resets_at else "you change to a plan with more of it"
         if not self.stops:
             consequence = "Nothing is stopped: you can go on working."
         elif reached:
-            consequence = f"New work is refused {after}."
+            consequence = f"New work is refused until {until}."
         else:
-            consequence = f"Once it is used up, new work is refused {after}."
+            consequence = f"Once all of it is used, new work is refused until {until}."
         rows: list[tuple[str, str]] = []
         if self.used is not None and self.allowed is not None:
             rows.append(("Used", f"{self.used:,} of {self.allowed:,} {self.what}"))
         if self.resets_at is not None:
-            rows.append(("Begins anew", desk.at(self.resets_at)))
+            rows.append(("Resets", desk.at(self.resets_at)))
         return Letter(
             subject=used,
             heading=used,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, fields
 from datetime import UTC, datetime, timedelta
 from html import unescape
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,10 +23,11 @@ from django.core.mail import EmailMultiAlternatives
 from django.db import ProgrammingError, connection, connections, transaction
 from django.urls import resolve
 
-from accounts import letters, mail_delivery, mails, registration, tasks, tenancy
+from accounts import colours, letters, mail_delivery, mails, registration, tasks, tenancy
 from accounts.models import Account, Mail, Membership, User
 from accounts.tests.conftest import NOW, make_account, make_user
 from accounts.tests.post_office import PostOffice, opened
+from billing import branding
 from pricing.models import Product, Unit
 from tests.factories import make_product
 
@@ -386,6 +389,35 @@ class TestCommitted:
         assert "Zoë 🦊 <b>Ltd</b>" in text
         assert "Zoë 🦊 &lt;b&gt;Ltd&lt;/b&gt;" in html
 
+    def test_resend_is_told_by_a_key_that_two_attempts_are_one_mail(self, settings: Any) -> None:
+        asked: list[tuple[str | None, dict[str, Any]]] = []
+
+        class Resend(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                asked.append((self.headers["Idempotency-Key"], body))
+                self.send_response(200 if len(asked) > 1 else 500)
+                self.end_headers()
+                self.wfile.write(b'{"id": "1"}')
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Requests are the test's own: nothing to log."""
+
+        mail = write(own_account(), now=LATER)
+        with HTTPServer(("127.0.0.1", 0), Resend) as server:
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+            thread.start()
+            settings.EMAIL_BACKEND = "accounts.resend.EmailBackend"
+            settings.ANYMAIL = {"RESEND_API_KEY": "re_1", "RESEND_API_URL": f"http://127.0.0.1:{server.server_port}/"}
+            assert sent(mail, LATER).state == "pending"
+            assert sent(mail, LATER + mail_delivery.FIRST_DELAY).state == "sent"
+            server.shutdown()
+            thread.join()
+        [(first, body), (second, again)] = asked
+        assert first == second == mail_delivery.message_id(mail)
+        assert body == again
+        assert body["to"] == [mail.account.billing_email]
+
 
 @pytest.mark.django_db
 class TestWords:
@@ -445,7 +477,9 @@ class TestWords:
         assert message.from_email == f"{product.name} <billing@localhost>"
         assert message.reply_to == ["help@rover.example"]
         assert "help@rover.example" in text
-        assert "background-color:#ffee00;color:#000000" in html  # black reads on yellow, white does not
+        [ground, ink] = re.findall(r"background-color:(#[0-9a-f]{6});color:(#[0-9a-f]{6})", html)[0]
+        assert colours.contrast(ground, ink) >= colours.READABLE
+        assert ground not in ("#ffffff", "#000000", branding.DEFAULT_COLOUR)
 
     def test_names_are_text_in_html_and_cannot_make_headers(self) -> None:
         product = make_product(support_email="help@rover.example")
@@ -477,8 +511,8 @@ class TestWords:
         assert "Nothing is stopped" in soft
         full = told(write(account, "limit_warning", key="b", context=facts | {"percent": 100}))[1]
         assert full.startswith("You have used all of today’s messages\n")
-        assert "New work is refused until 1 April 2026, 00:30 UTC" in full
+        assert "New work is refused until it resets on 1 April 2026, 00:30 UTC." in full
         ever = told(write(account, "limit_warning", key="c", context=facts | {"window": "lifetime", "resets_at": None}))[1]
-        assert "Once it is used up, new work is refused until you change to a plan with more of it." in ever
+        assert "Once all of it is used, new work is refused until you change to a plan with more of it." in ever
         cost = told(write(account, "limit_warning", key="d", context={"what": "", "window": "period", "percent": 91, "stops": True}))[1]
         assert "You have used 91% of this billing period’s usage allowance" in cost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
 
@@ -11,7 +12,8 @@ from django.db import transaction
 
 from accounts import mail_delivery
 from accounts.models import Account, Mail
-from billing import stripe_inbox
+from billing import stripe_api, stripe_inbox, stripe_mails
+from billing.models import StripeSubscription
 from billing.tests.stripe_stub import FEBRUARY, JANUARY, Stub
 from billing.tests.test_stripe_inbox import NOW, shop, stub
 from billing.tests.test_stripe_payments import Undone, announcements, happen
@@ -88,6 +90,20 @@ class TestReceipts:
         assert sent is not None
         assert (sent.state, django_mail.outbox) == ("suppressed", [])
 
+    def test_what_was_read_before_what_is_known_tells_nothing(self, stub: Stub, shop: Account, customer: str, core: PlanVersion) -> None:
+        """A worker read the invoice unpaid, and comes to write when another has written that it was paid."""
+        subscription = stub.subscription(customer, "price_core", status="past_due")
+        invoice = stub.invoice(subscription, 2_500, status="open")
+        late = stripe_api.invoice(invoice["id"])
+        subscription["status"] = "active"
+        stub.objects.pop(invoice["id"])
+        happen(("invoice.paid", stub.invoice(subscription, 2_500)))
+        stripe_mails.of_payment(truth=late, customer=shop.stripe_customer, read_number=1, now=NOW)
+        trial = replace(late.subscription, status="trialing") if late.subscription else None
+        assert trial is not None
+        stripe_mails.of_subscription(truth=trial, customer=shop.stripe_customer, read_number=1, now=NOW)
+        assert sorted(Mail.objects.filter(account=shop).values_list("kind", flat=True)) == ["receipt"]
+
     def test_the_receipt_and_the_grant_are_one_transaction(
         self, stub: Stub, shop: Account, customer: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -106,8 +122,11 @@ class TestFailedPayments:
         subscription = stub.subscription(customer, "price_core", status="past_due")
         unpaid = stub.invoice(subscription, 2_500, status="open")
         happen(*[("invoice.payment_failed", unpaid), ("customer.subscription.updated", subscription)] * 3)
-        assert mails_of(shop, "payment_failed") == [{"amount_cents": 2_500, "currency": "usd", "plan": "Core"}]
-        assert "We could not take $25.00 for Core from your card. You keep Core meanwhile." in told(shop)
+        until = StripeSubscription.objects.get(pk=subscription["id"]).grace_ends_at
+        assert until is not None
+        [facts] = mails_of(shop, "payment_failed")
+        assert facts == {"amount_cents": 2_500, "currency": "usd", "plan": "Core", "until": until.isoformat()}
+        assert f"We could not take $25.00 for Core from your card. You keep Core until {until:%-d %B %Y, %H:%M} UTC." in told(shop)
         renew(subscription, FEBRUARY, FEBRUARY + 28 * 86_400)
         happen(("invoice.payment_failed", stub.invoice(subscription, 2_500, status="open")))
         assert len(mails_of(shop, "payment_failed")) == 2

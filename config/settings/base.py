@@ -271,7 +271,7 @@ MIGRATION_MODULES = {"djstripe": "config.djstripe_migrations"}
 # Mail -----------------------------------------------------------------------------------------------------------------------
 
 RESEND_API_KEY = env("RESEND_API_KEY", default="")
-EMAIL_BACKEND = "anymail.backends.resend.EmailBackend" if RESEND_API_KEY else "django.core.mail.backends.console.EmailBackend"
+EMAIL_BACKEND = "accounts.resend.EmailBackend" if RESEND_API_KEY else "django.core.mail.backends.console.EmailBackend"
 EMAIL_TIMEOUT = 10
 ANYMAIL = {"RESEND_API_KEY": RESEND_API_KEY, "REQUESTS_TIMEOUT": EMAIL_TIMEOUT}
 DEFAULT_FROM_EMAIL = env("DEFAULT_FROM_EMAIL", default="Tollgate <billing@localhost>")
