@@ -295,6 +295,16 @@ class TestSending:
         waiting.refresh_from_db()
         assert (waiting.state, waiting.reason) == ("suppressed", "Set aside: a mistake")
 
+    def test_a_worker_that_fails_after_its_lease_is_over_takes_the_mail_from_nobody(self, account: Account) -> None:
+        write(account)
+        slow = mail_delivery._claim(NOW)
+        fast = mail_delivery._claim(NOW + mail_delivery.LEASE)
+        assert slow is not None
+        assert fast is not None
+        mail_delivery._failed(slow, TimeoutError(), NOW + mail_delivery.LEASE)
+        now = Mail.objects.get(pk=fast.pk)
+        assert (now.attempts, now.next_attempt_at, now.reason) == (2, fast.next_attempt_at, "")
+
     def test_a_mail_whose_workers_always_die_is_given_up(self, account: Account) -> None:
         mail = write(account)
         Mail.objects.filter(pk=mail.pk).update(attempts=mail_delivery.MAX_ATTEMPTS)

@@ -95,9 +95,11 @@ class TestReceipts:
         subscription = stub.subscription(customer, "price_core", status="past_due")
         invoice = stub.invoice(subscription, 2_500, status="open")
         late = stripe_api.invoice(invoice["id"])
-        subscription["status"] = "active"
-        stub.objects.pop(invoice["id"])
-        happen(("invoice.paid", stub.invoice(subscription, 2_500)))
+        [intent] = stub.find("payment_intent", customer=customer)
+        intent |= {"status": "succeeded", "amount_received": 2_500}
+        invoice |= {"status": "paid", "amount_paid": 2_500}
+        invoice["payments"]["data"][0]["status"] = "paid"
+        happen(("invoice.paid", invoice))
         stripe_mails.of_payment(truth=late, customer=shop.stripe_customer, read_number=1, now=NOW)
         trial = replace(late.subscription, status="trialing") if late.subscription else None
         assert trial is not None
