@@ -28,8 +28,6 @@ from pricing.models import Unit
 #: Texts in a mail are cut to so many characters: a name may be anything that a client app made up.
 LONGEST_TEXT = 200
 NANOS_PER_CENT = 10_000_000
-#: Where a mail's button leads.
-PAGES = {"billing": "overview", "buy": "overview", "credits": "credits", "usage": "usage"}
 
 
 class InvalidContext(ValueError):
@@ -68,7 +66,7 @@ class Desk:
 
     def page(self, name: str) -> str:
         """A page of the account."""
-        return settings.PUBLIC_URL + reverse(PAGES[name], args=[self.account.public_id])
+        return settings.PUBLIC_URL + reverse(name, args=[self.account.public_id])
 
     def link(self, url: str) -> str:
         return settings.PUBLIC_URL + url if url.startswith("/") else url

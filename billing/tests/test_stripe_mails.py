@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
+from typing import Any
 
 import pytest
 from django.core import mail as django_mail
@@ -14,7 +15,7 @@ from accounts import mail_delivery
 from accounts.models import Account, Mail
 from billing import stripe_api, stripe_inbox, stripe_mails
 from billing.models import StripeSubscription
-from billing.tests.stripe_stub import FEBRUARY, JANUARY, Stub
+from billing.tests.stripe_stub import FEBRUARY, JANUARY, Obj, Stub
 from billing.tests.test_stripe_inbox import NOW, shop, stub
 from billing.tests.test_stripe_payments import Undone, announcements, happen
 from billing.tests.test_stripe_subscriptions import core, customer, item, renew
@@ -151,7 +152,7 @@ class TestFailedPayments:
 
 
 class TestTrials:
-    def trial(self, stub: Stub, customer: str, left: timedelta, **fields: object) -> dict[str, object]:
+    def trial(self, stub: Stub, customer: str, left: timedelta, **fields: Any) -> Obj:
         return stub.subscription(customer, "price_core", status="trialing", end=int((NOW + left).timestamp()), **fields)
 
     def test_a_trial_that_ends_within_three_days_is_told_once(self, stub: Stub, shop: Account, customer: str, core: PlanVersion) -> None:
