@@ -104,7 +104,7 @@ class _Findings:
             self.problems.append(f"{object_id}: {reason}")
 
 
-def _row(model: Any, pk: str) -> Callable[[], Any]:
+def _row(model: Any, pk: object) -> Callable[[], Any]:
     fields = [field.attname for field in model._meta.concrete_fields if field.attname != "read_number"]
     return lambda: model.objects.filter(pk=pk).values_list(*fields).first()
 

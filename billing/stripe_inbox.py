@@ -15,7 +15,7 @@ After ``MAX_ATTEMPTS`` an event is dead: kept, shown to staff, and worked again 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 
 import stripe
@@ -23,7 +23,7 @@ import structlog
 from django.db import connection, transaction
 from prometheus_client import Counter
 
-from billing import stripe_api, stripe_checkouts, stripe_invoices, stripe_mails, stripe_payments, stripe_subscriptions
+from billing import stripe_api, stripe_checkouts, stripe_invoices, stripe_mails, stripe_payments, stripe_prices, stripe_subscriptions
 from billing.models import StripeCustomer, StripeEvent, StripePayment
 
 MAX_ATTEMPTS = 15
@@ -242,6 +242,45 @@ def _subscription(subscription_id: str) -> Effect:
     return effect
 
 
+def _price(price_id: str) -> Effect:
+    """A price that our catalogs name: staff are told when nobody can buy it any more."""
+    return _unavailable({price_id: _price_now(price_id)})
+
+
+def _product(product_id: str) -> Effect:
+    return _unavailable({each["id"]: _price_now(each["id"]) for each in stripe_api.prices(product_id)})
+
+
+def _price_now(price_id: str) -> stripe_api.Price | None:
+    try:
+        return stripe_api.price(price_id)
+    except stripe.InvalidRequestError as error:
+        if error.code == "resource_missing":
+            return None
+        raise
+
+
+def _unavailable(prices: Mapping[str, stripe_api.Price | None]) -> Effect:
+    def effect(now: datetime, read_number: int) -> Outcome:
+        return _verdict([stripe_prices.unavailable(price=price, price_id=id_, at=now) for id_, price in prices.items()])
+
+    return effect
+
+
+def _customer(customer_id: str) -> Effect:
+    """What was paid stays; who was deleted there can buy nothing, which staff have to know. Subscriptions end by their own events."""
+    is_there = stripe_api.has_customer(customer_id)
+
+    def effect(now: datetime, read_number: int) -> Outcome:
+        customer = _owner(customer_id)
+        if customer is None:
+            return State.IGNORED, f"{customer_id} is no customer of ours."
+        gone = f"{customer_id}, the customer of {customer.account.public_id}, is not at Stripe any more: it can buy nothing."
+        return _verdict([] if is_there else [gone])
+
+    return effect
+
+
 def _owner(customer_id: str) -> StripeCustomer | None:
     """Whose it is, by our own map. Locks the row: all that comes from Stripe for one customer happens one after the other."""
     customers = StripeCustomer.objects.select_for_update(of=("self",)).select_related("account__product")
@@ -266,12 +305,14 @@ _READERS: dict[str, Callable[[str], Effect]] = {
     "checkout.session.async_payment_succeeded": _session,
     "checkout.session.completed": _session,
     "checkout.session.expired": _session,
+    "customer.deleted": _customer,
     "customer.subscription.created": _subscription,
     "customer.subscription.deleted": _subscription,
     "customer.subscription.paused": _subscription,
     "customer.subscription.resumed": _subscription,
     "customer.subscription.trial_will_end": _subscription,
     "customer.subscription.updated": _subscription,
+    "customer.updated": _customer,
     "invoice.created": _invoice,
     "invoice.finalized": _invoice,
     "invoice.marked_uncollectible": _invoice,
@@ -285,6 +326,10 @@ _READERS: dict[str, Callable[[str], Effect]] = {
     "payment_intent.canceled": _intent,
     "payment_intent.payment_failed": _intent,
     "payment_intent.succeeded": _intent,
+    "price.deleted": _price,
+    "price.updated": _price,
+    "product.deleted": _product,
+    "product.updated": _product,
     "refund.created": _refund,
     "refund.failed": _refund,
     "refund.updated": _refund,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
+from billing import stripe_api
 from billing.models import StripePrice
 from pricing.models import CreditPack, PlanVersion, Product
 
@@ -47,6 +48,29 @@ def pack(*, product: Product, price_id: str, amount: int, quantity: int, currenc
             if found.price_cents * copies == amount:
                 return found, copies
     return None
+
+
+def unavailable(*, price: stripe_api.Price | None, price_id: str, at: datetime) -> str:
+    """Why a price that is sold today cannot be bought, for staff; empty where it can, or where the price is not sold today."""
+    versions = PlanVersion.objects.exclude(stripe_price_setting="").filter(valid_from__lte=at).order_by("valid_from")
+    plans = {each.plan_id: each for each in versions.select_related("plan__product")}
+    rows = CreditPack.objects.exclude(stripe_price_setting="").filter(valid_from__lte=at, available=True).order_by("valid_from")
+    packs = {(each.product_id, each.slug): each for each in rows.select_related("product")}
+    sold: list[PlanVersion | CreditPack] = [
+        each for each in (*plans.values(), *packs.values()) if on_sale(each.stripe_price_setting) == price_id
+    ]
+    if not sold:
+        return ""
+    names = ", ".join(str(each) for each in sold)
+    if price is None or not price.is_sold:
+        return f"Nobody can buy {names}: the price {price_id} is {'archived' if price else 'not there any more'}."
+    for each in sold:
+        interval = each.interval if isinstance(each, PlanVersion) else None
+        asked = each.price_cents if price.amount is None and interval is None else price.amount
+        if each.price_cents is not None and (asked, price.currency, price.interval) != (each.price_cents, each.currency, interval):
+            says = f"{asked} {price.currency}, the catalog says {each.price_cents} {each.currency}"
+            return f"Nobody can buy {each}: the price {price_id} is {says}."
+    return ""
 
 
 def on_sale(setting: str) -> str:

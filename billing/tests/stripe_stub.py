@@ -62,6 +62,8 @@ class Stub:
                     each for each in self.find("invoice") if each["parent"]["subscription_details"]["subscription"] == one["subscription"]
                 ]
                 return 200, listed(ours[::-1])
+            case ["prices"]:
+                return 200, listed([each for each in self.find("price") if each["product"]["id"] == one["product"]])
             case ["disputes"]:
                 return 200, listed(self.find("dispute", payment_intent=one["payment_intent"]))
             case ["checkout", "sessions"]:

@@ -79,6 +79,7 @@ def test_what_has_a_price_is_made_once_and_its_ids_are_what_our_environment_need
     assert f"# {product.slug}:plan:core: make the price 25.00 usd a month" in steps
     assert {name: len(ids) for name, ids in lines.items()} == {"TEST_CORE": 1, "TEST_PACKS": 1, "TEST_SINGLE": 1}
     core = stripe.v1.prices.retrieve(lines["TEST_CORE"][0])
+    assert core.recurring is not None
     assert (core.unit_amount, core.currency, core.recurring.interval, core.lookup_key) == (
         2_500, "usd", "month", f"{product.slug}:plan:core",
     )  # fmt: skip
