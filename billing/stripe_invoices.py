@@ -71,7 +71,7 @@ def documents(*, account: Account, limit: int, before: tuple[datetime, str] | No
     invoices = _newest(StripeInvoice.objects.filter(account_id=account.pk), before)
     receipts = _newest(StripePayment.objects.filter(account_id=account.pk, paid__gt=0).exclude(receipt_url=""), before)
     found = [_invoice(each) for each in invoices.defer("read_number")[:limit]]
-    found += [_receipt(each) for each in receipts.defer("read_number")[:limit]]
+    found += [_receipt(each) for each in receipts.defer("read_number", "note")[:limit]]
     return sorted(found, key=lambda each: (each.created_at, each.id), reverse=True)[:limit]
 
 
