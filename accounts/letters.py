@@ -326,6 +326,31 @@ class TopUpFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PriceChange:
+    """A plan will cost something else from the first renewal at or after ``effective_at``. Cents are each interval's, for all seats."""
+
+    plan: str
+    old_cents: int
+    new_cents: int
+    currency: str
+    interval: str
+    effective_at: datetime
+
+    def letter(self, desk: Desk) -> Letter:
+        old, new = desk.money(self.old_cents, self.currency), desk.money(self.new_cents, self.currency)
+        return Letter(
+            subject=f"The price of {self.plan} at {desk.product.name} changes",
+            heading=f"{self.plan} will cost {new} a {self.interval}",
+            paragraphs=(
+                f"You pay {old} a {self.interval} today. From your first renewal on or after {desk.at(self.effective_at)} it is {new}.",
+                "You need not do anything. If you would rather not go on, cancel before that renewal; what you have paid for stays yours.",
+            ),
+            rows=(("Today", f"{old} a {self.interval}"), ("Then", f"{new} a {self.interval}"), ("From", desk.at(self.effective_at))),
+            button=("Look at your plan", desk.page("billing")),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Invitation:
     """Somebody is asked to join. ``invited_by`` is a user's id; ``url`` is where to accept, and is forgotten once it was sent."""
 
@@ -348,7 +373,17 @@ class Invitation:
 
 
 Facts: typing.TypeAlias = (
-    Receipt | PaymentFailed | TrialEnding | LimitWarning | LowBalance | AccountCredits | GraceEnding | PlanEnded | TopUpFailed | Invitation
+    Receipt
+    | PaymentFailed
+    | TrialEnding
+    | LimitWarning
+    | LowBalance
+    | AccountCredits
+    | GraceEnding
+    | PlanEnded
+    | TopUpFailed
+    | PriceChange
+    | Invitation
 )
 FACTS: Mapping[str, type[Facts]] = {
     Mail.Kind.RECEIPT: Receipt,
@@ -360,6 +395,7 @@ FACTS: Mapping[str, type[Facts]] = {
     Mail.Kind.GRACE_ENDING: GraceEnding,
     Mail.Kind.PLAN_ENDED: PlanEnded,
     Mail.Kind.TOP_UP_FAILED: TopUpFailed,
+    Mail.Kind.PRICE_CHANGE: PriceChange,
     Mail.Kind.INVITATION: Invitation,
 }
 

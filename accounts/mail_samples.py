@@ -44,5 +44,8 @@ def _facts(product: Product, person: User, now: datetime) -> dict[str, dict[str,
         Mail.Kind.GRACE_ENDING: {"plan": best, "ends_at": now + timedelta(days=2), "next_plan": least},
         Mail.Kind.PLAN_ENDED: {"plan": best, "ended_at": now, "next_plan": least, "unpaid": True},
         Mail.Kind.TOP_UP_FAILED: price | {"amount_cents": 2_000, "balance_nanos": credit // 6, "why": "Your card has expired."},
+        Mail.Kind.PRICE_CHANGE: {
+            "plan": best, "old_cents": 600, "new_cents": 700, "currency": "usd", "interval": "month", "effective_at": month,
+        },
         Mail.Kind.INVITATION: {"invited_by": person.pk, "role": "admin", "url": "/invitations/example/", "expires_at": week},
     }  # fmt: skip

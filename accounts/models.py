@@ -277,6 +277,7 @@ class Mail(models.Model):
         GRACE_ENDING = "grace_ending"
         PLAN_ENDED = "plan_ended"
         TOP_UP_FAILED = "top_up_failed"
+        PRICE_CHANGE = "price_change"
         INVITATION = "invitation"
 
     class State(models.TextChoices):

@@ -467,7 +467,9 @@ def change_plan(*, account: Account, plan: str, actor: str, now: datetime) -> Ch
         elif way.change.kind == "keep":
             _update(way.live, _restored(way.live, way.truth) | {"cancel_at_period_end": False}, now)
         elif way.change.kind == "upgrade":
-            if restored := _restored(way.live, way.truth):  # what is prorated is what was paid for, not what was to come
+            if restored := _restored(
+                way.live, way.truth, stripe_subscriptions.waiting(way.live)
+            ):  # what is prorated is what was paid for, not what was to come
                 _update(way.live, restored, now)
             terms = {"proration_behavior": "always_invoice", "payment_behavior": "error_if_incomplete", "cancel_at_period_end": False}
             _update(way.live, {"items": [way.item]} | terms, now)
@@ -561,9 +563,9 @@ def _decide(account: Account, plan: str, now: datetime) -> _Way:
     return _Way(Change("downgrade", version, end, 0, cents, version.currency), live, truth, held, item)
 
 
-def _restored(live: StripeSubscription, truth: stripe_api.Subscription) -> dict[str, Any]:
-    """The terms that undo a downgrade to come; none where there is none."""
-    coming = stripe_subscriptions.coming(live)
+def _restored(live: StripeSubscription, truth: stripe_api.Subscription, waiting: PlanChange | None = None) -> dict[str, Any]:
+    """The terms that undo a downgrade to come, or whatever is ``waiting``; none where there is none."""
+    coming = waiting or stripe_subscriptions.coming(live)
     if coming is None:
         return {}
     return {"items": [{"id": truth.item_id, "price": coming.from_price_id}], "proration_behavior": "none"}

@@ -464,6 +464,33 @@ class StripePrice(models.Model):
         return self.id
 
 
+class PriceMove(models.Model):
+    """Staff's word that subscribers of a plan get the price of another version, each with the first renewal from ``effective_at`` on.
+
+    ``announced_to``: the last subscription that was told by mail; empty = none yet, None = all.
+    """
+
+    to_version = models.ForeignKey(PlanVersion, on_delete=models.PROTECT, related_name="+")
+    effective_at = models.DateTimeField()
+    actor = models.CharField(max_length=150)
+    reason = models.CharField(max_length=500)
+    created_at = models.DateTimeField()
+    announced_to = models.CharField(max_length=64, null=True, blank=True)
+    canceled_at = models.DateTimeField(null=True, blank=True)
+    canceled_by = models.CharField(max_length=150, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["to_version"], condition=Q(canceled_at=None), name="price_move_once"),
+            models.CheckConstraint(name="price_move_never_back", condition=Q(effective_at__gte=F("created_at"))),
+            models.CheckConstraint(name="price_move_has_a_reason", condition=~Q(reason="") & ~Q(actor="")),
+        ]
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"move to {self.to_version} from {self.effective_at:%Y-%m-%d}"
+
+
 class Agreement(models.Model):
     """Terms that staff agreed with one customer, who did and why. Never edited: other terms are another agreement."""
 

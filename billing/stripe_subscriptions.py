@@ -95,12 +95,18 @@ def apply(*, truth: stripe_api.Subscription, customer: StripeCustomer, read_numb
 
 def counts(subscribed: StripeSubscription) -> PlanVersion | None:
     """The plan version that a subscription stands for: its price's, or until the period is over the one that is paid for."""
-    change = coming(subscribed)
+    change = waiting(subscribed)
     return change.from_version if change else subscribed.plan_version
 
 
 def coming(subscribed: StripeSubscription) -> PlanChange | None:
-    """The move to a lower plan that waits for the end of the subscription's period."""
+    """The move to a lower plan that the customer chose and that waits for the end of the subscription's period."""
+    change = waiting(subscribed)
+    return change if change and change.to_version.plan_id != change.from_version.plan_id else None
+
+
+def waiting(subscribed: StripeSubscription) -> PlanChange | None:
+    """The same, or another price of the same plan (:mod:`billing.price_moves`)."""
     change = _last_change(subscribed.pk, subscribed.current_period_start)
     return change if change and change.to_price_id == subscribed.price_id else None
 

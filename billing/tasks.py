@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from billing import agreements, dunning, ledger, reconciliation, seats, stripe_inbox, stripe_requests
+from billing import agreements, dunning, ledger, price_moves, reconciliation, seats, stripe_inbox, stripe_requests
 
 DUE_BATCH = 100
 #: So many events at most are worked at one ring of the bell; the sweeper rings again within a minute.
@@ -57,3 +57,9 @@ def follow_members() -> int:
         batches += 1
         after = seats.follow(after=after, now=timezone.now())
     return batches
+
+
+@shared_task
+def move_prices() -> int:
+    """Announces price changes and moves who is due; returns how many subscriptions were moved. Late, twice or at once: the same end."""
+    return price_moves.go_on(now=timezone.now())

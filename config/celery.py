@@ -21,6 +21,7 @@ app.conf.beat_schedule = {
     "heartbeat": {"task": "config.health.beat", "schedule": 60.0, "options": {"expires": 60}},
     "fold-rollups": {"task": "analytics.tasks.fold_rollups", "schedule": 60.0, "options": {"expires": 60}},
     "learn-holds": {"task": "metering.tasks.learn_holds", "schedule": 60.0, "options": {"expires": 60}},
+    "move-prices": {"task": "billing.tasks.move_prices", "schedule": 600.0, "options": {"expires": 600}},
     "rate-unpriced": {"task": "metering.tasks.rate_unpriced", "schedule": 600.0, "options": {"expires": 600}},
     "reconcile-stripe": {"task": "billing.tasks.reconcile_stripe", "schedule": 600.0, "options": {"expires": 600}},
     "send-mails": {"task": "accounts.tasks.send_mails", "schedule": 60.0, "options": {"expires": 60}},

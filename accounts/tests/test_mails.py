@@ -46,6 +46,7 @@ FACTS: dict[str, dict[str, object]] = {
     "grace_ending": {"plan": "Pro", "ends_at": AT, "next_plan": "Free"},
     "plan_ended": {"plan": "Pro", "ended_at": AT, "next_plan": "Free", "unpaid": True},
     "top_up_failed": {"amount_cents": 2_000, "currency": "usd", "why": "The card was declined."},
+    "price_change": {"plan": "Pro", "old_cents": 600, "new_cents": 700, "currency": "usd", "interval": "month", "effective_at": AT},
     "invitation": {"invited_by": str(uuid.UUID(int=0)), "role": "admin", "url": "/join/secret-token"},
 }  # fmt: skip
 
