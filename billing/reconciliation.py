@@ -92,6 +92,9 @@ class _Findings:
                 raise
             self.problems.append(f"{object_id} is not at Stripe any more.")
             return
+        except stripe_api.Unsettled as error:
+            self.problems.append(f"{object_id}: {error}")
+            return
         except stripe.StripeError:
             raise
         except Exception as error:

@@ -219,8 +219,8 @@ class _Http(stripe.RequestsClient):
         """The SDK sets what it is constructed with."""
 
 
-class Unsettled(Exception):
-    """Stripe is between two states of an object. A little later it is not."""
+class Unsettled(stripe.StripeError):
+    """Stripe answers, and is between two states of an object. A little later it is not: to be asked again, as if it had not answered."""
 
 
 @cache

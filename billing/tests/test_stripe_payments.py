@@ -10,14 +10,15 @@ from itertools import permutations
 from typing import Any
 
 import pytest
+import stripe
 from django.db import transaction
 
 from accounts.models import Account
-from billing import audit, ledger
+from billing import audit, ledger, stripe_inbox
 from billing.models import Grant, LedgerEntry, Operation, StripeCustomer, StripePayment, Wallet
 from billing.tests.stripe_stub import JANUARY, Obj, Stub, new
 from billing.tests.test_ledger import record
-from billing.tests.test_stripe_inbox import balance, receive, shop, stub, work
+from billing.tests.test_stripe_inbox import NOW, balance, receive, shop, stub, work
 from pricing.models import CreditPack
 from tests.factories import NANOS, START, make_account
 
@@ -91,6 +92,10 @@ class TestPacks:
         [payment] = invoice["payments"]["data"]
         payment["status"] = "open"
         assert happen(("invoice.paid", invoice))[0][0] == "pending"
+        with pytest.raises(
+            stripe.StripeError, match="does not say yet by which payment"
+        ):  # who looks by himself waits as for a dead Stripe
+            stripe_inbox.look_at(invoice=invoice["id"], now=NOW)
         assert balance(shop) == (0, 0, 0)
         intent = stub.objects[payment["payment"]["payment_intent"]]
         assert happen(("payment_intent.succeeded", intent)) == [("done", "")]
