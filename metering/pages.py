@@ -145,7 +145,7 @@ def usage_page(request: HttpRequest, public_id: str) -> HttpResponse:
         records = _listed(account, window, narrowed)
         found = charges.with_ratings(account, list((records.filter(pk__lte=first) if first else records)[: PAGE_SIZE + 1]))
     groups = breakdown.by_group(used.totals)
-    chart = breakdown.by_day(window, used.totals, groups)
+    chart = breakdown.by_day(window, used.totals, groups if len(groups) > 1 else ())
     lines = _lines(account, product, asked, groups)
     return pages.render(
         request,

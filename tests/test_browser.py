@@ -4,12 +4,16 @@ else. ``TOLLGATE_SCREENSHOTS=<folder>`` keeps a picture of every page.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import secrets
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from allauth.account.models import EmailAddress
@@ -24,7 +28,7 @@ from pricing.models import Product, Unit
 from tests import factories
 
 PASSWORD = "correct horse battery"
-PAGES = ("", "usage/", "statement/")
+PAGES = ("", "usage/", "usage/?by=feature&days=90", "credits/", "statement/", "statement/?view=days")
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: install the package chromium, or name it in CHROMIUM")
 
@@ -65,6 +69,7 @@ def customer(product: Product, *, events: int = 60) -> Customer:
             model=models[n % 3 // 2],
             quantities={"input_tokens": 1_200 + 731 * n, "cached_input_tokens": 0, "output_tokens": 90 + 53 * (n % 17)},
             feature="chat" if n % 4 else None,
+            user=f"user-{n % 3}",
         )
         for n in reversed(range(events))
     ]
@@ -93,6 +98,10 @@ def sign_in(page: Page, server: str, who: Customer) -> None:
     page.get_by_role("button", name="Sign in").click()
 
 
+def name_of(where: str) -> str:
+    return re.sub(r"\W+", "-", where).strip("-") or "overview"
+
+
 def keep(page: Page, name: str) -> None:
     if folder := os.environ.get("TOLLGATE_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
@@ -109,17 +118,70 @@ def test_signing_in_answers_what_is_left_first(server: str, ada: Customer, conte
     keep(page, "overview")
 
 
-def test_the_statement_ends_at_the_balance(server: str, ada: Customer, context: BrowserContext) -> None:
+def test_the_statement_ends_at_the_balance_and_each_charge_explains_itself(server: str, ada: Customer, context: BrowserContext) -> None:
     page = context.new_page()
     sign_in(page, server, ada)
-    page.get_by_role("link", name="Statement").first.click()
-    rows = page.locator("tbody tr")
-    assert rows.count() == 50
-    newest, shown = rows.first.locator("td").last.inner_text(), page.locator(".page-head b data")
-    assert newest.lstrip("$").rstrip("0") == (shown.get_attribute("value") or "").rstrip("0")
+    page.get_by_role("navigation", name="Account").get_by_role("link", name="Credits").click()
+    keep(page, "credits-page")
+    left = page.locator(".hero-figure data").get_attribute("value")
+    page.get_by_role("link", name="Statement", exact=True).click()
     keep(page, "statement")
-    page.get_by_role("link", name="Older").click()
-    assert "Purchased credit" in page.locator("tbody").inner_text()
+    assert page.locator("tfoot td").last.inner_text().lstrip("$").rstrip("0") == (left or "").rstrip("0")
+    rows = page.locator("section.long tbody tr")
+    assert rows.count() == 50
+    assert "Welcome credit" in rows.first.inner_text()
+    page.get_by_role("link", name="Later →").click()
+    page.locator("section.long tbody tr").last.get_by_role("link").click()
+    assert page.locator("h1").inner_text().startswith("Charged $")
+    keep(page, "explain")
+
+
+def test_a_period_is_picked_without_javascript_and_printed_by_day(server: str, ada: Customer, browser: Browser) -> None:
+    plain = browser.new_context(java_script_enabled=False)
+    page = plain.new_page()
+    sign_in(page, server, ada)
+    page.goto(f"{server}/a/{ada.account.public_id}/statement/")
+    page.get_by_label("Period", exact=True).select_option(index=2)
+    page.get_by_role("button", name="Show").click()
+    assert "period=" in page.url
+    page.get_by_role("link", name="Use by day, to print").click()
+    page.emulate_media(media="print")
+    assert not page.locator(".picker").is_visible()
+    assert not page.locator(".tabs").is_visible()
+    keep(page, "print")
+    plain.close()
+
+
+def test_the_widget_is_framed_by_the_products_own_page_and_by_no_other(
+    server: str, ada: Customer, browser: Browser, django_db_blocker: DjangoDbBlocker
+) -> None:
+    ours = urlsplit(server)
+    other = f"{ours.scheme}://localhost:{ours.port}"
+    Product.objects.filter(pk=ada.account.product_id).update(allowed_origins=[server])
+    key = factories.make_key(ada.account.product)
+    asked = urllib.request.Request(
+        f"{server}/api/v1/billing/widget", json.dumps({"account": ada.account.public_id}).encode(),
+        {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+    )  # fmt: skip
+    with urllib.request.urlopen(asked) as response:
+        address = json.load(response)["url"]
+    for host, seen in ((server, True), (other, False)):
+        for scheme in ("light", "dark"):
+            context = browser.new_context(viewport={"width": 280, "height": 200}, color_scheme=scheme)  # type: ignore[arg-type]
+            page = context.new_page()
+            page.route("**/host", lambda route: route.fulfill(content_type="text/html", body=_FRAME % address))
+            page.goto(f"{host}/host")
+            page.wait_for_timeout(300)
+            shown = page.frames[-1].locator(".figure").count() == 1
+            assert shown is seen, (host, scheme)
+            if seen:
+                assert "$" in page.frames[-1].locator(".figure").inner_text()
+                assert context.cookies() == []
+                keep(page, f"widget-{scheme}")
+            context.close()
+
+
+_FRAME = """<!doctype html><meta name="color-scheme" content="light dark"><body><iframe src="%s" width="240" height="140"></iframe>"""
 
 
 def test_the_usage_page_draws_every_day_and_lists_every_use(server: str, ada: Customer, context: BrowserContext) -> None:
@@ -143,7 +205,7 @@ def test_a_phone_needs_no_sideways_scrolling(server: str, ada: Customer, browser
     sign_in(page, server, ada)
     page.goto(f"{server}/a/{ada.account.public_id}/{where}")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    keep(page, f"phone-{scheme}-{where.strip('/') or 'overview'}")
+    keep(page, f"phone-{scheme}-{name_of(where)}")
     phone.close()
 
 
@@ -153,7 +215,7 @@ def test_the_dark_scheme_is_dark_and_readable(server: str, ada: Customer, browse
     sign_in(page, server, ada)
     for where in PAGES:
         page.goto(f"{server}/a/{ada.account.public_id}/{where}")
-        keep(page, f"dark-{where.strip('/') or 'overview'}")
+        keep(page, f"dark-{name_of(where)}")
         assert page.evaluate(_LIGHTNESS, "body") < 0.1
         assert page.evaluate(_WORST_CONTRAST) >= 4.5
     night.close()
@@ -219,7 +281,7 @@ def test_empty_pages_say_what_to_do(server: str, ada: Customer, context: Browser
     for where in PAGES:
         page.goto(f"{server}/a/{account.public_id}/{where}")
         assert page.locator(".empty h3").first.is_visible()
-        keep(page, f"empty-{where.strip('/') or 'overview'}")
+        keep(page, f"empty-{name_of(where)}")
 
 
 def test_a_product_that_counts_credits_never_shows_a_price_per_token(server: str, ada: Customer, context: BrowserContext) -> None:

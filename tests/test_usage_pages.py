@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote
 
 import pytest
+from django.http import Http404
 from django.test import Client
 
 from accounts import api_keys, exports
@@ -84,7 +85,7 @@ class TestToldApart:
         for by in breakdown.COLUMNS:
             context = page(signed_in, account, by=by)
             assert context["total"] == 180 * cent
-            assert sum(context["days"][-1].parts) == 180 * cent
+            assert sum(context["days"][-1].parts) == (180 * cent if len(context["lines"]) > 1 else 0)
 
     def test_by_key_names_the_accounts_own_and_the_products_none(self, signed_in: Client, account: Account) -> None:
         own = api_keys.issue(product=account.product, account=account, name="laptop", scopes=["usage:write"], now=datetime.now(UTC)).key
@@ -325,16 +326,19 @@ class TestFile:
         assert len(response.getvalue().splitlines()) == 3  # type: ignore[attr-defined]
 
     def test_who_lost_their_place_while_it_was_sent_gets_no_more_and_no_clean_end(
-        self, signed_in: Client, account: Account, user: User, monkeypatch: pytest.MonkeyPatch
+        self, client: Client, account: Account, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        member = User.objects.create_user(f"{secrets.token_hex(6)}@example.com")
+        Membership.objects.create(account=account, user=member, role=Membership.Role.MEMBER)
+        client.force_login(member)
         monkeypatch.setattr(pages, "_CHUNK", 2)
         monkeypatch.setattr(exports, "_ROWS_A_WRITE", 1)
         for _ in range(6):
             report(account)
-        stream = iter(signed_in.get(f"/a/{account.public_id}/usage.csv"))
+        stream = iter(client.get(f"/a/{account.public_id}/usage.csv"))
         assert len([next(stream) for _ in range(3)]) == 3
-        Membership.objects.filter(account=account, user=user).delete()
-        with pytest.raises(Exception, match="no such account"):
+        Membership.objects.filter(account=account, user=member).delete()
+        with pytest.raises(Http404):
             list(stream)
 
 
@@ -360,7 +364,7 @@ class TestExplain:
             "Input tokens 100,000 4.5 for 1,000,000 0.45",
             "Output tokens 1 22.5 for 1,000,000 0.0000225",
             "Together 0.4500225",
-            "The total is rounded up, once, to a multiple of $0.00 0000001",
+            "That is the price: nothing had to be rounded.",
             "Welcome credit entry 3",
             "−$0.20 00000",
             "Purchased credit entry 4",
@@ -391,6 +395,13 @@ class TestExplain:
         assert "4.5" not in said["amount"].replace("4.50", "")
         assert "4.5 for 1,000,000" in said["full_breakdown"]
         assert not [visibility for visibility, words in said.items() if "0.370" in words]  # what we pay
+
+    def test_the_one_rounding_is_said(self, signed_in: Client, user: User) -> None:
+        product = factories.make_product(visibility="amount", quantum_nanos=10_000_000)
+        account = factories.make_account(product, credit=2, owner=user)
+        said = self.told(signed_in, account, report(account, tokens=12_345))
+        assert "What it took comes to 0.0555525 USD. The total is rounded up, once," in said
+        assert "to a multiple of $0.01 : $0.06." in said
 
     def test_a_minimum_a_waiver_and_debt_are_said(self, signed_in: Client, user: User) -> None:
         product = factories.make_product(visibility="amount", minimum_nanos=NANOS, overage="cap")
@@ -440,3 +451,25 @@ class TestExplain:
     def test_a_visitor_is_sent_to_sign_in(self, client: Client, account: Account) -> None:
         path = f"/a/{account.public_id}/usage/{usage.public_id(account, report(account).id, kind='rec')}/"
         assert client.get(path).headers["Location"] == f"/accounts/login/?next={path}"
+
+
+class TestErrors:
+    @pytest.mark.failure(92)
+    @pytest.mark.parametrize(
+        ("where", "what"),
+        [("usage/", "metering.breakdown.read"), ("usage.csv", "metering.breakdown.records"), ("credits/", "billing.balances.of_account"),
+         ("statement/", "billing.statements.of_period"), ("statement.csv", "billing.statements.of_period")],
+    )  # fmt: skip
+    def test_a_mistake_of_ours_tells_nothing_of_our_inside(
+        self, signed_in: Client, account: Account, where: str, what: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise RuntimeError("secret detail of table wallet")
+
+        monkeypatch.setattr(what, fail)
+        signed_in.raise_request_exception = False
+        response = signed_in.get(f"/a/{account.public_id}/{where}")
+        assert response.status_code == 500
+        assert b"Something went wrong here" in response.content
+        assert b"secret" not in response.content
+        assert "Content-Disposition" not in response.headers
