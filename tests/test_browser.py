@@ -167,7 +167,7 @@ def test_the_widget_is_framed_by_the_products_own_page_and_by_no_other(
         address = json.load(response)["url"]
     for host, seen in ((server, True), (other, False)):
         for scheme in ("light", "dark"):
-            context = browser.new_context(viewport={"width": 280, "height": 200}, color_scheme=scheme)  # type: ignore[arg-type]
+            context = browser.new_context(viewport={"width": 280, "height": 200}, color_scheme=scheme)
             page = context.new_page()
             page.route("**/host", lambda route: route.fulfill(content_type="text/html", body=_FRAME % address))
             page.goto(f"{host}/host")

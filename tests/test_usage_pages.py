@@ -57,7 +57,7 @@ def report(
     """One finished use of 100,000 input tokens: $0.45."""
     at = at or datetime.now(UTC)
     event = usage.Event(secrets.token_hex(8), account, at, model or factories.make_model(), {"input_tokens": tokens}, **fields)
-    [answer] = usage.record(events=[event], now=datetime.now(UTC), api_key_id=key and key.pk)
+    [answer] = usage.record(events=[event], now=datetime.now(UTC), api_key_id=key.pk if key else None)
     assert isinstance(answer, ledger.Usage)
     return answer
 
@@ -272,7 +272,7 @@ class TestFile:
     def rows(self, client: Client, account: Account, **query: str) -> list[dict[str, str]]:
         response = client.get(f"/a/{account.public_id}/usage.csv", query)
         assert response.status_code == 200
-        return list(csv.DictReader(io.StringIO(response.getvalue().decode(), newline="")))  # type: ignore[attr-defined]
+        return list(csv.DictReader(io.StringIO(response.getvalue().decode(), newline="")))
 
     def test_every_record_of_the_range_is_in_it_once_the_latest_first(
         self, signed_in: Client, account: Account, monkeypatch: pytest.MonkeyPatch
@@ -323,7 +323,7 @@ class TestFile:
         monkeypatch.setattr(exports, "MAX_ROWS", 2)
         response = signed_in.get(f"/a/{account.public_id}/usage.csv")
         assert "_latest-2-rows.csv" in response.headers["Content-Disposition"]
-        assert len(response.getvalue().splitlines()) == 3  # type: ignore[attr-defined]
+        assert len(response.getvalue().splitlines()) == 3
 
     def test_who_lost_their_place_while_it_was_sent_gets_no_more_and_no_clean_end(
         self, client: Client, account: Account, monkeypatch: pytest.MonkeyPatch

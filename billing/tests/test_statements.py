@@ -191,7 +191,7 @@ class TestPage:
         assert "Too many movements for one page" in page
         response = signed_in.get(f"/a/{account.public_id}/statement.csv")
         assert "_first-1-rows.csv" in response.headers["Content-Disposition"]
-        rows = list(csv.DictReader(io.StringIO(response.getvalue().decode())))  # type: ignore[attr-defined]
+        rows = list(csv.DictReader(io.StringIO(response.getvalue().decode())))
         assert [row["what"] for row in rows] == ["opening balance", "grant"]
 
     @pytest.mark.parametrize("query", ["view=", "view=weeks", "view=%00", "page=0", "unit=EUR", "unit=%00"])
@@ -204,7 +204,7 @@ class TestFile:
     def rows(self, client: Client, account: Account, query: str = "") -> list[dict[str, str]]:
         response = client.get(f"/a/{account.public_id}/statement.csv{query}")
         assert response.headers["Content-Type"] == "text/csv; charset=utf-8"
-        return list(csv.DictReader(io.StringIO(response.getvalue().decode(), newline="")))  # type: ignore[attr-defined]
+        return list(csv.DictReader(io.StringIO(response.getvalue().decode(), newline="")))
 
     def test_it_adds_up_from_the_opening_to_the_closing_row_over_all_its_chunks(
         self, signed_in: Client, user: User, monkeypatch: pytest.MonkeyPatch

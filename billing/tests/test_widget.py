@@ -15,7 +15,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from accounts.models import Account, ApiKey
-from billing import widget
+from billing import balances, widget
 from billing.models import Wallet
 from metering import usage
 from pricing.models import Product
@@ -207,6 +207,6 @@ class TestToken:
             seen.append(set(Wallet.objects.values_list("account_id", flat=True)))
             return []
 
-        monkeypatch.setattr(widget.balances, "of_account", all_wallets)
+        monkeypatch.setattr(balances, "of_account", all_wallets)
         Client().get(address(account))
         assert seen == [{account.pk}]
