@@ -24,6 +24,7 @@ from accounts.templatetags import amounts
 from billing import balances, periods, statements, subscriptions
 from billing.api import record_id
 from billing.models import Grant, LedgerEntry, Schedule, Subscription, Wallet
+from pricing import catalog
 from pricing.models import Product, Unit
 
 PAGE_SIZE: Final = 50
@@ -67,6 +68,7 @@ def credits(request: HttpRequest, public_id: str) -> HttpResponse:
     with pages.tenant(request, public_id) as account:
         wallets = {wallet.unit_id: wallet for wallet in balances.of_account(account, now=now)}
         units = _units(wallets)
+        manages = pages.manages(pages.signed_in(request), account)
     unit = _chosen(request, account, units)
     with pages.tenant(request, public_id):
         wallet = wallets.get(unit.pk) if unit else None
@@ -97,6 +99,7 @@ def credits(request: HttpRequest, public_id: str) -> HttpResponse:
             ),
             "movements": latest,
             "digits": _digits([movement.entry for movement in latest]),
+            "buys": manages and account.closed_at is None and bool(catalog.packs(product_id=product.pk, at=now)),
         },
     )
 

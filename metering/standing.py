@@ -13,14 +13,10 @@ from typing import Final
 from accounts.models import Account
 from billing import subscriptions
 from metering import limits, usage
+from pricing import words
 from pricing.models import Entitlement, Product
 
 _TOLD: Final = (Entitlement.Mode.SOFT, Entitlement.Mode.HARD)
-_WINDOWS: Final[dict[str, str]] = {
-    Entitlement.Window.OPEN: "at the same time", Entitlement.Window.HOUR: "an hour", Entitlement.Window.DAY: "a day",
-    Entitlement.Window.PERIOD: "a billing period", Entitlement.Window.LIFETIME: "in all", Entitlement.Window.COUNT: "",
-    Entitlement.Window.REQUEST: "in one request",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +70,7 @@ def _limit(layer: limits.Layer) -> Limit:
     each = layer.name == "request_size"
     reached = not layer.allowed or (layer.remaining == 0 and not each)
     return Limit(
-        name="Fair use " + _WINDOWS[window] if hidden else _name(key, window),
+        name=f"Fair use {words.per(window)}" if hidden else _name(key, window),
         used=None if hidden or each else layer.used,
         allowed=None if hidden else layer.limit,
         resets_at=layer.resets_at,
@@ -85,7 +81,6 @@ def _limit(layer: limits.Layer) -> Limit:
 
 
 def _name(key: str, window: str) -> str:
-    """``Messages a day``, ``Agents``, ``Tokens in one request``."""
-    key = key.removeprefix("request_") if window == Entitlement.Window.REQUEST else key
-    words = f"{key.replace('_', ' ')} {_WINDOWS[window]}".rstrip()
-    return words[:1].upper() + words[1:]
+    """``Messages a day``, ``Agents``, ``Tokens a request``."""
+    name = f"{words.meter(key, window)} {words.per(window)}".rstrip()
+    return name[:1].upper() + name[1:]

@@ -245,9 +245,9 @@ class TestLimits:
         assert "Messages a day" in said
         assert "2 of 5" in said
         assert re.search(r"Agents 1 of 3", said)
-        assert "Tasks at the same time No limit" in said
+        assert "Tasks at a time No limit" in said
         assert "Chats a billing period reached, work goes on" in said
-        assert "Tokens in one request up to 8,000" in said
+        assert "Tokens a request up to 8,000" in said
         assert re.search(r"resets in \d+ (minute|hour)", said)
         assert "trial" not in said
         assert "Gone" not in said
