@@ -56,9 +56,8 @@ def unavailable(*, price: stripe_api.Price | None, price_id: str, at: datetime) 
     plans = {each.plan_id: each for each in versions.select_related("plan__product")}
     rows = CreditPack.objects.exclude(stripe_price_setting="").filter(valid_from__lte=at, available=True).order_by("valid_from")
     packs = {(each.product_id, each.slug): each for each in rows.select_related("product")}
-    sold: list[PlanVersion | CreditPack] = [
-        each for each in (*plans.values(), *packs.values()) if on_sale(each.stripe_price_setting) == price_id
-    ]
+    offers: list[PlanVersion | CreditPack] = [*plans.values(), *packs.values()]
+    sold = [each for each in offers if on_sale(each.stripe_price_setting) == price_id]
     if not sold:
         return ""
     names = ", ".join(str(each) for each in sold)
