@@ -31,8 +31,8 @@ from accounts.admin import ReasonForm as KeptReasonForm
 from accounts.models import Account
 from accounts.templatetags.amounts import amount, plain_amount, sub_digits
 from analytics import margin
-from analytics.forms import AdjustForm, GrantForm, ReasonForm
-from billing import balances, ledger, subscriptions
+from analytics.forms import AdjustForm, AgreeForm, GrantForm, ReasonForm
+from billing import agreements, balances, ledger, subscriptions
 from billing.admin import unit
 from billing.balances import ENDS_AT
 from billing.models import Grant, LedgerEntry, Operation
@@ -41,6 +41,7 @@ from metering.admin import charged, earned
 from metering.forms import StopForm
 from metering.models import OpenAuthorization, Throttle, UsageRecord
 from pricing import catalog
+from pricing.models import Plan
 
 SHOWN = 15
 DAYS = 30
@@ -121,6 +122,7 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
             ("<int:account_id>/edit/", "edit", self.edit_view),
             ("<int:account_id>/grant/", "grant", self.grant_view),
             ("<int:account_id>/adjust/", "adjust", self.adjust_view),
+            ("<int:account_id>/agree/", "agree", self.agree_view),
             ("<int:account_id>/stop/", "stop", self.stop_view),
             ("<int:account_id>/resume/", "resume", self.resume_view),
             ("<int:account_id>/reverse/<uuid:usage_id>/", "reverse", self.reverse_view),
@@ -191,6 +193,33 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
             return f"The charge of {self._amount(account, done.amount_nanos)} was {_was(done)}reversed."
 
         return self._act(request, account, "Reverse this charge", ReasonForm, act, record=record, charged=charged(record))
+
+    def agree_view(self, request: HttpRequest, account_id: int) -> HttpResponse:
+        """Agrees terms with one customer: a price, limits and credit that nobody else has."""
+        account = self._acting_on(request, account_id)
+        plans = Plan.objects.filter(product=account.product, available=True).order_by("-rank")
+        form = AgreeForm(request.POST or None, plans=[(plan.slug, plan.name) for plan in plans], initial={"token": uuid4()})
+        if form.is_valid():
+            said, now = form.cleaned_data, timezone.now()
+            try:
+                agreements.agree(
+                    account=account,
+                    terms=form.terms(),
+                    key=f"agreement:{said['token']}",
+                    actor=actor(request),
+                    reason=said["reason"],
+                    now=now,
+                )
+            except agreements.InvalidTerms as error:
+                form.add_error({"included_credit": "credit"}.get(error.field, error.field), str(error))
+            else:
+                self.log_change(request, account, f"Terms agreed: {said['price']} a {said['interval']}; {said['reason']}")
+                return self._done(request, account, True, "The terms are agreed. Where Stripe collects, it is told within a minute.", "")
+        says = (
+            "The account leaves its plan for these terms. Outside of Stripe they hold at once; through Stripe the customer is charged,"
+            " or sent an invoice, within a minute. Terms are never edited: agree others instead."
+        )
+        return self._ask(request, account, f"Agree terms with {account.name}", form, says, "Agree the terms")
 
     def stop_view(self, request: HttpRequest, account_id: int) -> HttpResponse:
         """Refuses all new work of the account."""

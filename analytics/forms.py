@@ -11,7 +11,9 @@ from django.utils import timezone
 from unfold.widgets import UnfoldAdminDateWidget, UnfoldAdminSelectWidget, UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from analytics import margin
-from pricing.models import Product
+from billing import agreements
+from billing.models import Agreement
+from pricing.models import PlanVersion, Product
 
 MAX_NANOS = 2**63 - 1
 MAX_YEARS = 10
@@ -44,8 +46,11 @@ class AmountField(forms.CharField):
         super().__init__(max_length=40, widget=UnfoldAdminTextInputWidget(attrs={"inputmode": "decimal", "autocomplete": "off"}), **kwargs)
 
     def clean(self, value: Any) -> int:
+        text = super().clean(value)
+        if not text and not self.required:
+            return 0
         try:
-            nanos = parse_amount(super().clean(value))
+            nanos = parse_amount(text)
         except ValueError as error:
             raise forms.ValidationError(str(error)) from None
         if nanos == 0 or (nanos < 0 and not self.signed):
@@ -105,3 +110,57 @@ class MarginForm(forms.Form):
     product = forms.ModelChoiceField(
         Product.objects.order_by("name"), to_field_name="slug", required=False, empty_label="All products", widget=UnfoldAdminSelectWidget
     )
+
+
+class AgreeForm(ReasonForm):
+    """Terms for one customer. Limits that are not named stay those of the plan that they start from."""
+
+    base = forms.ChoiceField(
+        label="Starts from", widget=UnfoldAdminSelectWidget, help_text="The plan whose terms hold where nothing is said."
+    )
+    price = forms.RegexField(
+        r"^[0-9]{1,6}(\.[0-9]{2})?$", widget=UnfoldAdminTextInputWidget, help_text="Each interval, in the plan's currency, e.g. 1200.00."
+    )
+    interval = forms.ChoiceField(choices=PlanVersion.Interval.choices, widget=UnfoldAdminSelectWidget)
+    credit = AmountField(
+        signed=False, required=False, label="Included credit", help_text="Each interval, in the wallet's unit. Empty: none."
+    )
+    rate_card = forms.CharField(required=False, max_length=64, widget=UnfoldAdminTextInputWidget, help_text="Empty: the plan's.")
+    cost_tier = forms.CharField(required=False, max_length=64, widget=UnfoldAdminTextInputWidget, help_text="Empty: the plan's.")
+    limits = forms.CharField(
+        required=False, max_length=2_000, widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
+        help_text="One a line: concurrent_tasks/open = 40, or = unlimited.",
+    )  # fmt: skip
+    collection = forms.ChoiceField(choices=Agreement.Collection.choices, widget=UnfoldAdminSelectWidget)
+    days_until_due = forms.IntegerField(min_value=0, max_value=90, initial=30, help_text="Of an invoice that is sent.")
+    confirm = forms.BooleanField(label="Put the account on these terms now, and have the price collected.")
+    field_order = (
+        "token", "base", "price", "interval", "credit", "rate_card", "cost_tier", "limits", "collection", "days_until_due", "reason",
+        "confirm",
+    )  # fmt: skip
+
+    def __init__(self, *args: Any, plans: list[tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["base"].choices = plans  # type: ignore[attr-defined]
+        self.fields["reason"].help_text = "Kept with the agreement, with your name."
+
+    def clean_credit(self) -> int:
+        return self.cleaned_data["credit"] or 0
+
+    def clean_limits(self) -> dict[tuple[str, str], int | None]:
+        found: dict[tuple[str, str], int | None] = {}
+        for line in filter(None, (line.strip() for line in self.cleaned_data["limits"].splitlines())):
+            said = re.fullmatch(r"([a-z0-9_-]{1,64})/([a-z]{1,10}) *= *([0-9]{1,15}|unlimited)", line, re.ASCII)
+            if said is None:
+                raise forms.ValidationError(f"“{line[:80]}” is no limit; write concurrent_tasks/open = 40.")
+            found[said[1], said[2]] = None if said[3] == "unlimited" else int(said[3])
+        return found
+
+    def terms(self) -> agreements.Terms:
+        said = self.cleaned_data
+        whole, _, part = said["price"].partition(".")
+        return agreements.Terms(
+            base=said["base"], price_cents=int(whole + part.ljust(2, "0")), included_credit_nanos=said["credit"], interval=said["interval"],
+            collection=said["collection"], rate_card=said["rate_card"], cost_tier=said["cost_tier"], days_until_due=said["days_until_due"],
+            limits=said["limits"],
+        )  # fmt: skip

@@ -45,10 +45,10 @@ class Command(BaseCommand):
         if newest is None:
             raise CommandError(f"There is no plan {product}/{slug} on sale.")
         if action == "cancel":
-            move = PriceMove.objects.filter(to_version=newest, canceled_at=None).first()
-            if move is None or not price_moves.cancel(move=move, actor=options["actor"], now=timezone.now()):
+            planned = PriceMove.objects.filter(to_version=newest, canceled_at=None).first()
+            if planned is None or not price_moves.cancel(move=planned, actor=options["actor"], now=timezone.now()):
                 raise CommandError("No such move is planned.")
-            self.stdout.write(f"{move} is canceled. Who was moved already keeps the new price.")
+            self.stdout.write(f"{planned} is canceled. Who was moved already keeps the new price.")
             return
         found = price_moves.preview(to=newest)
         sign = "-" if found.difference_cents < 0 else "+"
