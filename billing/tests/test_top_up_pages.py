@@ -46,7 +46,7 @@ class TestPage:
         assert "There is no saved card" in visit(owner, account)[1]
         card(shop, account)
         _, shown = visit(owner, account, act="show", **ON)
-        assert "<b>$10.00 is charged within a minute</b>" in shown
+        assert "<b>$10 is charged within a minute</b>" in shown
         assert "Visa ending 4242" in shown
         assert not AutoTopUp.objects.filter(account=account).exists()
         assert "Automatic top-up is on." in visit(owner, account, act="on", **ON)[1]
