@@ -110,7 +110,8 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentFailed:
-    """A payment for a plan failed. ``retry_at``: when it is tried again, ``until``: how long the plan lasts unpaid; None: not known."""
+    """A payment for a plan failed. ``retry_at``: when it is tried again; None: not by itself. ``until``: how long the plan lasts unpaid;
+    None: not known."""
 
     amount_cents: int
     currency: str
@@ -120,14 +121,14 @@ class PaymentFailed:
 
     def letter(self, desk: Desk) -> Letter:
         due = desk.money(self.amount_cents, self.currency)
-        again = f"We try the card again on {desk.at(self.retry_at)}." if self.retry_at else "We try the card again in the next days."
+        again = f"We try the card again on {desk.at(self.retry_at)}. To be sure" if self.retry_at else f"To keep {self.plan}"
         lasts = f"You keep {self.plan} until {desk.at(self.until)}." if self.until else f"You keep {self.plan} meanwhile."
         return Letter(
             subject=f"Your payment to {desk.product.name} did not go through",
             heading="Your payment did not go through",
             paragraphs=(
                 f"We could not take {due} for {self.plan} from your card. {lasts}",
-                f"{again} To be sure, check the card or use another one.",
+                f"{again}, check the card or use another one.",
             ),
             rows=(("Due", due), ("Plan", self.plan), *((("Plan lasts until", desk.at(self.until)),) if self.until else ())),
             button=("Check your card", desk.page("billing")),

@@ -128,7 +128,10 @@ class Dispute:
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """``period`` is that of the subscription which it bills, ``tax`` is inside ``total``. A draft has no number and no pages."""
+    """``period`` is that of the subscription which it bills, ``tax`` is inside ``total``. A draft has no number and no pages.
+
+    ``next_attempt_at`` is when Stripe tries by itself to have it paid; None: it does not.
+    """
 
     id: str
     number: str
@@ -142,6 +145,7 @@ class Invoice:
     period: tuple[datetime, datetime]
     hosted_url: str
     pdf_url: str
+    next_attempt_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,6 +531,7 @@ def _document(found: Obj) -> Invoice:
         period=(_time(min(starts)), _time(max(ends))),
         hosted_url=found["hosted_invoice_url"] or "",
         pdf_url=found["invoice_pdf"] or "",
+        next_attempt_at=_time(found["next_payment_attempt"]) if found["next_payment_attempt"] else None,
     )
 
 

@@ -30,7 +30,14 @@ def of_payment(*, truth: stripe_api.Payment, customer: StripeCustomer, read_numb
     if truth.is_paid and truth.paid:
         _receipt(truth, customer, plan, now)
     elif truth.due and known and plan and known.status in ("past_due", "unpaid") and truth.status not in UNDECIDED:
-        context = {"amount_cents": truth.due, "currency": truth.currency, "plan": plan, "until": known.grace_ends_at}
+        retry_at = truth.invoice.next_attempt_at if truth.invoice else None
+        context = {
+            "amount_cents": truth.due,
+            "currency": truth.currency,
+            "plan": plan,
+            "retry_at": retry_at if retry_at and retry_at > now else None,
+            "until": known.grace_ends_at,
+        }
         mails.queue(account=account, kind=Mail.Kind.PAYMENT_FAILED, key=_source_keys(truth)[0], context=context, now=now)
 
 

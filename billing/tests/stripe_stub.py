@@ -222,6 +222,7 @@ class Stub:
                 "total_taxes": [],
                 "attempted": status in ("open", "paid", "uncollectible"),
                 "due_date": None,
+                "next_payment_attempt": None,
                 "status_transitions": {"finalized_at": None if status == "draft" else item["current_period_start"] + 3_600},
                 "number": None if status == "draft" else f"T-{len(self.objects)}",
                 "period_start": item["current_period_start"],

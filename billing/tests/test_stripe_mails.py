@@ -123,16 +123,30 @@ class TestFailedPayments:
         self, stub: Stub, shop: Account, customer: str, core: PlanVersion
     ) -> None:
         subscription = stub.subscription(customer, "price_core", status="past_due")
-        unpaid = stub.invoice(subscription, 2_500, status="open")
+        unpaid = stub.invoice(subscription, 2_500, status="open", next_payment_attempt=int((NOW + timedelta(days=3)).timestamp()))
         happen(*[("invoice.payment_failed", unpaid), ("customer.subscription.updated", subscription)] * 3)
         until = StripeSubscription.objects.get(pk=subscription["id"]).grace_ends_at
         assert until is not None
         [facts] = mails_of(shop, "payment_failed")
-        assert facts == {"amount_cents": 2_500, "currency": "usd", "plan": "Core", "until": until.isoformat()}
-        assert f"We could not take $25.00 for Core from your card. You keep Core until {until:%-d %B %Y, %H:%M} UTC." in told(shop)
+        again = (NOW + timedelta(days=3)).isoformat()
+        assert facts == {"amount_cents": 2_500, "currency": "usd", "plan": "Core", "retry_at": again, "until": until.isoformat()}
+        text = told(shop)
+        assert f"We could not take $25.00 for Core from your card. You keep Core until {until:%-d %B %Y, %H:%M} UTC." in text
+        assert "We try the card again on 13 January 2026, 00:00 UTC. To be sure, check the card or use another one." in text
         renew(subscription, FEBRUARY, FEBRUARY + 28 * 86_400)
         happen(("invoice.payment_failed", stub.invoice(subscription, 2_500, status="open")))
         assert len(mails_of(shop, "payment_failed")) == 2
+
+    @pytest.mark.parametrize("retry_at", [None, NOW - timedelta(seconds=1)])
+    def test_no_other_attempt_is_promised_where_there_is_none(
+        self, stub: Stub, shop: Account, customer: str, core: PlanVersion, retry_at: datetime | None
+    ) -> None:
+        subscription = stub.subscription(customer, "price_core", status="past_due")
+        attempt = retry_at and int(retry_at.timestamp())
+        happen(("invoice.payment_failed", stub.invoice(subscription, 2_500, status="open", next_payment_attempt=attempt)))
+        text = told(shop)
+        assert "To keep Core, check the card or use another one." in text
+        assert "again" not in text
 
     @pytest.mark.parametrize("status", ["incomplete", "trialing", "active", "canceled"])
     def test_who_is_still_at_the_checkout_or_owes_nothing_is_told_nothing(
