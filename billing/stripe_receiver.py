@@ -112,13 +112,14 @@ def _text(value: Any, most: int) -> str:
 
 
 def store(event: StripeEvent, *, endpoint: str, now: datetime) -> str:
-    """Stores an event once and rings the worker when that is committed. Returns what became of it."""
+    """Stores an event once and rings the worker when that is committed. Returns its state, or ``other_mode`` or ``duplicate``."""
+    outcome = ""
     event.endpoint = endpoint[:80]
     event.received_at = event.next_attempt_at = now
     if event.state == StripeEvent.State.QUARANTINED:
         log.error("stripe event not understood", event_id=event.event_id, why=event.last_error)
     elif event.livemode != settings.STRIPE_LIVE_MODE:
-        event.state = StripeEvent.State.IGNORED
+        event.state, outcome = StripeEvent.State.IGNORED, "other_mode"
         event.last_error = f"Of {'live' if event.livemode else 'test'} mode, which this is not."
         log.error("stripe event of the other mode", event_id=event.event_id, livemode=event.livemode)
     if event.state != StripeEvent.State.PENDING:
@@ -129,7 +130,7 @@ def store(event: StripeEvent, *, endpoint: str, now: datetime) -> str:
         if not known:
             StripeEvent.objects.bulk_create([event], ignore_conflicts=True)
         transaction.on_commit(ring)
-    return "duplicate" if known else str(event.state)
+    return "duplicate" if known else outcome or str(event.state)
 
 
 def ring() -> None:

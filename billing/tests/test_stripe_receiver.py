@@ -111,7 +111,9 @@ class TestGood:
     @pytest.mark.failure(67)
     def test_an_event_of_the_other_mode_is_kept_and_ignored(self) -> None:
         body = text(livemode=True)
-        assert deliver(body).status_code == 200
+        before = stripe_receiver.RECEIVED.labels("other_mode")._value.get()
+        assert [deliver(body).status_code for _ in range(3)] == [200] * 3
+        assert stripe_receiver.RECEIVED.labels("other_mode")._value.get() == before + 1
         stored = StripeEvent.objects.get(event_id=json.loads(body)["id"])
         assert (stored.state, stored.last_error) == ("ignored", "Of live mode, which this is not.")
         assert not configured.STRIPE_LIVE_MODE
