@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
-from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from billing import price_moves
+from billing.management import arguments
 from billing.models import PriceMove
 from pricing.models import PlanVersion
 
@@ -27,10 +27,10 @@ class Command(BaseCommand):
             action = actions.add_parser(name, help=what)
             action.add_argument("plan", metavar="PRODUCT/PLAN", type=_plan)
             if name != "preview":
-                action.add_argument("--actor", required=True, type=_words)
+                action.add_argument("--actor", required=True, type=arguments.words)
             if name == "move":
-                action.add_argument("--from", dest="effective_at", required=True, type=_instant, metavar="TIME")
-                action.add_argument("--reason", required=True, type=_words)
+                action.add_argument("--from", dest="effective_at", required=True, type=arguments.instant, metavar="TIME")
+                action.add_argument("--reason", required=True, type=arguments.words)
 
     def handle(self, *, action: str, **options: Any) -> None:
         if action == "list":
@@ -72,17 +72,3 @@ def _plan(text: str) -> tuple[str, str]:
     if not slash or not product or not slug or "\0" in text:
         raise ArgumentTypeError(f"{text!r} is no plan; write it as product/plan.")
     return product, slug
-
-
-def _words(text: str) -> str:
-    if not 1 <= len(text.strip()) <= 150 or not text.isprintable():
-        raise ArgumentTypeError("write from 1 to 150 printable characters")
-    return text.strip()
-
-
-def _instant(text: str) -> datetime:
-    try:
-        parsed = datetime.fromisoformat(text)
-        return parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise ArgumentTypeError(f"{text!r} is no ISO 8601 time, e.g. 2027-01-01T00:00:00+00:00") from None
