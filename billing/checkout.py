@@ -204,7 +204,7 @@ def subscribe(
             trial_days=trial_days,
             actor=actor,
         )
-        data: dict[str, Any] = {"metadata": {"account": account.public_id}}
+        data: dict[str, Any] = {"metadata": {"account": account.public_id, "checkout": order.public_id}}
         if trial_days:
             data["trial_period_days"] = trial_days
         more = {"mode": "subscription", "line_items": [{"price": price.id, "quantity": quantity}], "subscription_data": data}
@@ -467,20 +467,16 @@ def change_plan(*, account: Account, plan: str, actor: str, now: datetime) -> Ch
         elif way.change.kind == "keep":
             _update(way.live, _restored(way.live, way.truth) | {"cancel_at_period_end": False}, now)
         elif way.change.kind == "upgrade":
+            move = _move(way, actor, keeps_until=way.truth.period[0], now=now)
             if restored := _restored(
                 way.live, way.truth, stripe_subscriptions.waiting(way.live)
             ):  # what is prorated is what was paid for, not what was to come
                 _update(way.live, restored, now)
             terms = {"proration_behavior": "always_invoice", "payment_behavior": "error_if_incomplete", "cancel_at_period_end": False}
-            _update(way.live, {"items": [way.item]} | terms, now)
+            _update(way.live, {"items": [way.item]} | terms, now, before=move.save)
         elif way.change.kind == "downgrade":
-            held = way.held
-            paid_price = coming.from_price_id if (coming := stripe_subscriptions.coming(way.live)) else way.live.price_id
-            change = PlanChange(
-                account=account, subscription_id=way.live.pk, from_version=held, from_price_id=paid_price, to_version=way.change.plan,
-                to_price_id=way.item["price"], keeps_until=way.truth.period[1], actor=actor, created_at=now,
-            )  # fmt: skip
-            _update(way.live, {"items": [way.item], "proration_behavior": "none", "cancel_at_period_end": False}, now, before=change.save)
+            move = _move(way, actor, keeps_until=way.truth.period[1], now=now)
+            _update(way.live, {"items": [way.item], "proration_behavior": "none", "cancel_at_period_end": False}, now, before=move.save)
         return way.change
 
 
@@ -561,6 +557,16 @@ def _decide(account: Account, plan: str, now: datetime) -> _Way:
             f"{version.plan.name} is paid by the {version.interval}: cancel, and subscribe to it when the {held.interval} is over."
         )
     return _Way(Change("downgrade", version, end, 0, cents, version.currency), live, truth, held, item)
+
+
+def _move(way: _Way, actor: str, *, keeps_until: datetime, now: datetime) -> PlanChange:
+    """The row that says which version a change sells; not saved yet."""
+    coming = stripe_subscriptions.coming(way.live)
+    return PlanChange(
+        account=way.live.account, subscription_id=way.live.pk, from_version=way.held,
+        from_price_id=coming.from_price_id if coming else way.live.price_id, to_version=way.change.plan, to_price_id=way.item["price"],
+        keeps_until=keeps_until, actor=actor, created_at=now,
+    )  # fmt: skip
 
 
 def _restored(live: StripeSubscription, truth: stripe_api.Subscription, waiting: PlanChange | None = None) -> dict[str, Any]:

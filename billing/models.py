@@ -678,7 +678,8 @@ class Checkout(models.Model):
 
 
 class PlanChange(models.Model):
-    """A move to a lower plan: its price is at Stripe at once, for the next invoice, and the plan that is paid for is kept until then.
+    """A move to another plan, and the version that was sold. Of a lower plan the price is at Stripe at once, for the next invoice, and the
+    plan that is paid for is kept until then; of a higher one ``keeps_until`` is when the running period began: nothing is kept.
 
     What counts follows from this row and from the price and the period that Stripe says, whatever came when: in a period that began before
     ``keeps_until``, ``to_price_id`` means ``from_version`` still.

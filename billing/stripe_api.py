@@ -60,7 +60,7 @@ class Line:
 @dataclass(frozen=True, slots=True)
 class Subscription:
     """``past_due_since`` is when the first of the payments failed that it owes, where an invoice says so; ``unpaid``: it is in arrears, or
-    ended because it was."""
+    ended because it was; ``checkout``: the public id of our visit that it began with."""
 
     id: str
     customer_id: str
@@ -75,6 +75,7 @@ class Subscription:
     item_id: str = ""
     past_due_since: datetime | None = None
     unpaid: bool = False
+    checkout: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +295,7 @@ def subscription(subscription_id: str) -> Subscription:
         item_id=items[0]["id"],
         past_due_since=_first_failure(subscription_id) if status == "past_due" else None,
         unpaid=status in ("past_due", "unpaid") or (found.get("cancellation_details") or {}).get("reason") == "payment_failed",
+        checkout=(found.get("metadata") or {}).get("checkout", ""),
     )
 
 

@@ -33,9 +33,9 @@ from datetime import datetime, timedelta
 from django.db.models import Q
 
 from accounts import mails
-from accounts.models import Mail
+from accounts.models import Account, Mail
 from billing import ledger, stripe_api, stripe_prices, subscriptions, tiers
-from billing.models import PlanChange, Schedule, StripeCustomer, StripeSubscription, Subscription
+from billing.models import Checkout, PlanChange, Schedule, StripeCustomer, StripeSubscription, Subscription
 from pricing.models import Plan, PlanVersion
 
 ENDED = ("canceled", "incomplete_expired")
@@ -61,6 +61,8 @@ def apply(*, truth: stripe_api.Subscription, customer: StripeCustomer, read_numb
         if mapped is not None:
             agreed = stripe_prices.agreed(product=account.product, price_id=price)
             told = _before_change(truth, price) or _changed_to(truth, price) or agreed
+            if told is None and version is None:
+                told = _sold(truth, account, mapped)
             # Unless somebody chose another one, a version is kept for the whole subscription.
             if told is not None or version is None or version.plan_id != mapped.plan_id:
                 version = told or mapped
@@ -128,6 +130,14 @@ def _changed_to(truth: stripe_api.Subscription, price_id: str) -> PlanVersion | 
     changes = PlanChange.objects.select_related("to_version__plan").order_by("-pk")
     change = changes.filter(subscription_id=truth.id, to_price_id=price_id).first()
     return change.to_version if change else None
+
+
+def _sold(truth: stripe_api.Subscription, account: Account, mapped: PlanVersion) -> PlanVersion | None:
+    """The version that was sold at checkout, where it is of the plan that is subscribed to: Stripe's clock has whole seconds only, and who
+    opened the page before there was a new version pays what it showed."""
+    visit = Checkout.objects.select_related("plan_version__plan").filter(public_id=truth.checkout, account=account).first()
+    bought = visit.plan_version if visit else None
+    return bought if bought is not None and bought.plan_id == mapped.plan_id else None
 
 
 def align(*, customer: StripeCustomer, now: datetime, unpaid: bool = False) -> None:

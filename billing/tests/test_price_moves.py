@@ -13,8 +13,9 @@ from django.utils import timezone
 
 from accounts.models import Account, Mail
 from billing import audit, checkout, price_moves, subscriptions
-from billing.models import PriceMove, StripeSubscription
+from billing.models import Grant, PriceMove, StripeSubscription
 from billing.tests.selling import Shop, double, shop
+from billing.tests.test_stripe_inbox import balance
 from pricing import catalog
 from pricing.models import PlanVersion
 from tests.factories import NANOS, START
@@ -32,7 +33,7 @@ def raise_price(shop: Shop, slug: str = "core", cents: int = 1_200) -> PlanVersi
     shop.prices[slug] = new
     catalog.clear()
     return PlanVersion.objects.create(
-        plan=earlier.plan, version=2, valid_from=timezone.now() - timedelta(seconds=2), rate_card="standard", price_cents=cents,
+        plan=earlier.plan, version=2, valid_from=timezone.now(), rate_card="standard", price_cents=cents,
         included_credit_nanos=15 * NANOS, stripe_price_setting=earlier.stripe_price_setting,
     )  # fmt: skip
 
@@ -59,6 +60,11 @@ def version_of(account: Account) -> int:
     return live.plan_version.version
 
 
+def granted(account: Account) -> list[int]:
+    lots = Grant.objects.defer("expires_at").filter(account=account, source="monthly").order_by("id")
+    return [lot.granted // NANOS for lot in lots]
+
+
 def until(shop: Shop, days: int) -> None:
     """Days of the double's clock go by, with the job every day."""
     for _ in range(days):
@@ -76,6 +82,28 @@ class TestMove:
         until(shop, 33)
         assert (bills(shop, subscription), bills(shop, later)) == ([1_000, 1_000], [1_200, 1_200])
         assert version_of(account) == 1
+
+    def test_who_opened_the_page_at_the_old_price_and_pays_after_the_new_one_came_has_what_was_shown(self, shop: Shop) -> None:
+        account = shop.account()
+        visit = shop.subscribe(account)
+        raise_price(shop)
+        shop.pay(visit)
+        assert shop.settle() == set()
+        subscription = StripeSubscription.objects.get(account=account)
+        assert (bills(shop, subscription), version_of(account), balance(account)) == ([1_000], 1, (10 * NANOS, 0, 0))
+        until(shop, 32)
+        assert (bills(shop, subscription), version_of(account), granted(account)) == ([1_000] * 2, 1, [10, 10])
+
+    def test_who_moves_up_to_a_plan_after_its_new_price_came_has_the_new_terms(self, shop: Shop) -> None:
+        account, subscription = subscriber(shop)
+        shop.client.advance(days=10)
+        assert shop.settle() == set()
+        raise_price(shop, "pro", 3_500)
+        checkout.change_plan(account=account, plan="pro", actor="test", now=timezone.now())
+        assert shop.settle() == set()
+        assert version_of(account) == 2
+        until(shop, 25)
+        assert (bills(shop, subscription)[-1], version_of(account), granted(account)) == (3_500, 2, [10, 15])
 
     def test_each_renewal_from_the_date_on_is_at_the_new_price_and_the_terms_change_with_it(self, shop: Shop) -> None:
         account, subscription = subscriber(shop)

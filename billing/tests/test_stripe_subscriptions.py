@@ -13,7 +13,7 @@ from django.db import transaction
 
 from accounts.models import Account
 from billing import audit, ledger, stripe_inbox, subscriptions
-from billing.models import Grant, LedgerEntry, Schedule, StripeCustomer, StripePayment, StripeSubscription, Subscription, Wallet
+from billing.models import Checkout, Grant, LedgerEntry, Schedule, StripeCustomer, StripePayment, StripeSubscription, Subscription, Wallet
 from billing.tests.stripe_stub import FEBRUARY, JANUARY, MARCH, Obj, Stub, listed, new
 from billing.tests.test_ledger import record
 from billing.tests.test_stripe_inbox import NOW, balance, receive, shop, stub, work
@@ -200,6 +200,22 @@ class TestPlan:
         later = stub.subscription(customer, "price_core", start=FEBRUARY, end=MARCH)
         happen(("customer.subscription.created", later))
         assert StripeSubscription.objects.get(pk=later["id"]).plan_version != core
+
+    def test_a_version_that_began_in_the_second_of_the_sale_is_the_one_that_was_sold(
+        self, stub: Stub, shop: Account, customer: str, core: PlanVersion
+    ) -> None:
+        newer = PlanVersion.objects.create(
+            plan=core.plan, version=2, valid_from=datetime.fromtimestamp(THIS + 0.5, UTC), price_cents=2_900, rate_card="standard",
+            stripe_price_setting="STRIPE_TEST_CORE", included_credit_nanos=30 * NANOS,
+        )  # fmt: skip
+        for account, version in ((shop, newer), (make_account(shop.product), core)):  # a visit of another account says nothing
+            visit = Checkout.objects.create(
+                account=account, plan_version=newer, thing="plan", name="Core", amount_cents=2_900, currency="usd", actor="ada",
+                created_at=NOW,
+            )  # fmt: skip
+            sold = stub.subscription(customer, "price_core", start=THIS, end=NEXT, metadata={"checkout": visit.public_id})
+            happen(("customer.subscription.created", sold))
+            assert StripeSubscription.objects.get(pk=sold["id"]).plan_version == version
 
     @pytest.mark.failure(68)
     def test_a_price_of_no_plan_changes_no_entitlement_and_is_kept_for_staff(
