@@ -17,7 +17,7 @@ from billing import audit, checkout, redirects, subscriptions
 from billing.models import Checkout, Grant, StripeCustomer, StripeEvent, StripeRequest
 from billing.tests.selling import BANK_FAILS, BANK_WORKS, ORIGIN, Shop
 from billing.tests.test_stripe_inbox import balance
-from tests.factories import NANOS
+from tests.factories import NANOS, make_account, make_product
 
 
 def test_a_pack_is_bought_on_the_hosted_page_and_granted_once(shop: Shop) -> None:
@@ -54,6 +54,12 @@ def sessions(shop: Shop, account: Account) -> list[str]:
     """The state of each session that the account's customer has at Stripe."""
     found = shop.client.v1.checkout.sessions.list({"customer": account.stripe_customer.pk, "limit": 100})
     return sorted(str(session.status) for session in found.data)
+
+
+def standing(account: Account) -> tuple[str, str]:
+    live = subscriptions.current(account_id=account.pk)
+    assert live is not None
+    return live.plan_version.plan.slug, str(live.status)
 
 
 class TestWhatIsSold:
@@ -279,6 +285,43 @@ class TestHowItEnds:
         assert shop.subscribe(account, "tried").trial_days == 0
         assert checkout.had_trial(account=account)
         assert not checkout.had_trial(account=shop.account())
+
+    def test_it_is_one_over_all_accounts_of_the_same_owner(self, shop: Shop) -> None:
+        shop.plan("tried", 4_000, 20, rank=5, trial_days=14)
+        ada, bob = (User.objects.create_user(f"{name}-{shop.suffix.lower()}@example.com") for name in ("ada", "bob"))
+        first, second, colleagues = shop.account(owner=ada), shop.account(owner=ada, kind="team"), shop.account(owner=bob, kind="team")
+        Membership.objects.create(account=colleagues, user=ada, role=Membership.Role.ADMIN)
+        shop.pay(shop.subscribe(first, "tried"))
+        assert shop.settle() == set()
+        assert shop.subscribe(second, "tried").trial_days == 0
+        assert shop.subscribe(colleagues, "tried").trial_days == 14  # who only works there had theirs elsewhere
+        elsewhere = make_account(make_product(), owner=ada)
+        assert not checkout.had_trial(account=elsewhere)
+
+    def test_a_trial_becomes_the_paid_plan_with_its_first_included_credit(self, shop: Shop) -> None:
+        shop.plan("tried", 4_000, 20, rank=5, trial_days=14)
+        account = shop.account()
+        shop.pay(shop.subscribe(account, "tried"))
+        assert shop.settle() == set()
+        assert (standing(account), balance(account)) == (("tried", "trialing"), (0, 0, 0))
+        shop.client.advance(days=15)
+        assert shop.settle() == set()
+        assert (standing(account), balance(account)) == (("tried", "active"), (20 * NANOS, 0, 0))
+        assert [lot.source for lot in Grant.objects.defer("expires_at").filter(account=account)] == ["monthly"]
+        assert audit.run() == []
+
+    def test_a_trial_that_is_canceled_ends_with_the_default_plan_and_nothing_paid_or_granted(self, shop: Shop) -> None:
+        shop.plan("tried", 4_000, 20, rank=5, trial_days=14)
+        account = shop.account()
+        shop.pay(shop.subscribe(account, "tried"))
+        assert shop.settle() == set()
+        checkout.cancel(account=account, actor="test", now=timezone.now())
+        assert standing(account) == ("tried", "trialing")  # until the trial is over
+        shop.client.advance(days=15)
+        assert shop.settle() == set()
+        assert (standing(account), balance(account)) == (("free", "active"), (0, 0, 0))
+        assert not Grant.objects.filter(account=account).exists()
+        assert sum(payment.paid for payment in account.stripe_payments.all()) == 0
 
     def test_a_plan_per_member_is_subscribed_for_the_members_there_are(self, shop: Shop) -> None:
         shop.plan("team", 300, 5, rank=6, per_seat=True)
