@@ -21,7 +21,7 @@ from django.db.models import Count, Q
 
 from accounts.models import Account
 from billing import stripe_api, stripe_inbox, stripe_prices, stripe_requests, stripe_subscriptions, subscriptions, tiers
-from billing.models import StripeCustomer, StripeSubscription
+from billing.models import StripeCustomer, StripeSubscription, Subscription
 from pricing.models import Plan, PlanVersion
 
 KIND: Final = "seats"
@@ -45,11 +45,10 @@ class Seats:
         return self.price_cents * max(self.members, 1)
 
 
-def of_account(*, account: Account) -> Seats | None:
-    """None where the account's plan is not paid per member."""
-    live = subscriptions.current(account_id=account.pk)
+def of_account(*, account: Account, live: Subscription | None) -> Seats | None:
+    """None where the ``live`` plan of the account is not paid per member, or by nobody because staff gave it."""
     version = live.plan_version if live else None
-    if live is None or version is None or not version.per_seat or version.price_cents is None:
+    if live is None or live.stripe_id is None or version is None or not version.per_seat or version.price_cents is None:
         return None
     return Seats(
         plan=version.plan.name,

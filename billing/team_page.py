@@ -5,7 +5,6 @@ The page lives here and not in ``accounts``, because what a team may do, and how
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -20,29 +19,12 @@ from django.views.decorators.http import require_http_methods
 
 from accounts import forms, members, pages
 from accounts.models import Account, Invitation, Membership, User
-from billing import features, subscriptions
-from billing.models import Subscription
+from billing import features, seats, subscriptions
 from pricing.models import PlanVersion
 
 FEATURE: Final = "team_collaboration"
 #: More members than this are on further pages nobody has needed yet; the count says how many there are.
 SHOWN: Final = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Seats:
-    """``paid`` seats of a plan that is sold by the seat, and the members who take them."""
-
-    paid: int
-    taken: int
-
-    @property
-    def missing(self) -> int:
-        return max(self.taken - self.paid, 0)
-
-    @property
-    def free(self) -> int:
-        return max(self.paid - self.taken, 0)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -91,7 +73,7 @@ def team(request: HttpRequest, public_id: str) -> HttpResponse:
         "may": may,
         "by_seat": by_seat,
         "feature": feature,
-        "seats": _seats(subscription, account),
+        "seats": seats.of_account(account=account, live=subscription),
     }
     return pages.answer(request, "accounts/team.html", account=account, now=now, context=context)
 
@@ -184,11 +166,3 @@ def _refuse(form: forms.StrictForm, error: members.Refused) -> None:
 
 def _may_change(role: str, membership: Membership, user: User) -> bool:
     return membership.user_id == user.pk or membership.role in members.RANKS[role]
-
-
-def _seats(subscription: Subscription | None, account: Account) -> Seats | None:
-    """None where the plan is not sold by the seat. One that nobody pays for, because staff gave it, has a seat for everybody."""
-    if subscription is None or not subscription.plan_version.per_seat:
-        return None
-    taken = Membership.objects.filter(account=account).count()
-    return Seats(paid=subscription.stripe.quantity if subscription.stripe else taken, taken=taken)

@@ -567,7 +567,11 @@ class TestTeamAccounts:
 
     @pytest.mark.parametrize(
         ("quantity", "others", "words"),
-        [(3, 0, "1 of 3 paid seats is taken, 2 are free"), (1, 0, "1 of 1 paid seat is taken."), (1, 2, "2 people have no paid seat")],
+        [
+            (1, 0, "1 member × $3 = $3 a month for Free. Seats follow"),
+            (3, 0, "1 member × $3 = $3 a month for Free. 3 are paid for now; that follows within minutes."),
+            (1, 2, "3 members × $3 = $9 a month for Free. 1 is paid for now; that follows within minutes."),
+        ],
     )
     def test_paid_seats_are_set_against_members(self, quantity: int, others: int, words: str) -> None:
         account = seated(quantity=quantity)
@@ -575,6 +579,14 @@ class TestTeamAccounts:
             join(account, "member")
         page = re.sub(r"<[^>]+>", "", signed_in(account, "owner").get(f"/a/{account.public_id}/team/").content.decode())
         assert words in " ".join(page.split())
+
+    def test_only_managers_are_told_how_seats_follow_and_a_plan_that_staff_gave_costs_nobody(self) -> None:
+        account = seated(quantity=1)
+        path = f"/a/{account.public_id}/team/"
+        join(account, "member")
+        assert [b"Seats follow members" in signed_in(account, role).get(path).content for role in ("owner", "member")] == [True, False]
+        Subscription.objects.filter(account=account).update(stripe=None)
+        assert b"a month" not in signed_in(account, "owner").get(path).content
 
     def test_a_team_whose_plan_lapsed_keeps_its_people_and_invites_nobody(self) -> None:
         product = factories.make_product(flags={"team_collaboration": False})
@@ -655,7 +667,7 @@ def seated(*, quantity: int) -> Account:
         id=f"sub_{secrets.token_hex(6)}", account=account, status="active", price_id="price_x", quantity=quantity, plan_version=seats,
         anchor_at=NOW, current_period_start=NOW, current_period_end=NOW + timedelta(days=31), started_at=NOW, read_number=1,
     )  # fmt: skip
-    Subscription.objects.filter(account=account).update(plan_version=seats, stripe=paid)
+    Subscription.objects.filter(account=account).update(plan_version=seats, stripe=paid, seats=quantity)
     return account
 
 
