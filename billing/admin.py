@@ -26,22 +26,27 @@ from unfold.views import ChangeList
 
 from accounts.admin import ReasonForm
 from accounts.templatetags.amounts import amount, exact_amount
-from billing import stripe_inbox, stripe_receiver, stripe_requests
+from billing import price_moves, stripe_inbox, stripe_receiver, stripe_requests, top_ups
 from billing.balances import ENDS_AT
 from billing.models import (
+    Agreement,
+    AutoTopUp,
+    CardDecline,
     Checkout,
     Grant,
     Operation,
     PlanChange,
+    PriceMove,
     StripeEvent,
     StripeInvoice,
     StripePayment,
     StripeReconciliation,
     StripeRequest,
     Subscription,
+    TopUp,
 )
 from pricing.admin import CappedPaginator, ReadOnlyAdmin
-from pricing.models import Unit
+from pricing.models import PlanVersion, Unit
 
 for model in apps.get_app_config("djstripe").get_models():  # fifty mirrors of Stripe's objects, which Stripe's own dashboard shows better
     if admin.site.is_registered(model):
@@ -480,7 +485,7 @@ class CheckoutAdmin(ReadOnlyAdmin):
 
 @admin.register(PlanChange)
 class PlanChangeAdmin(ReadOnlyAdmin):
-    """Moves to a lower plan, which wait for the end of a period."""
+    """Moves to another plan; lower ones wait for the end of the period that is paid for."""
 
     list_display = ("created_at", "account", "from_version", "to_version", "keeps_until", "actor")
     list_filter = (within("created_at"), "account__product")
@@ -488,6 +493,196 @@ class PlanChangeAdmin(ReadOnlyAdmin):
     search_fields = ("=subscription_id", "=account__public_id", "=account__external_id")
     search_help_text = "A subscription's id (sub_…), or an account's."
     ordering = ("-created_at", "-pk")
+
+
+class PaidTwice(admin.SimpleListFilter):
+    """The customer paid by hand while a top-up was charged."""
+
+    title = "paid by hand too"
+    parameter_name = "paid_twice"
+    reasons: ClassVar[dict[str, str]] = {"refunded": top_ups.PAID_TWICE, "undecided": top_ups.UNDECIDED}
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("refunded", "Both were paid, the top-up was refunded"), ("undecided", "Both were paid, staff decide")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[TopUp]) -> QuerySet[TopUp]:
+        reason = self.reasons.get(self.value() or "")
+        return queryset.filter(reason=reason) if reason else queryset
+
+
+class OfAccountAdmin(ReadOnlyAdmin):
+    """Found by their account."""
+
+    show_full_result_count = False
+    paginator = CappedPaginator
+    search_fields: tuple[str, ...] = ("=account__public_id", "=account__external_id", "=account__name")
+    search_help_text = "An account's id, the client's own id of it, or its whole name."
+    list_select_related: Any = ("account__product__unit",)
+
+
+@admin.register(TopUp)
+class TopUpAdmin(OfAccountAdmin):
+    """Automatic purchases of credit, and why there were none."""
+
+    list_display = ("created_at", "account", "bought", "amount_", "state_", "reason", "card")
+    list_filter = (within("created_at"), "state", PaidTwice, "account__product")
+    list_select_related = ("account__product__unit", "pack")
+    search_fields = (*OfAccountAdmin.search_fields, "=invoice_id")
+    search_help_text = "An account's id, the client's own id of it, its whole name, or an invoice's id (in_…)."
+    ordering = ("-created_at", "-pk")
+    fields = (
+        "account", "state_", "reason", "bought", "amount_", "credit", "card", "invoice", "by_hand", "day", "created_at", "charged_at",
+        "finished_at", "attempts", "next_attempt_at",
+    )  # fmt: skip
+
+    @display(description="Bought", empty_value="nothing")
+    def bought(self, top_up: TopUp) -> str | None:
+        return f"{top_up.copies} × {top_up.pack.name}" if top_up.pack else None
+
+    @display(description="Charged")
+    def amount_(self, top_up: TopUp) -> str:
+        return _cash(top_up.amount_cents * 10_000_000, top_up.currency)
+
+    @display(description="Credit")
+    def credit(self, top_up: TopUp) -> SafeString:
+        return amount(top_up.credit_nanos, top_up.account.product.unit)
+
+    @display(description="State", label={"pending": "info", "paid": "success", "declined": "danger", "refunded": "warning"})
+    def state_(self, top_up: TopUp) -> tuple[str, str]:
+        return top_up.state, top_up.get_state_display()
+
+    @display(description="Invoice", empty_value="none")
+    def invoice(self, top_up: TopUp) -> SafeString | None:
+        known = StripeInvoice.objects.filter(pk=top_up.invoice_id).exists()
+        return link("billing_stripeinvoice", top_up.invoice_id, top_up.invoice_id) if known else top_up.invoice_id or None
+
+    @display(description="Paid by hand meanwhile", empty_value="nothing")
+    def by_hand(self, top_up: TopUp) -> SafeString | None:
+        theirs = top_ups.paid_by_hand(top_up)
+        return link("billing_checkout", theirs.pk, theirs) if theirs else None
+
+
+@admin.register(AutoTopUp)
+class AutoTopUpAdmin(OfAccountAdmin):
+    """What customers chose for themselves: when to buy, what, and how much a day."""
+
+    list_display = ("account", "is_on", "threshold", "pack", "daily_cap", "changed_at", "changed_by")
+    list_filter = ("enabled", "account__product")
+    ordering = ("-changed_at",)
+    fields = ("account", "is_on", "threshold", "pack", "daily_cap", "today", "declines", "changed_at", "changed_by", "look_again_at")
+
+    @display(description="Is", label={"on": "success", "off": "info"})
+    def is_on(self, rule: AutoTopUp) -> str:
+        return "on" if rule.enabled else "off"
+
+    @display(description="Below")
+    def threshold(self, rule: AutoTopUp) -> SafeString:
+        return amount(rule.threshold_nanos, rule.account.product.unit)
+
+    @display(description="At most a day (UTC)")
+    def daily_cap(self, rule: AutoTopUp) -> str:
+        return top_ups.dollars(rule.daily_cap_cents)
+
+    @display(description="Of it today")
+    def today(self, rule: AutoTopUp) -> str:
+        return top_ups.dollars(top_ups.spent_cents(rule.account, now=timezone.now()))
+
+    @display(description="Declined cards", empty_value="none")
+    def declines(self, rule: AutoTopUp) -> str | None:
+        found = CardDecline.objects.filter(account_id=rule.account_id, declines__gt=0).order_by("pk")
+        told = [
+            f"{each.declines} in a row, {f'tried again at {each.retry_at:%Y-%m-%d %H:%M} UTC' if each.retry_at else 'not tried again'}"
+            for each in found
+        ]
+        return "; ".join(told) or None
+
+
+@admin.register(Agreement)
+class AgreementAdmin(OfAccountAdmin):
+    """Terms of one customer. They are agreed on the account's page."""
+
+    list_display = ("created_at", "account", "terms", "price", "collection", "state", "actor", "reason")
+    list_filter = (within("created_at"), "collection", ("last_error", admin.EmptyFieldListFilter), "account__product")
+    list_select_related = ("account__product__unit", "plan_version__plan__product")
+    ordering = ("-pk",)
+    fields = (
+        "account", "terms", "price", "credit", "collection", "days_until_due", "state", "last_error", "next_attempt_at", "actor", "reason",
+        "created_at",
+    )  # fmt: skip
+
+    @display(description="Terms")
+    def terms(self, agreement: Agreement) -> SafeString:
+        return link("pricing_plan", agreement.plan_version.plan_id, agreement.plan_version)
+
+    @display(description="Price")
+    def price(self, agreement: Agreement) -> str:
+        return _price(agreement.plan_version)
+
+    @display(description="Credit in it")
+    def credit(self, agreement: Agreement) -> SafeString:
+        return amount(agreement.plan_version.included_credit_nanos, agreement.account.product.unit)
+
+    @display(description="State", label={"in force": "success", "on its way to Stripe": "info", "refused by Stripe": "danger"})
+    def state(self, agreement: Agreement) -> str:
+        if agreement.next_attempt_at is not None:
+            return "on its way to Stripe"
+        return "refused by Stripe" if agreement.last_error else "in force"
+
+
+@admin.register(PriceMove)
+class PriceMoveAdmin(ReadOnlyAdmin):
+    """New prices for those who subscribe already; they are planned by ``manage.py plan_price``."""
+
+    list_display = ("created_at", "to_version", "price", "effective_at", "state", "actor", "reason")
+    list_filter = (within("created_at"), "to_version__plan__product")
+    list_select_related = ("to_version__plan__product",)
+    search_fields = ("=to_version__plan__slug",)
+    search_help_text = "A plan's slug."
+    ordering = ("-pk",)
+    actions = ("cancel",)
+    fields = ("to_version", "price", "effective_at", "state", "to_come", "actor", "reason", "created_at", "canceled_by", "canceled_at")
+
+    @display(description="New price")
+    def price(self, move: PriceMove) -> str:
+        return _price(move.to_version)
+
+    @display(description="State", label={"canceled": "", "being announced": "info", "announced": "success"})
+    def state(self, move: PriceMove) -> str:
+        if move.canceled_at is not None:
+            return "canceled"
+        return "announced" if move.announced_to is None else "being announced"
+
+    @display(description="To come")
+    def to_come(self, move: PriceMove) -> str:
+        return price_moves.preview(to=move.to_version).sentence if move.canceled_at is None else "nothing"
+
+    def has_decide_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("billing.change_pricemove")
+
+    @action(description="Cancel…", permissions=["decide"])
+    def cancel(self, request: HttpRequest, chosen: QuerySet[PriceMove]) -> HttpResponse | None:
+        """Who was moved already keeps the new price."""
+        form = ReasonForm(request.POST if "confirm" in request.POST else None)
+        if form.is_valid():
+            with transaction.atomic():
+                canceled = [each for each in chosen if price_moves.cancel(move=each, actor=request.user.get_username(), now=timezone.now())]
+                for each in canceled:
+                    self.log_change(request, each, f"Canceled: {form.cleaned_data['reason']}")
+            self.message_user(request, f"Canceled: {len(canceled)}.", messages.SUCCESS)
+            return None
+        context: dict[str, Any] = self.admin_site.each_context(request) | {
+            "title": "Cancel price moves",
+            "opts": self.opts,
+            "moves": [(move, self.price(move), self.to_come(move)) for move in chosen],
+            "form": form,
+            "checkbox": ACTION_CHECKBOX_NAME,
+        }
+        return TemplateResponse(request, "admin/billing/cancel_moves.html", context)
+
+
+def _price(version: PlanVersion) -> str:
+    per = " a member" if version.per_seat else ""
+    return f"{_cents(version.price_cents or 0, version.currency)} a {version.interval}{per}"
 
 
 def _cash(nanos: int, currency: str) -> str:

@@ -49,6 +49,14 @@ class Preview:
     seats: int
     difference_cents: int
     currency: str
+    interval: str
+
+    @property
+    def sentence(self) -> str:
+        """The same for staff."""
+        sign, cents = "-" if self.difference_cents < 0 else "+", abs(self.difference_cents)
+        difference = f"{sign}{cents // 100}.{cents % 100:02} {self.currency} each {self.interval}"
+        return f"{self.subscriptions} subscriptions, {self.seats} seats, {difference}"
 
 
 def preview(*, to: PlanVersion) -> Preview:
@@ -56,7 +64,7 @@ def preview(*, to: PlanVersion) -> Preview:
     found = _concerned(to).aggregate(
         seats=Sum("quantity"), difference=Sum((to.price_cents or 0) * F("quantity") - F("plan_version__price_cents") * F("quantity"))
     )
-    return Preview(_concerned(to).count(), found["seats"] or 0, found["difference"] or 0, to.currency)
+    return Preview(_concerned(to).count(), found["seats"] or 0, found["difference"] or 0, to.currency, to.interval)
 
 
 def plan(*, to: PlanVersion, effective_at: datetime, actor: str, reason: str, now: datetime) -> PriceMove:

@@ -28,7 +28,7 @@ from typing import Any, Final
 import stripe
 import structlog
 from django.db import IntegrityError, transaction
-from django.db.models import F, OuterRef, Q, Subquery, Sum
+from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 from prometheus_client import Counter
 
@@ -51,6 +51,7 @@ FIRST_DELAY = timedelta(seconds=30)
 LONGEST_DELAY = timedelta(hours=1)
 KIND: Final = "top_up"
 PAID_TWICE: Final = "You were paying by hand at the same moment, so this one was given back."
+UNDECIDED: Final = "You were paying by hand at the same moment. We have been told, and see to it."
 
 #: Why top-ups of an account's product are switched off; empty where they are not.
 Stopped = Callable[[int], str]
@@ -409,35 +410,47 @@ def _end(top_up: TopUp, why: str, now: datetime) -> None:
 def _look_back(top_up: TopUp, now: datetime) -> None:
     """Where the customer paid by hand while we charged, theirs settles and ours is given back; what was open then is expired."""
     account = top_up.account
-    while_charging = Checkout.objects.filter(account=account, pack__isnull=False, created_at__gte=top_up.created_at)
-    while_charging = while_charging.filter(created_at__lte=top_up.charged_at)
+    while_charging = _while_charging(top_up)
     if while_charging.filter(state=Checkout.State.OPEN).exists():
         for visit in checkout.expire_open(account=account, now=now):
             if visit.session_id:
                 stripe_inbox.look_at(session=visit.session_id, now=now)
         if while_charging.filter(state=Checkout.State.OPEN).exists():
             return  # the bank takes its time over theirs: looked at again
-    theirs = while_charging.filter(state=Checkout.State.PAID).first()
-    if theirs is not None and top_up.state == TopUp.State.PAID:
-        _give_back(top_up, theirs, now)
+    theirs, reason = paid_by_hand(top_up), ""
+    if theirs is not None:
+        reason = PAID_TWICE if top_up.state == TopUp.State.REFUNDED or _give_back(top_up, theirs, now) else UNDECIDED
     with transaction.atomic():
-        TopUp.objects.filter(pk=top_up.pk).update(next_attempt_at=None, reason=PAID_TWICE if theirs else "")
+        TopUp.objects.filter(pk=top_up.pk).update(next_attempt_at=None, reason=reason)
         CardDecline.objects.filter(account=account, fingerprint=top_up.fingerprint).update(declines=0, retry_at=None)
         AutoTopUp.objects.filter(account=account).update(look_again_at=now)
     top_up.refresh_from_db()
     ENDED.labels(top_up.state).inc()
 
 
-def _give_back(top_up: TopUp, theirs: Checkout, now: datetime) -> None:
+def paid_by_hand(top_up: TopUp) -> Checkout | None:
+    """What the customer bought by hand and paid while the top-up was charged; None before that, and where it was nothing."""
+    return _while_charging(top_up).filter(state=Checkout.State.PAID).first() if top_up.charged_at else None
+
+
+def _while_charging(top_up: TopUp) -> QuerySet[Checkout]:
+    assert top_up.charged_at is not None
+    began = Checkout.objects.filter(account_id=top_up.account_id, pack__isnull=False, created_at__gte=top_up.created_at)
+    return began.filter(created_at__lte=top_up.charged_at)
+
+
+def _give_back(top_up: TopUp, theirs: Checkout, now: datetime) -> bool:
+    """False where there is no payment to give back, and staff decide."""
     intent_id = stripe_api.bill(top_up.invoice_id).intent_id
     if intent_id is None:
         log.error(
             "paid by hand and by top-up out of the customer's credit at stripe: staff decide", top_up=str(top_up.pk), visit=theirs.public_id
         )
-        return
+        return False
     _send(top_up, "refund", "/v1/refunds", {"payment_intent": intent_id, "reason": "duplicate"}, now)
     stripe_inbox.look_at(invoice=top_up.invoice_id, now=now)
     log.error("paid by hand and by top-up: the top-up was refunded", top_up=str(top_up.pk), visit=theirs.public_id)
+    return True
 
 
 def _skip(account: Account, why: str, again_at: datetime, now: datetime) -> None:

@@ -331,6 +331,26 @@ class TestByHand:
         assert audit.run() == []
         assert Checkout.objects.get(account=account).state == "paid"
 
+    @pytest.mark.failure(73)
+    def test_what_the_customers_credit_at_stripe_paid_twice_is_for_staff_to_decide(
+        self, shop: Shop, account: Account, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        turn_on(shop, account)
+        charge = top_ups._charge
+
+        def paid_meanwhile(top_up: TopUp, now: datetime) -> None:
+            shop.pay(shop.buy(account, "large"))
+            shop.client.v1.customers.update(account.stripe_customer.pk, {"balance": -5_000})
+            charge(top_up, timezone.now())
+
+        monkeypatch.setattr(top_ups, "_charge", paid_meanwhile)
+        run()
+        monkeypatch.undo()
+        assert shop.settle() == set()
+        made = last(account)
+        assert (made.state, made.reason, made.next_attempt_at) == ("paid", top_ups.UNDECIDED, None)
+        assert shop.client.v1.refunds.list().data == []
+
 
 class TestWhyNot:
     def test_without_a_card_by_a_switch_or_without_stripe_nothing_is_charged_and_the_reason_is_kept(

@@ -51,12 +51,7 @@ class Command(BaseCommand):
             self.stdout.write(f"{planned} is canceled. Who was moved already keeps the new price.")
             return
         found = price_moves.preview(to=newest)
-        sign = "-" if found.difference_cents < 0 else "+"
-        cents = abs(found.difference_cents)
-        self.stdout.write(
-            f"{newest}: {found.subscriptions} subscriptions, {found.seats} seats,"
-            f" {sign}{cents // 100}.{cents % 100:02} {found.currency} each {newest.interval}"
-        )
+        self.stdout.write(f"{newest}: {found.sentence}")
         if action == "move":
             try:
                 move = price_moves.plan(
