@@ -52,10 +52,11 @@ bench:  ## The measurements of docs/performance.md, about ten minutes: make benc
 	$(call install,requirements-bench.txt)
 	@SECONDS=$(or $(SECONDS),2) SCALE=$(or $(SCALE),6) $(PY) -m benchmarks
 
-soak:  ## Clients at work while all beneath them is killed, then a recount: make soak SECONDS=600; what Stripe sends: make soak SUITE=webhooks
+soak:  ## Clients at work while all beneath them is killed, then all that Stripe may send: make soak SECONDS=600 DELIVERIES=100000 SEED=1
 	$(call install,requirements.txt)
 	$(call install,requirements-dev.txt)
-	@exec $(PY) -m tests.$(or $(SUITE),torture) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+	@$(PY) -m tests.torture --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+	@$(PY) -m tests.webhooks --deliveries $(or $(DELIVERIES),100000) $(if $(SEED),--seed $(SEED))
 
 mutants:  ## Plant known bugs in a copy, one at a time; a test must notice each: make mutants ONLY="burn"
 	$(call install,requirements.txt)

@@ -1,4 +1,4 @@
-"""``make soak SUITE=webhooks`` in short, and what it judges by: shown another end, it says so."""
+"""The second half of ``make soak`` in short, and what it judges by: shown another end, it says so."""
 
 from __future__ import annotations
 

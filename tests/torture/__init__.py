@@ -1,4 +1,4 @@
-"""``make soak``: clients at work through the real Python face while everything beneath them is killed, and a recount afterwards.
+"""The first half of ``make soak``: clients at work through the Python face while all beneath them is killed, and a recount.
 
     world      a database with three products, some hot accounts that everybody works on and some that run dry
     worker     one client: writes an operation down before it sends it and once it was answered; asks again until it is

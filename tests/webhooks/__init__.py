@@ -1,4 +1,4 @@
-"""``make soak SUITE=webhooks``: what comes in from Stripe, in random orders and among a flood of what must change nothing.
+"""The second half of ``make soak``: what comes in from Stripe, in random orders and among a flood of what must change nothing.
 
 lives      five customers of the Stripe double, what happens to them there, and what each has in the end
 stripe_at  the double as it was after any of these things, over HTTP
