@@ -552,7 +552,7 @@ class TopUpAdmin(OfAccountAdmin):
         return top_up.state, top_up.get_state_display()
 
     @display(description="Invoice", empty_value="none")
-    def invoice(self, top_up: TopUp) -> SafeString | None:
+    def invoice(self, top_up: TopUp) -> SafeString | str | None:
         known = StripeInvoice.objects.filter(pk=top_up.invoice_id).exists()
         return link("billing_stripeinvoice", top_up.invoice_id, top_up.invoice_id) if known else top_up.invoice_id or None
 

@@ -108,7 +108,7 @@ class TestMove:
     def test_each_renewal_from_the_date_on_is_at_the_new_price_and_the_terms_change_with_it(self, shop: Shop) -> None:
         account, subscription = subscriber(shop)
         version = raise_price(shop)
-        assert price_moves.preview(to=version) == price_moves.Preview(1, 1, 200, "usd")
+        assert price_moves.preview(to=version) == price_moves.Preview(1, 1, 200, "usd", "month")
         move(version, subscription.current_period_end + timedelta(days=5))  # after the first renewal
         price_moves.go_on(now=shop.now())
         price_moves.go_on(now=shop.now())
