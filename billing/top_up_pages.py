@@ -18,8 +18,8 @@ from django.views.decorators.http import require_http_methods
 from accounts import pages
 from accounts.models import Account
 from billing import stripe_api, top_up_api, top_ups
-from billing.models import AutoTopUp, TopUp
-from pricing import catalog
+from billing.models import AutoTopUp, CardDecline, TopUp
+from pricing import catalog, words
 from pricing.models import CreditPack
 
 SHOWN: Final = 50
@@ -57,7 +57,9 @@ class TopUpForm(forms.Form):
 
     def __init__(self, *args: Any, packs: list[CreditPack], unit: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["pack"].choices = [(pack.slug, f"{pack.name}, {top_ups.dollars(pack.price_cents)} each") for pack in packs]  # type: ignore[attr-defined]
+        self.fields["pack"].choices = [
+            (pack.slug, f"{pack.name}, {words.money(pack.price_cents, currency=pack.currency)} each") for pack in packs
+        ]  # type: ignore[attr-defined]
         self.fields["threshold"].help_text = f"In {unit}. As many packs are bought as bring you above it."
 
 
@@ -112,6 +114,7 @@ def top_up(request: HttpRequest, public_id: str) -> HttpResponse:
             copies=copies, price_cents=preview.price_cents, spent_cents=spent, cap_cents=said["daily_cap"]
         )
     context = {
+        "declined": CardDecline.objects.filter(account=account, fingerprint=card.fingerprint, declines__gt=0).first() if card else None,
         "rule": rule,
         "chosen": chosen,
         "rows": [(row, names.get(row.pack_id or 0, "")) for row in rows],

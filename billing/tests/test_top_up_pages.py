@@ -61,8 +61,13 @@ class TestPage:
     def test_why_a_card_was_declined_is_read_and_it_is_tried_again(self, shop: Shop, owner: User, account: Account) -> None:
         turn_on(shop, account, method=BAD_CARD)
         run()
-        assert "Your card was declined." in visit(owner, account)[1]
-        visit(owner, account, act="retry")
+        shown = visit(owner, account)[1]
+        assert "Your card was declined." in shown
+        assert "was declined.</b> It is tried again from" in shown
+        assert 'value="retry"' in shown
+        CardDecline.objects.filter(account=account).update(declines=3, retry_at=None)
+        assert "declined 3 times in a row.</b> It is not tried again by itself" in visit(owner, account)[1]
+        assert 'value="retry"' not in visit(owner, account, act="retry")[1]
         assert CardDecline.objects.get(account=account).declines == 0
 
     def test_members_look_and_only_owners_and_admins_choose(self, shop: Shop, owner: User, account: Account) -> None:
