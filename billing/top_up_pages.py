@@ -57,9 +57,8 @@ class TopUpForm(forms.Form):
 
     def __init__(self, *args: Any, packs: list[CreditPack], unit: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["pack"].choices = [
-            (pack.slug, f"{pack.name}, {words.money(pack.price_cents, currency=pack.currency)} each") for pack in packs
-        ]  # type: ignore[attr-defined]
+        sold = [(pack.slug, f"{pack.name}, {words.money(pack.price_cents, currency=pack.currency)} each") for pack in packs]
+        self.fields["pack"].choices = sold  # type: ignore[attr-defined]
         self.fields["threshold"].help_text = f"In {unit}. As many packs are bought as bring you above it."
 
 
