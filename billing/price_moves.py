@@ -23,7 +23,7 @@ from django.db.models import F, QuerySet, Sum
 
 from accounts import mails
 from accounts.models import Mail
-from billing import stripe_api, stripe_inbox, stripe_prices, stripe_requests, subscriptions
+from billing import stripe_api, stripe_inbox, stripe_prices, stripe_requests, stripe_subscriptions, subscriptions
 from billing.models import PlanChange, PriceMove, StripeSubscription
 from pricing.models import PlanVersion
 
@@ -162,13 +162,16 @@ def _move(move: PriceMove, subscribed: StripeSubscription, now: datetime) -> boo
     if truth.period[1] != subscribed.current_period_end or truth.items[0][0] != subscribed.price_id:
         return False  # it has changed meanwhile; its event is on the way
     address = f"/v1/subscriptions/{subscribed.pk}"
+    if stripe_requests.under_way(changes=address, beside=KIND):
+        return False  # what somebody has chosen comes first
+    downgrade = stripe_subscriptions.coming(subscribed)  # what it keeps until the renewal it goes on keeping
     with transaction.atomic():
         assert subscribed.plan_version is not None
         PlanChange.objects.create(
             account=subscribed.account,
             subscription_id=subscribed.pk,
-            from_version=subscribed.plan_version,
-            from_price_id=subscribed.price_id,
+            from_version=downgrade.from_version if downgrade else subscribed.plan_version,
+            from_price_id=downgrade.from_price_id if downgrade else subscribed.price_id,
             to_version=to,
             to_price_id=price_id,
             keeps_until=truth.period[1],

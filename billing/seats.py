@@ -21,7 +21,7 @@ from django.db.models import Count, Q
 
 from accounts.models import Account
 from billing import stripe_api, stripe_inbox, stripe_prices, stripe_requests, stripe_subscriptions, subscriptions, tiers
-from billing.models import StripeCustomer, StripeSubscription, Subscription
+from billing.models import PlanChange, StripeCustomer, StripeSubscription, Subscription
 from pricing.models import Plan, PlanVersion
 
 KIND: Final = "seats"
@@ -88,22 +88,36 @@ def _follow(subscribed: StripeSubscription, members: int, now: datetime) -> None
     price_id = _price(subscribed, due)
     if price_id is None or (price_id, quantity) == (subscribed.price_id, subscribed.quantity):
         return
+    address = f"/v1/subscriptions/{subscribed.pk}"
+    if stripe_requests.under_way(changes=address, beside=KIND):
+        return  # what somebody has chosen comes first
     truth = stripe_api.subscription(subscribed.pk)
     if truth.items == [(price_id, quantity)]:
         return  # it was changed already, and its event is on the way
-    change: dict[str, Any] = {
-        "items": [{"id": truth.item_id, "price": price_id, "quantity": quantity}],
-        "proration_behavior": "create_prorations",
-    }
-    request = stripe_requests.ask(
-        key=f"seats:{subscribed.pk}:{price_id}:{quantity}:{subscribed.read_number}",
-        kind=KIND,
-        path=f"/v1/subscriptions/{subscribed.pk}",
-        changes=f"/v1/subscriptions/{subscribed.pk}",
-        params=change,
-        account=subscribed.account,
-        now=now,
-    )
+    item: dict[str, Any] = {"id": truth.item_id, "quantity": quantity}
+    with transaction.atomic():
+        if price_id != subscribed.price_id:
+            item["price"] = price_id
+            PlanChange.objects.create(
+                account=subscribed.account,
+                subscription_id=subscribed.pk,
+                from_version=subscribed.plan_version,
+                from_price_id=subscribed.price_id,
+                to_version=due,
+                to_price_id=price_id,
+                keeps_until=truth.period[0],
+                actor=subscriptions.SYSTEM,
+                created_at=now,
+            )
+        request = stripe_requests.ask(
+            key=f"seats:{subscribed.pk}:{price_id}:{quantity}:{subscribed.read_number}",
+            kind=KIND,
+            path=address,
+            changes=address,
+            params={"items": [item], "proration_behavior": "create_prorations"},
+            account=subscribed.account,
+            now=now,
+        )
     stripe_requests.send(request, now=now)
     stripe_inbox.look_at(subscription=subscribed.pk, now=now)
 

@@ -1,9 +1,10 @@
 """What we ask Stripe to change: every call that changes something there is a row first.
 
-    ask      writes the row, in the caller's transaction
-    send     sends it, outside of any transaction, and keeps the answer
-    sweep    sends again what was left without an answer: a crash, a cut line, a Stripe that was away
-    retry    staff's "try again" for what was handed to them
+    ask        writes the row, in the caller's transaction
+    under_way  whether another change of an object has no answer yet
+    send       sends it, outside of any transaction, and keeps the answer
+    sweep      sends again what was left without an answer: a crash, a cut line, a Stripe that was away
+    retry      staff's "try again" for what was handed to them
 
 The row's key is Stripe's idempotency key, so a request that is sent twice happens once, and both are given the first answer. Stripe keeps
 keys for 24 hours, and keeps a failure (500) as well. What is then still unknown is looked up: whatever a request creates carries the key in
@@ -23,7 +24,7 @@ from typing import Any, Final
 import stripe
 import structlog
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Q
 
 from accounts.models import Account
 from billing import stripe_api
@@ -77,9 +78,9 @@ def ask(
 ) -> StripeRequest:
     """The row of the request with this key, written if there was none; one that exists is returned as it is, whatever else is passed.
 
-    ``path`` is where it is posted to. ``changes`` is the address of the object that it changes: such a request makes every earlier one of
-    its kind that has no answer yet and would change the same object obsolete, the last word counts. Without it the request creates one, and
-    is given the key as metadata.
+    ``path`` is where it is posted to. ``changes`` is the address of the object that it changes: such a request makes every earlier one that
+    has no answer yet and would change the same object obsolete, if it is of its kind or sets one of the same parameters: the last word
+    counts. Without it the request creates one, and is given the key as metadata.
 
     ``key`` is unique in the world, as the public ids of our rows are and their numbers are not: several installations may share an account
     at Stripe.
@@ -100,9 +101,16 @@ def ask(
             },
         )
         if new and changes:
-            earlier = StripeRequest.objects.filter(kind=kind, changes=changes, state__in=[State.PENDING, State.STUCK], pk__lt=request.pk)
-            earlier.update(state=State.REFUSED, last_error=f"Made obsolete by {key}.", finished_at=now)
+            earlier = StripeRequest.objects.filter(changes=changes, state__in=[State.PENDING, State.STUCK], pk__lt=request.pk)
+            earlier.filter(Q(kind=kind) | Q(params__has_any_keys=list(params))).update(
+                state=State.REFUSED, last_error=f"Made obsolete by {key}.", finished_at=now
+            )
     return request
+
+
+def under_way(*, changes: str, beside: str) -> bool:
+    """Whether a change of this object that is not of the kind ``beside`` has no answer yet: what follows by itself waits for it."""
+    return StripeRequest.objects.filter(changes=changes, state=State.PENDING).exclude(kind=beside).exists()
 
 
 def send(request: StripeRequest, *, now: datetime) -> stripe_api.Obj:

@@ -210,3 +210,16 @@ class TestRefusals:
         assert "is planned" in said("move", name, "--from", at, "--actor", "ann", "--reason", "margin")
         assert "by ann: margin; 1 to come" in said("list")
         assert "is canceled" in said("cancel", name, "--actor", "ann")
+
+
+def test_a_downgrade_to_come_keeps_its_plan_though_the_price_that_it_goes_to_is_moved(shop: Shop) -> None:
+    account, subscription = subscriber(shop, "pro")
+    checkout.change_plan(account=account, plan="core", actor="test", now=timezone.now())
+    version = raise_price(shop)
+    move(version, subscription.current_period_end - timedelta(days=1))
+    until(shop, 29)
+    live = subscriptions.current(account_id=account.pk)
+    assert live is not None
+    assert live.plan_version.plan.slug == "pro"
+    until(shop, 4)
+    assert (bills(shop, subscription), version_of(account)) == ([3_000, 1_200], 2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from django.utils import timezone
 
 from accounts.models import Account, Membership, User
-from billing import audit, seats, subscriptions, tasks
+from billing import audit, checkout, seats, stripe_requests, subscriptions, tasks
 from billing.models import Grant, StripeRequest, StripeSubscription
 from billing.tests.selling import Shop, double, shop
 from pricing.models import Plan
@@ -150,3 +152,37 @@ class TestFaces:
         before = shop.client.events()
         assert seats.follow(after="", now=timezone.now(), limit=1) in (None, *StripeSubscription.objects.values_list("pk", flat=True))
         assert (paid(shop, subscription), shop.client.events()) == (("core", 1), before)
+
+
+class TestBesidesACustomer:
+    @pytest.mark.failure(74)
+    def test_a_number_that_was_never_answered_does_not_take_a_later_upgrade_back(self, shop: Shop) -> None:
+        shop.plan("big", 900, 50, rank=13, per_seat=True)
+        team = shop.account(kind="team")
+        join(team, 2)
+        subscription = subscribed(shop, team, "org_member")
+        join(team)
+        shop.client.control("POST", "/fault", mode="dead_before", method="POST", path="/v1/subscriptions")
+        tasks.follow_members()
+        shop.client.control("DELETE", "/fault")
+        assert StripeRequest.objects.get(account=team, kind="seats").state == "pending"
+        checkout.change_plan(account=team, plan="big", actor="test", now=timezone.now())
+        stripe_requests.sweep(now=timezone.now() + timedelta(hours=1))
+        assert shop.settle() == set()
+        assert paid(shop, subscription) == ("big", 3)
+
+    @pytest.mark.failure(74)
+    def test_it_waits_for_the_answer_to_what_a_customer_has_chosen(self, shop: Shop) -> None:
+        shop.plan("big", 900, 50, rank=13, per_seat=True)
+        team = shop.account(kind="team")
+        subscription = subscribed(shop, team, "org_member")
+        shop.client.control("POST", "/fault", mode="dead_before", method="POST", path="/v1/subscriptions")
+        with pytest.raises(checkout.Unavailable):
+            checkout.change_plan(account=team, plan="big", actor="test", now=timezone.now())
+        shop.client.control("DELETE", "/fault")
+        join(team, 3)
+        tasks.follow_members()
+        stripe_requests.sweep(now=timezone.now() + timedelta(hours=1))
+        assert shop.settle() == set()
+        tasks.follow_members()
+        assert paid(shop, subscription) == ("big", 3)
