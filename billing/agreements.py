@@ -23,7 +23,7 @@ from django.db import transaction
 from django.db.models import Q
 
 from accounts.models import Account
-from billing import ledger, stripe_api, stripe_customers, stripe_inbox, stripe_requests, stripe_subscriptions, subscriptions
+from billing import checkout, ledger, stripe_api, stripe_customers, stripe_inbox, stripe_requests, stripe_subscriptions, subscriptions
 from billing.models import Agreement, Schedule, StripePrice, StripeSubscription
 from pricing import catalog
 from pricing.models import Entitlement, Plan, PlanVersion
@@ -144,7 +144,7 @@ def go_on(*, now: datetime) -> int:
             _subscribe(agreement, now)
         except stripe_requests.Refused as error:
             _stop(agreement, str(error))
-        except (stripe_requests.Unanswered, stripe.StripeError) as error:
+        except (checkout.Refusal, stripe_requests.Unanswered, stripe.StripeError) as error:
             Agreement.objects.filter(pk=agreement.pk).update(last_error=str(error)[:500], next_attempt_at=now + stripe_requests.LEASE)
         else:
             Agreement.objects.filter(pk=agreement.pk).update(last_error="", next_attempt_at=None)
@@ -204,8 +204,9 @@ def _start(account: Account, version: PlanVersion, agreement: Agreement, now: da
 
 def _subscribe(agreement: Agreement, now: datetime) -> None:
     """The price of the agreed version at Stripe, and the account's subscription at that price."""
-    version, account = agreement.plan_version, agreement.account
+    account = agreement.account
     price = _price(agreement, now)
+    checkout.expire_open(account=account, now=now)  # what was paid there is known then, and nothing more is subscribed to there
     live = StripeSubscription.objects.filter(account=account).exclude(status__in=stripe_subscriptions.ENDED).order_by("-started_at").first()
     collected: dict[str, Any] = {"collection_method": "charge_automatically"}
     if agreement.collection == Agreement.Collection.INVOICE:
@@ -228,11 +229,12 @@ def _subscribe(agreement: Agreement, now: datetime) -> None:
         item = {"id": stripe_api.subscription(live.pk).item_id, "price": price, "quantity": 1}
         request = stripe_requests.ask(
             key=f"{agreement.key}:change", kind=f"{KIND}_change", path=address, changes=address,
-            params={"items": [item], "proration_behavior": "create_prorations", "cancel_at_period_end": False}, account=account, now=now,
+            params={"items": [item], "proration_behavior": "create_prorations", "cancel_at_period_end": False} | collected, account=account,
+            now=now,
         )  # fmt: skip
         stripe_requests.send(request, now=now)
     stripe_inbox.look_at(subscription=subscription_id, now=now)
-    log.info("agreed terms are at stripe", account=account.public_id, plan=str(version), subscription=subscription_id)
+    log.info("agreed terms are at stripe", account=account.public_id, plan=str(agreement.plan_version), subscription=subscription_id)
 
 
 def _price(agreement: Agreement, now: datetime) -> str:

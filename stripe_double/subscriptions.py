@@ -41,17 +41,13 @@ def begin(store: Store, p: Params, customer: Obj, items: list[Obj] | None = None
     subscription["invoice_settings"] = {"account_tax_ids": None, "issuer": {"type": "self"}}
     subscription["payment_settings"] = {"payment_method_options": None, "payment_method_types": None}
     subscription["payment_settings"]["save_default_payment_method"] = "off"
-    subscription["collection_method"] = p.text(
-        "collection_method", "charge_automatically", choices=("charge_automatically", "send_invoice")
-    )
+    subscription["collection_method"] = "charge_automatically"
     subscription["trial_settings"] = {"end_behavior": {"missing_payment_method": "create_invoice"}}
     if settings := p.child("trial_settings"):
         end = settings.child("end_behavior")
         wish = end.need("missing_payment_method", choices=("cancel", "create_invoice", "pause")) if end else "create_invoice"
         subscription["trial_settings"]["end_behavior"]["missing_payment_method"] = wish
     p.known("automatic_tax", "invoice_settings", "payment_settings", "billing_mode", "default_tax_rates")
-    if subscription["collection_method"] == "send_invoice":
-        subscription["days_until_due"] = p.need_number("days_until_due")
     items = items if items is not None else [_new_item(store, wish) for wish in p.children("items")]
     if not items:
         raise errors.invalid("Missing required param: items.", param="items", code="parameter_missing")
@@ -185,6 +181,10 @@ def name_of(store: Store, item: Obj) -> str:
 def _take(store: Store, p: Params, subscription: Obj) -> None:
     """What may be set at the beginning as well as later."""
     p.put(subscription, "description")
+    if p.has("collection_method"):
+        subscription["collection_method"] = p.need("collection_method", choices=("charge_automatically", "send_invoice"))
+        sent = subscription["collection_method"] == "send_invoice"
+        subscription["days_until_due"] = p.need_number("days_until_due") if sent else None
     if p.has("default_payment_method"):
         id = p.text("default_payment_method")
         if id and store.get("payment_method", id, param="default_payment_method")["customer"] != subscription["customer"]:

@@ -103,6 +103,32 @@ class TestThroughStripe:
         shop.settle()
         assert has(account)[0] == "Enterprise"
 
+    def test_who_pays_for_a_plan_by_card_and_agrees_to_invoices_is_sent_them(self, shop: Shop, account: Account) -> None:
+        shop.pay(shop.subscribe(account, "core"))
+        assert shop.settle() == set()
+        agree(account, collection="invoice", days_until_due=14)
+        agreements.go_on(now=timezone.now())
+        [subscription] = shop.client.v1.subscriptions.list().data
+        assert (subscription.collection_method, subscription.days_until_due) == ("send_invoice", 14)
+        agree(account)
+        agreements.go_on(now=timezone.now())
+        [subscription] = shop.client.v1.subscriptions.list().data
+        assert (subscription.collection_method, subscription.days_until_due) == ("charge_automatically", None)
+
+    @pytest.mark.failure(73)
+    def test_a_visit_to_checkout_that_is_open_ends_before_a_second_subscription_could_come_of_it(
+        self, shop: Shop, account: Account
+    ) -> None:
+        visit = shop.subscribe(account, "core")
+        card(shop, account)
+        agree(account)
+        agreements.go_on(now=timezone.now())
+        visit.refresh_from_db()
+        assert visit.state == "expired"
+        assert shop.settle() == set()
+        assert StripeSubscription.objects.filter(account=account).count() == 1
+        assert has(account)[0] == "Enterprise"
+
     def test_who_pays_for_a_plan_already_is_moved_and_other_terms_are_another_version(self, shop: Shop, account: Account) -> None:
         shop.pay(shop.subscribe(account, "core"))
         assert shop.settle() == set()
