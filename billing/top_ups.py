@@ -35,7 +35,7 @@ from prometheus_client import Counter
 from accounts import mails
 from accounts.models import Account
 from billing import balances, checkout, stripe_api, stripe_inbox, stripe_prices, stripe_requests
-from billing.models import AutoTopUp, CardDecline, Checkout, StripeCustomer, StripeRequest, TopUp, Wallet
+from billing.models import AutoTopUp, CardDecline, Checkout, Operation, StripeCustomer, StripePayment, StripeRequest, TopUp, Wallet
 from pricing import catalog
 from pricing.models import CreditPack
 
@@ -220,6 +220,7 @@ def _begin(rule: AutoTopUp, stop_reason: str, now: datetime) -> TopUp:
     account = rule.account
     if stop_reason:
         raise NotNow(f"Automatic top-ups are switched off at the moment: {stop_reason}", now + PAUSE)
+    _check_goodwill(rule, now)
     _buying(rule, now)
     customer = StripeCustomer.objects.filter(account=account).first()
     card = stripe_api.saved_card(customer.pk) if customer else None
@@ -302,6 +303,18 @@ def spent_cents(account: Account, *, now: datetime) -> int:
     charged = Q(state__in=[TopUp.State.PENDING, TopUp.State.PAID, TopUp.State.REFUNDED])
     today = TopUp.objects.filter(charged, account=account, day=now.astimezone(UTC).date())
     return today.aggregate(total=Sum("amount_cents"))["total"] or 0
+
+
+def _check_goodwill(rule: AutoTopUp, now: datetime) -> None:
+    """Who disputes a payment, or was given a top-up back, is not charged again by itself: an owner says so first. :raises NotNow:"""
+    account = rule.account
+    if StripePayment.objects.filter(account=account, disputed=True).exists():
+        raise NotNow("A payment is disputed; nothing is charged before that is decided.", now + PAUSE)
+    if Operation.objects.filter(account=account, verb="freeze", created_at__gt=rule.changed_at).exists():
+        raise NotNow("A payment was disputed. Save your choice again to go on.", now + PAUSE)
+    refunded = TopUp.objects.filter(account=account, state=TopUp.State.REFUNDED, created_at__gt=rule.changed_at, next_attempt_at=None)
+    if refunded.exclude(reason=PAID_TWICE).exists():
+        raise NotNow("A top-up was refunded. Save your choice again to go on.", now + PAUSE)
 
 
 def _check_breaker(account: Account, card: stripe_api.Card, now: datetime) -> None:

@@ -410,3 +410,43 @@ class TestChoice:
             top_ups.choose(
                 account=account, enabled=True, threshold_nanos=1, pack="small", daily_cap_cents=500, actor="ada", now=timezone.now()
             )
+
+
+class TestGoodwill:
+    @pytest.mark.parametrize("by_hand", [True, False])
+    @pytest.mark.parametrize("outcome", ["won", "lost"])
+    def test_who_disputes_a_payment_is_not_charged_again_before_they_say_so(
+        self, shop: Shop, account: Account, by_hand: bool, outcome: str
+    ) -> None:
+        if by_hand:
+            shop.pay(shop.buy(account, "large"))
+            assert shop.settle() == set()
+        turn_on(shop, account)
+        run()
+        [charge] = shop.client.v1.charges.list().data
+        dispute = shop.client.control("POST", "/disputes", charge=charge.id)
+        assert shop.settle() == set()
+        look(account)
+        run()
+        assert (len(charges(shop)), "is disputed" in last(account).reason) == (1, True)
+        shop.client.control("POST", f"/disputes/{dispute['id']}/close", outcome=outcome)
+        assert shop.settle() == set()
+        look(account)
+        run()
+        assert len(charges(shop)) == 1
+        turn_on(shop, account, threshold=100)
+        run()
+        assert len(charges(shop)) == 2
+
+    def test_a_top_up_that_staff_gave_back_is_not_charged_again_before_an_owner_says_so(self, shop: Shop, account: Account) -> None:
+        turn_on(shop, account)
+        run()
+        [charge] = shop.client.v1.charges.list().data
+        shop.client.v1.refunds.create({"charge": charge.id})
+        assert shop.settle() == set()
+        look(account)
+        run()
+        assert (charges(shop), last(account).reason) == ([1_000], "A top-up was refunded. Save your choice again to go on.")
+        turn_on(shop, account)
+        run()
+        assert charges(shop) == [1_000, 1_000]
