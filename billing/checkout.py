@@ -8,6 +8,7 @@
     change_plan     changes it: up at once and prorated, down at the end of the period, to the default plan by cancelling
     cancel          ends the subscription at the end of the period
     resume          takes that back
+    leave_closed    cancels for accounts that are closed
 
 Nothing is granted from here. What was paid comes back as an event (:mod:`billing.stripe_inbox`); the rows here say what was asked for.
 
@@ -22,7 +23,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import stripe
@@ -44,12 +45,14 @@ from billing import (
     tiers,
 )
 from billing import subscriptions as plans
-from billing.models import Checkout, PlanChange, StripeRequest, StripeSubscription, Subscription
+from billing.models import Checkout, PlanChange, StripeCustomer, StripeRequest, StripeSubscription, Subscription
 from pricing import catalog
 from pricing.models import Plan, PlanVersion
 
 DEADLINE_SECONDS: Final = 8.0
 MOST_PACKS: Final = 100
+#: So many subscriptions of closed accounts are ended at one look.
+MOST_LEFT: Final = 100
 #: In an address that the customer comes back to, our public id of the visit.
 OUR_ID: Final = "{CHECKOUT_ID}"
 #: A subscription in any other status has nothing to change: its open invoice is to be paid first, or it is over.
@@ -465,19 +468,38 @@ def change_plan(*, account: Account, plan: str, actor: str, now: datetime) -> Ch
         if way.change.kind == "cancel":
             _cancel(way.live, way.truth, now)
         elif way.change.kind == "keep":
-            _update(way.live, _restored(way.live, way.truth) | {"cancel_at_period_end": False}, now)
+            coming = stripe_subscriptions.coming(way.live)
+            _update(way.live, _restored(way.truth, coming) | {"cancel_at_period_end": False}, now)
         elif way.change.kind == "upgrade":
-            move = _move(way, actor, keeps_until=way.truth.period[0], now=now)
-            if restored := _restored(
-                way.live, way.truth, stripe_subscriptions.waiting(way.live)
-            ):  # what is prorated is what was paid for, not what was to come
-                _update(way.live, restored, now)
-            terms = {"proration_behavior": "always_invoice", "payment_behavior": "error_if_incomplete", "cancel_at_period_end": False}
-            _update(way.live, {"items": [way.item]} | terms, now, before=move.save)
+            _upgrade(way, _plan_change(way, way.truth.period[0], actor, now), now)
         elif way.change.kind == "downgrade":
-            move = _move(way, actor, keeps_until=way.truth.period[1], now=now)
-            _update(way.live, {"items": [way.item], "proration_behavior": "none", "cancel_at_period_end": False}, now, before=move.save)
+            change = _plan_change(way, way.truth.period[1], actor, now)
+            _update(way.live, {"items": [way.item], "proration_behavior": "none", "cancel_at_period_end": False}, now, before=change.save)
         return way.change
+
+
+def _plan_change(way: _Way, keeps_until: datetime, actor: str, now: datetime) -> PlanChange:
+    """The row that says which version a change sells; not saved yet."""
+    waiting = stripe_subscriptions.waiting(way.live)
+    return PlanChange(
+        account=way.live.account, subscription_id=way.live.pk, from_version=way.held,
+        from_price_id=waiting.from_price_id if waiting else way.live.price_id, to_version=way.change.plan, to_price_id=way.item["price"],
+        keeps_until=keeps_until, actor=actor, created_at=now,
+    )  # fmt: skip
+
+
+def _upgrade(way: _Way, change: PlanChange, now: datetime) -> None:
+    """What is prorated is what was paid for, not what was to come: that is put back first, and what was to come where this is refused."""
+    waiting = stripe_subscriptions.waiting(way.live)
+    if waiting is not None:
+        _update(way.live, _restored(way.truth, waiting), now)
+    terms = {"proration_behavior": "always_invoice", "payment_behavior": "error_if_incomplete", "cancel_at_period_end": False}
+    try:
+        _update(way.live, {"items": [way.item]} | terms, now, before=change.save)
+    except stripe_requests.Refused:
+        if waiting is not None:
+            _update(way.live, {"items": [{"id": way.truth.item_id, "price": waiting.to_price_id}], "proration_behavior": "none"}, now)
+        raise
 
 
 def cancel(*, account: Account, actor: str, now: datetime) -> Subscription | None:
@@ -500,6 +522,23 @@ def resume(*, account: Account, actor: str, now: datetime) -> Subscription | Non
         else:
             stripe_inbox.look_at(subscription=live.pk, now=now)
         return plans.current(account_id=account.pk)
+
+
+def leave_closed(*, now: datetime) -> int:
+    """Ends what closed accounts would go on paying for, at the end of the periods that they paid for; returns how many subscriptions.
+    What Stripe does not answer is sent again by the outbox, or found at the next look."""
+    left = StripeSubscription.objects.filter(account__closed_at__isnull=False, cancel_at_period_end=False)
+    left = left.exclude(status__in=stripe_subscriptions.ENDED).select_related("account__product", "plan_version__plan")
+    ended = 0
+    for live in left.order_by("pk")[:MOST_LEFT]:
+        try:
+            with _asking():
+                _cancel(live, stripe_api.subscription(live.pk), now)
+                stripe_inbox.look_at(subscription=live.pk, now=now)
+            ended += 1
+        except Refusal as error:
+            log.error("a closed account's subscription goes on", account=live.account.public_id, subscription=live.pk, why=str(error))
+    return ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -549,8 +588,7 @@ def _decide(account: Account, plan: str, now: datetime) -> _Way:
     price = _price(version.stripe_price_setting, version.price_cents, version.currency, version.interval, version.plan.name)
     item = {"id": truth.item_id, "price": price.id, "quantity": _seats(account, version)}
     if (version.plan.rank, version.price_cents) > (held.plan.rank, held.price_cents or 0):
-        shown = stripe_api.preview(subscription_id=live.pk, item=item, proration="always_invoice") if truth.status == "active" else None
-        due = max(0, shown.due) if shown else 0
+        due = _due(live, truth, item) if truth.status == "active" else 0
         return _Way(Change("upgrade", version, now, due, cents, version.currency), live, truth, held, item)
     if version.interval != held.interval:
         raise NotPossible(
@@ -559,27 +597,25 @@ def _decide(account: Account, plan: str, now: datetime) -> _Way:
     return _Way(Change("downgrade", version, end, 0, cents, version.currency), live, truth, held, item)
 
 
-def _move(way: _Way, actor: str, *, keeps_until: datetime, now: datetime) -> PlanChange:
-    """The row that says which version a change sells; not saved yet."""
-    coming = stripe_subscriptions.coming(way.live)
-    return PlanChange(
-        account=way.live.account, subscription_id=way.live.pk, from_version=way.held,
-        from_price_id=coming.from_price_id if coming else way.live.price_id, to_version=way.change.plan, to_price_id=way.item["price"],
-        keeps_until=keeps_until, actor=actor, created_at=now,
-    )  # fmt: skip
+def _due(live: StripeSubscription, truth: stripe_api.Subscription, item: Mapping[str, Any]) -> int:
+    """What an upgrade would be charged at once: from the price that was paid for, also while another one waits."""
+    due = stripe_api.preview(subscription_id=live.pk, item=item, proration="always_invoice").due
+    if waiting := stripe_subscriptions.waiting(live):
+        paid_for = {"id": truth.item_id, "price": waiting.from_price_id}
+        due -= stripe_api.preview(subscription_id=live.pk, item=paid_for, proration="always_invoice").total
+    return max(0, due)
 
 
-def _restored(live: StripeSubscription, truth: stripe_api.Subscription, waiting: PlanChange | None = None) -> dict[str, Any]:
-    """The terms that undo a downgrade to come, or whatever is ``waiting``; none where there is none."""
-    coming = waiting or stripe_subscriptions.coming(live)
-    if coming is None:
+def _restored(truth: stripe_api.Subscription, waiting: PlanChange | None) -> dict[str, Any]:
+    """The terms that undo what is ``waiting``; none where nothing is."""
+    if waiting is None:
         return {}
-    return {"items": [{"id": truth.item_id, "price": coming.from_price_id}], "proration_behavior": "none"}
+    return {"items": [{"id": truth.item_id, "price": waiting.from_price_id}], "proration_behavior": "none"}
 
 
 def _cancel(live: StripeSubscription, truth: stripe_api.Subscription, now: datetime) -> None:
     if not truth.cancel_at_period_end:
-        _update(live, _restored(live, truth) | {"cancel_at_period_end": True}, now)
+        _update(live, _restored(truth, stripe_subscriptions.coming(live)) | {"cancel_at_period_end": True}, now)
 
 
 def _update(live: StripeSubscription, params: Mapping[str, Any], now: datetime, *, before: Callable[[], None] | None = None) -> None:
@@ -598,6 +634,24 @@ def _update(live: StripeSubscription, params: Mapping[str, Any], now: datetime, 
     except stripe.StripeError as error:  # it has changed, and its event is on its way
         log.warning("subscription not read after its change", subscription=live.pk, why=str(error))
     live.refresh_from_db()
+
+
+@stripe_requests.answered("plan")
+def _heard(request: StripeRequest, answer: stripe_api.Obj) -> None:
+    """A downgrade that Stripe heard of late, in a period that was paid for meanwhile, keeps its plan until the end of that one."""
+    if "items" not in request.params or request.params["proration_behavior"] != "none":
+        return
+    ends_at = max(datetime.fromtimestamp(item["current_period_end"], tz=UTC) for item in answer["items"]["data"])
+    price_id = request.params["items"][0]["price"]
+    late = PlanChange.objects.filter(subscription_id=answer["id"], created_at=request.created_at, to_price_id=price_id)
+    change = late.filter(keeps_until__lt=ends_at).first()
+    if change is None:
+        return
+    customers = StripeCustomer.objects.select_for_update(of=("self",)).select_related("account__product")
+    customer = customers.get(account_id=change.account_id)
+    change.keeps_until = ends_at
+    change.save(update_fields=["keeps_until"])
+    stripe_subscriptions.align(customer=customer, now=request.finished_at or request.created_at)
 
 
 # What is shared ---------------------------------------------------------------------------------------------------------------

@@ -678,11 +678,12 @@ class Checkout(models.Model):
 
 
 class PlanChange(models.Model):
-    """A move to another plan, and the version that was sold. Of a lower plan the price is at Stripe at once, for the next invoice, and the
-    plan that is paid for is kept until then; of a higher one ``keeps_until`` is when the running period began: nothing is kept.
+    """A move to another price, written before Stripe is asked for it: it says which version of a plan that price means here.
 
-    What counts follows from this row and from the price and the period that Stripe says, whatever came when: in a period that began before
-    ``keeps_until``, ``to_price_id`` means ``from_version`` still.
+    The price of a lower plan is at Stripe at once, for the next invoice, and the plan that is paid for is kept until then. What counts
+    follows from this row and from the price and the period that Stripe says, whatever came when: in a period that began before
+    ``keeps_until``, ``to_price_id`` means ``from_version`` still. A move that counts at once keeps nothing: its ``keeps_until`` is the
+    beginning of the period.
     """
 
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="plan_changes")

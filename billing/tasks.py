@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from billing import agreements, dunning, ledger, price_moves, reconciliation, seats, stripe_inbox, stripe_requests
+from billing import agreements, checkout, dunning, ledger, price_moves, reconciliation, seats, stripe_inbox, stripe_requests
 
 DUE_BATCH = 100
 #: So many events at most are worked at one ring of the bell; the sweeper rings again within a minute.
@@ -49,9 +49,11 @@ def send_stripe_requests() -> int:
 
 @shared_task
 def follow_members() -> int:
-    """Has subscriptions follow their members, and agreed terms reach Stripe; returns how many batches. Late or twice: the same end."""
+    """Has subscriptions follow their members, end with their accounts, and agreed terms reach Stripe; returns how many batches. Late or
+    twice: the same end."""
     now, batches = timezone.now(), 0
     agreements.go_on(now=now)
+    checkout.leave_closed(now=now)
     after = seats.follow(after="", now=now)
     while after is not None:
         batches += 1
