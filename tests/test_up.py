@@ -34,6 +34,8 @@ def test_a_demonstration_on_a_fresh_database_ends_with_the_report_of_the_trace(f
         timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "task_enqueued" not in done.stdout + done.stderr
+    assert "djstripe.W002" not in done.stderr
     assert f"{trace}:3: 1 cells; expected 3" in done.stderr
     assert "2: 1 captured, 1 released, 0 refused, 0 failed" in done.stdout
     assert "charged      0.006750000 USD" in done.stdout  # (1,000 × $3 + 100 × $15) per million, and half as much again
@@ -60,3 +62,24 @@ def test_a_port_that_is_taken_is_told_before_anything_is_done() -> None:
 def test_a_trace_that_is_not_there_or_not_asked_for_is_refused(arguments: list[str], said: str) -> None:
     with pytest.raises(CommandError, match=said):
         call_command("up", *arguments)
+
+
+def test_mails_of_a_developers_machine_are_files_unless_there_is_a_key_for_sending_them() -> None:
+    script = "from django.conf import settings; print(settings.EMAIL_BACKEND, getattr(settings, 'EMAIL_FILE_PATH', None))"
+    folder = str(settings.BASE_DIR / "var" / "mail")
+    for key, said in (
+        ("", ["django.core.mail.backends.filebased.EmailBackend", folder]),
+        ("re_key", ["accounts.resend.EmailBackend", "None"]),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=settings.BASE_DIR,
+            env=os.environ
+            | {"DATABASE_URL": "postgres://nobody@localhost/none", "REDIS_URL": settings.REDIS_URL, "RESEND_API_KEY": key}
+            | {"DJANGO_SETTINGS_MODULE": "config.settings.local"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.split() == said

@@ -26,7 +26,7 @@ if not os.environ.get("PUBLIC_URL"):
 os.environ.setdefault("DEFAULT_PRODUCT", "rover")
 
 from config.settings.base import *  # noqa: E402, F403
-from config.settings.base import LOGGING, STORAGES  # noqa: E402
+from config.settings.base import EMAIL_BACKEND, LOGGING, STORAGES  # noqa: E402
 
 DEBUG = environ.Env().bool("DEBUG", default=False)
 DEMO_LOG_INS = True
@@ -37,6 +37,11 @@ SESSION_COOKIE_SECURE = False
 CSRF_COOKIE_NAME = "csrf"
 CSRF_COOKIE_SECURE = False
 ACCOUNT_EMAIL_VERIFICATION = "none"
+if EMAIL_BACKEND == "django.core.mail.backends.console.EmailBackend":  # no key of Resend's: each mail becomes a file
+    EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+    EMAIL_FILE_PATH = embedded.BASE_DIR / "var" / "mail"
+if STRIPE_DOUBLE:
+    SILENCED_SYSTEM_CHECKS = ["djstripe.W002"]  # that Stripe is not asked is what is meant here, and `up` says it
 STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -54,6 +55,8 @@ class Command(BaseCommand):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopping us stops what we started
         if not demo:
             _bind(port)
+        if not os.environ.get("LOG_LEVEL"):
+            logging.getLogger().setLevel(logging.WARNING)  # as our children log: what we do is told in sentences
         log_ins = self._prepare()
         with contextlib.suppress(KeyboardInterrupt):
             port = _any_port() if demo else port
@@ -100,6 +103,8 @@ class Command(BaseCommand):
             self._await(services, port)
             self._say(f"Tollgate is at {url}: sign in there, staff at {url}/admin/, API at {url}/api/docs. Ctrl-C stops it.")
             self.stdout.write(log_ins)
+            if folder := getattr(settings, "EMAIL_FILE_PATH", None):
+                self._say(f"Mails go to nobody: each is a file in {os.path.relpath(folder)}")
             if stripe:
                 self._say(f"STRIPE IS A TEST DOUBLE at {stripe['STRIPE_API_HOST']}: no real cards, no real money. Card numbers to type:")
                 for number, says in local_stripe.cards(stripe["STRIPE_API_HOST"]).items():
