@@ -156,7 +156,12 @@ def of_period(*, wallet: Wallet | None, period: Period) -> Statement:
 
 
 def _billing(allowed: Allowed, at: datetime) -> Period:
+    """Its neighbours give way to the stored period where that is no whole one, as a trial is: periods never overlap."""
     start, end = allowed.period_at(at)
+    if at < allowed.period_start:
+        end = min(end, allowed.period_start)
+    elif at >= allowed.period_end:
+        start = max(start, allowed.period_end)
     return Period(start.astimezone(UTC).date().isoformat(), start, end)
 
 

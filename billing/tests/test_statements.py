@@ -7,6 +7,7 @@ import io
 import random
 import secrets
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -140,6 +141,21 @@ class TestPeriods:
         allowed = subscriptions.allowed(account=account)
         for period in (period for kind in all_periods(account, now) for period in kind):
             assert statements.named(period.name, account=account, allowed=allowed, now=now) == period
+
+    def test_a_trial_is_a_period_of_its_own_that_no_other_overlaps(self) -> None:
+        now = datetime.now(UTC)
+        account = aged(factories.make_account(), days=100)
+        whole = subscriptions.allowed(account=account)
+        assert whole
+        for began, ends in ((3, 11), (20, -2)):  # it runs; it is over, and its end was the anchor
+            start, end = now - timedelta(days=began), now + timedelta(days=ends)
+            allowed = replace(whole, anchor_at=end, period_start=start, period_end=end)
+            billing, _ = statements.choices(account=account, allowed=allowed, now=now)
+            assert (start, end) in [(period.start, period.end) for period in billing]
+            assert all(earlier.end == later.start for later, earlier in pairwise(billing))
+            for later, earlier in pairwise(billing):
+                assert statements.around(later, account=account, allowed=allowed, now=now)[0] == earlier
+                assert statements.named(earlier.name, account=account, allowed=allowed, now=now) == earlier
 
     def test_no_more_periods_are_offered_than_anybody_looks_through(self) -> None:
         account = aged(factories.make_account(), days=5000)
