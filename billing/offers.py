@@ -26,7 +26,9 @@ _SHOWN_COMPONENTS = ("input_tokens", "output_tokens", "cached_input_tokens")
 
 @dataclass(frozen=True, slots=True)
 class PlanOffer:
-    """``price`` and ``every`` read together: "$25", "a month". ``price`` is empty where it is agreed per customer."""
+    """``price`` and ``every`` read together: "$25", "a month". ``price`` is empty where it is agreed per customer. ``lacks`` is what its
+    limits of 0 say: no gift.
+    """
 
     slug: str
     name: str
@@ -35,6 +37,7 @@ class PlanOffer:
     price: str
     every: str
     gives: tuple[str, ...]
+    lacks: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,8 @@ def offer(*, terms: catalog.PlanTerms, product: Product) -> PlanOffer:
     cents = version.price_cents
     price = "" if cents is None else words.money(cents, currency=version.currency)
     every = "" if cents is None else words.interval(version)
-    return PlanOffer(version.plan.slug, version.plan.name, version.plan.rank, version, price, every, tuple(_gives(terms, product)))
+    lacks = tuple(words.lack(limit) for limit in _limits(terms) if limit.limit == 0)
+    return PlanOffer(version.plan.slug, version.plan.name, version.plan.rank, version, price, every, tuple(_gives(terms, product)), lacks)
 
 
 def _gives(terms: catalog.PlanTerms, product: Product) -> Iterator[str]:
@@ -93,7 +97,7 @@ def _gives(terms: catalog.PlanTerms, product: Product) -> Iterator[str]:
         yield f"{credit}{' of credit' if product.unit.code == 'USD' else ''} each {terms.version.interval}"
     if rollover := _rollover(terms, product):
         yield rollover
-    yield from (words.allowance(limit) for limit in _limits(terms))
+    yield from (words.allowance(limit) for limit in _limits(terms) if limit.limit != 0)
     if terms.cost_tier and terms.cost_tier.requests_per_hour is not None:
         yield f"{terms.cost_tier.requests_per_hour:,} requests an hour"
     yield from (f"{text[:1].upper()}{text[1:]} {words.name(key)}" for key, text in sorted(terms.texts.items()))

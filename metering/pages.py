@@ -120,10 +120,16 @@ def overview(request: HttpRequest, public_id: str) -> HttpResponse:
             "digits": amounts.sub_digits([record.price_nanos or 0 for record in recent]),
             "prompt": next(iter(prompts.reached(account=account, now=now)), None) if account.closed_at is None else None,
             "manages": manages,
+            "renews_credit": subscription is not None and _renews_credit(subscription),
             "sells": bool(catalog.packs(product_id=product.pk, at=now)),
             **_told(product),
         },
     )
+
+
+def _renews_credit(subscription: Subscription) -> bool:
+    """Whether the next period brings credit by itself."""
+    return bool(catalog.plan_version_by_id(plan_version_id=subscription.plan_version_id).version.included_credit_nanos)
 
 
 @require_safe

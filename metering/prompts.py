@@ -91,6 +91,8 @@ def of(*, account: Account, meter: str, now: datetime) -> Prompt | None:
     else:
         decision = usage.decide(account=account, ask=None, now=now)
         layer = next((layer for layer in decision.layers if meter in (layer.meter, layer.name if layer.name == "credits" else None)), None)
+        if layer is not None and layer.name == "credits" and allowed is not None:
+            layer = _credits(account, allowed, layer, now)
         key, _, window = meter.partition("/")
         here, anywhere = (allowed.plan.limit(key, window) if allowed else None), catalog.plans(product_id=account.product_id, at=now)
         if window == Entitlement.Window.COUNT and here is None and any(terms.limit(key, window) for terms in anywhere):
@@ -113,6 +115,8 @@ def _told(account: Account, layer: Layer) -> tuple[str, str]:
     """The heading, and when it ends where that is no instant."""
     key, window = _meter(layer)
     counted = words.meter(key, window) if key else ""
+    if layer.limit == 0 and layer.name not in ("cost", "requests"):
+        return f"Your plan does not include {counted}", ""
     match layer.name:
         case "kill_switch":
             return f"{account.product.name} is switched off for the moment", "Nothing is lost; nothing that you can do ends it sooner."
@@ -127,6 +131,8 @@ def _told(account: Account, layer: Layer) -> tuple[str, str]:
         case "cost":
             span = "today" if window == Entitlement.Window.DAY else "this billing period"
             return f"The usage limit for {span} is reached" if not layer.allowed else f"There is a usage limit for {span}", ""
+        case "credits" if layer.allowed:
+            return "There is credit left to spend", ""
         case "credits":
             return "Too little is left to spend" if (layer.remaining or 0) > 0 else "Nothing is left to spend", ""
     if window == Entitlement.Window.COUNT:

@@ -23,7 +23,8 @@ _TOLD: Final = (Entitlement.Mode.SOFT, Entitlement.Mode.HARD)
 class Limit:
     """One limit in a customer's words. ``allowed`` None: there is no limit. ``used`` None: nothing is counted, or not told.
 
-    ``hidden``: how much it is, is not told. ``reached``: nothing more fits; where ``soft``, work goes on all the same.
+    ``hidden``: how much it is, is not told. ``reached``: nothing more fits; where ``soft``, work goes on all the same. ``lacking``: the
+    plan allows none at all. ``meter`` names the limit to the page of the way on.
     """
 
     name: str
@@ -33,6 +34,11 @@ class Limit:
     reached: bool
     soft: bool
     hidden: bool = False
+    meter: str = ""
+
+    @property
+    def lacking(self) -> bool:
+        return self.allowed == 0 and not self.soft
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,7 @@ def _limit(layer: limits.Layer) -> Limit:
         reached=reached,
         soft=layer.mode == Entitlement.Mode.SOFT,
         hidden=hidden,
+        meter=layer.meter or "",
     )
 
 

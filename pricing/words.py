@@ -4,6 +4,7 @@ money      a price: $25, $12.50, 25.00 EUR
 interval   what it is paid for: a month, a member and month
 name       a feature or a meter: api_access → API access
 allowance  a limit: 100 messages a day
+lack       a limit of none at all: automations: not included
 per        its window alone: a day
 """
 
@@ -60,11 +61,15 @@ def per(window: str) -> str:
 
 
 def allowance(limit: Limit) -> str:
-    """``Unlimited agents``, ``no automations``, ``1 project``, ``20,000 tokens a request``."""
+    """``Unlimited agents``, ``unlimited tasks at a time``, ``1 project``, ``20,000 tokens a request``. Not for a limit of 0: see `lack`."""
     counted = meter(limit.key, limit.window)
     if limit.limit is None:
-        return f"Unlimited {counted}"
-    if limit.limit == 0:
-        return f"No {counted}"
+        at_once = per(limit.window) if limit.window == Entitlement.Window.OPEN else ""
+        return f"Unlimited {counted} {at_once}".rstrip()
     singular = counted.removesuffix("s") if limit.limit == 1 and not counted.endswith("ss") else counted
     return f"{limit.limit:,} {singular} {per(limit.window)}".rstrip()
+
+
+def lack(limit: Limit) -> str:
+    """What a limit of 0 says: ``automations: not included``, as a sentence."""
+    return f"{title(meter(limit.key, limit.window))}: not included"

@@ -101,7 +101,7 @@ class TestOverview:
         factories.give(account, 450_000_000)
         use(account)
         page = text(signed_in, account)
-        assert "Nothing is left. New work is refused until you add credit" in page
+        assert "Nothing is left. New work is refused until you add credit. " in page, "no period of this plan brings any"
         assert "How to add credit" in page
 
     def test_credit_that_is_due_to_expire_is_not_left_though_no_job_ran(self, signed_in: Client, account: Account) -> None:

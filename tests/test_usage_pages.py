@@ -252,6 +252,21 @@ class TestLimits:
         assert "trial" not in said
         assert "Gone" not in said
 
+    def test_what_the_plan_has_none_of_is_said_so_with_the_way_on(self, signed_in: Client, user: User) -> None:
+        account = self.on_plan_with(user, ("automations", "count", 0), ("messages", "day", 0))
+        limited.plan(account.product, "pro", 9, ("automations", "count", 5))
+        said = text(signed_in, account, "usage/")
+        assert "Automations How to get them not in your plan" in said
+        assert "Messages a day How to get them not in your plan" in said
+        assert "of 0" not in said
+        assert "reached" not in said
+        where = f"/a/{account.public_id}/limit/?meter=automations/count"
+        assert where.encode() in signed_in.get(f"/a/{account.public_id}/usage/").content
+        on = text(signed_in, account, where.partition(f"{account.public_id}/")[2])
+        assert "Your plan does not include automations" in on
+        assert "gives you: 5 automations" in on
+        assert "delete one" not in on
+
     def test_a_stopped_account_is_told_why(self, signed_in: Client, account: Account) -> None:
         ledger.throttle(account_id=account.pk, reason="Too many failed payments.", actor="t", key="k", ends_at=None)
         assert "Work is stopped. The account is stopped: Too many failed payments." in text(signed_in, account, "usage/")

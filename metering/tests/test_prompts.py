@@ -184,7 +184,7 @@ class TestPage:
             ("cost/day", "There is a usage limit for today"),
             ("api_access", "Your plan does not include API access"),
             ("seats/count", "Your plan does not include seats Pro gives you: 5 seats."),
-            ("credits", "Too little is left to spend"),
+            ("credits", "There is credit left to spend You have"),
         ],
     )
     def test_every_limit_that_a_refusal_may_name_has_its_words_also_once_it_has_reset(self, client: Client, meter: str, told: str) -> None:
@@ -226,9 +226,9 @@ class TestRefusal:
     @pytest.mark.parametrize(
         ("terms", "more", "heading"),
         [
-            ([("messages", "day", 0)], {}, "All messages of today are used"),
-            ([("request_tokens", "request", 0)], {}, "A request may have up to 0 tokens on your plan"),
-            ([("tasks", "open", 0)], {}, "Up to 0 tasks can run at a time on your plan"),
+            ([("messages", "day", 0)], {}, "Your plan does not include messages"),
+            ([("request_tokens", "request", 0)], {}, "Your plan does not include tokens"),
+            ([("tasks", "open", 0)], {}, "Your plan does not include tasks"),
             ([], {"tier": {"daily_cost_nanos": 0}}, "The usage limit for today is reached"),
             ([], {"credit": 0}, "Nothing is left to spend"),
             ([], {"flags": {"chat": False}}, "Your plan does not include chat"),
