@@ -53,6 +53,7 @@ def pricing(request: HttpRequest, product_slug: str) -> HttpResponse:
     current = catalog.plan_version_by_id(plan_version_id=subscription.plan_version_id) if subscription else None
     terms = current or catalog.plan_version(product_id=product.pk, slug=product.default_plan, at=now)
     rate_card = (account.rate_card if account else "") or terms.version.rate_card
+    plans = offers.plans(product=product, at=now)
     packs = offers.packs(product=product, rate_card=rate_card, at=now)
     return render_template(
         request,
@@ -62,9 +63,11 @@ def pricing(request: HttpRequest, product_slug: str) -> HttpResponse:
             "unit": product.unit,
             "account": account,
             "accounts": mine if len(mine) > 1 else [],
-            "plans": offers.plans(product=product, at=now),
+            "plans": plans,
+            "not_theirs": {each.slug for each in plans if account and tiers.face(account=account, plan=each.slug) != each.slug},
             "current": current and current.version.plan,
             "rows": offers.comparison(product=product, at=now),
+            "trials": account is None or not checkout.had_trial(account=account),
             "packs": packs,
             "packs_differ": len({pack.unit_cost_nanos for pack in packs}) > 1,
             "use": offers.use(product=product, rate_card=rate_card, at=now),
@@ -111,6 +114,7 @@ def billing(request: HttpRequest, public_id: str) -> HttpResponse:
             "default_plan": _default(product, now),
             "documents": documents,
             "manages": manages,
+            "sells": bool(catalog.packs(product_id=product.pk, at=now)),
         },
     )
 
@@ -179,7 +183,7 @@ def _changed(request: HttpRequest, account: Account, slug: str, now: datetime) -
     done = checkout.change_plan(account=account, plan=slug, actor=pages.signed_in(request).email, now=now)
     name = done.plan.plan.name
     told = {"upgrade": f"You are on {name} now.", "keep": f"You keep {name}."}
-    messages.success(request, told.get(done.kind, f"You change to {name} at the end of the period that you paid for."))
+    messages.success(request, told.get(done.kind, f"You change to {name} at the end of this period."))
     return redirect("billing", account.public_id)
 
 
@@ -203,7 +207,7 @@ def cancel(request: HttpRequest, public_id: str) -> HttpResponse:
         except checkout.Refusal as error:
             messages.error(request, str(error))
         else:
-            messages.success(request, f"{current.name} is canceled. You keep it until the end of the period that you paid for.")
+            messages.success(request, f"{current.name} is canceled. You keep it until the end of this period.")
         return redirect("billing", public_id)
     kept = default.gives if default else ()
     return pages.render(

@@ -37,7 +37,7 @@ class OrderForm(forms.Form):
 
     pack = forms.CharField(max_length=64, error_messages={"required": "Choose a pack."})
     quantity = forms.IntegerField(
-        min_value=1, max_value=checkout.MOST_PACKS, initial=1, label="How many", help_text=f"Up to {checkout.MOST_PACKS} of it at a time."
+        min_value=1, max_value=checkout.MOST_PACKS, initial=1, label="How many", help_text=f"Up to {checkout.MOST_PACKS} packs at a time."
     )
 
 

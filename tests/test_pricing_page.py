@@ -14,9 +14,11 @@ from django.core.management import call_command
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from accounts.models import Account, User
 from billing import offers
+from pricing import catalog
 from pricing.models import CreditPack, Plan, PlanVersion, Product, Unit
 from tests import factories
 
@@ -56,7 +58,7 @@ class TestOurProducts:
     def test_rover_sells_two_plans_with_a_trial_one_by_agreement_and_packs_with_a_bonus(self, client: Client) -> None:
         page = shown(client, "rover")
         assert "Core $25 a month 14 days free to try $12.50 of credit each month 5 automations 3 tasks at a time Try Core free" in page
-        assert "Enterprise Custom agreed with you Unlimited automations Unlimited tasks" in page
+        assert "Enterprise Custom agreed with you Unlimited automations Unlimited tasks at a time" in page
         assert "Pay as you go" not in page
         assert "Enterprise Pack 50 % bonus $150.00 $100 $0.67" in page
         assert "token" not in page.lower()
@@ -71,6 +73,22 @@ class TestOurProducts:
         assert "Requests an hour 10 100 100" in page
         assert "0.50" not in page, "what an account may cost us is nobody's business"
 
+    def test_prpm_offers_each_account_the_price_that_it_would_pay(self, client: Client) -> None:
+        user = User.objects.create_user(f"{secrets.token_hex(6)}@example.com", "correct horse battery")
+        product = Product.objects.get(slug="prpm")
+        alone = factories.make_account(product, owner=user)
+        client.force_login(user)
+        page = shown(client, "prpm")
+        assert "For the people of a team." in page
+        assert "Upgrade to PRPM+ Org Member" not in page
+        assert "Upgrade to PRPM+ Individual" in page
+        team = factories.make_account(product, owner=user, kind="team")
+        for account in (alone, team):
+            page = shown(client, "prpm", f"?account={account.public_id}")
+            assert "Upgrade to PRPM+ Org Member" in page
+            assert "Upgrade to PRPM+ Individual" not in page
+            assert "For people without a team." in page
+
     def test_the_chat_has_no_plan_to_buy_and_lists_its_models_exactly(self, client: Client) -> None:
         page = shown(client, "supabase_chat")
         assert "A new account starts with $10.00 of credit, free. You pay for what you use, by the token." in page
@@ -83,6 +101,9 @@ class TestOurProducts:
         page = shown(client, "elite")
         assert "Elite $50 a month 1 machine Cloud execution Get Elite" in page
         assert "nothing is charged for it" in page
+        browser = catalog.plan_version(product_id=catalog.product(slug="elite").pk, slug="browser", at=timezone.now())
+        lowest = offers.offer(terms=browser, product=catalog.product(slug="elite"))
+        assert (lowest.gives, lowest.lacks) == ((), ("Machines: not included",)), "a limit of none is no gift"
 
     def test_teach_charlie_compares_three_tiers_feature_by_feature(self, client: Client) -> None:
         page = shown(client, "teach_charlie")

@@ -59,6 +59,7 @@ class TestBuying:
         assert "Waiting for the payment to be confirmed" in told(waiting)
         assert waiting.headers["Refresh"] == f"3; url={path(account, f'checkout/{visit.public_id}/')}?look=1"
         assert "Nothing was charged" in told(browser.get(visit.cancel_url))
+        assert b"<title>Not paid" in browser.get(visit.cancel_url).content
         assert "Refresh" not in browser.get(visit.cancel_url)
         shop.pay(visit)
         assert "Waiting for the payment" in told(browser.get(visit.success_url)), "paid, but nobody has told us yet"
@@ -79,7 +80,10 @@ class TestBuying:
         visit = Checkout.objects.get(account=account)
         shop.pay(visit, BANK_FAILS)
         assert shop.settle() == set()
-        assert "Your bank takes its time: this can last some days." in told(browser.get(visit.success_url))
+        waiting = told(browser.get(visit.success_url))
+        assert "Your bank takes its time: this can last some days." in waiting
+        assert "You can leave this page: the credit comes in by itself" in waiting
+        assert "every few seconds" not in waiting
         assert "waiting for the bank" in told(browser.get(path(account, "buy/")))
         shop.client.advance(days=7)
         assert shop.settle() == set()
@@ -225,11 +229,23 @@ class TestPlans:
         assert "Free for 14 days. Your card is charged after that, unless you cancel before. " in page
         assert "Start the trial" in page
         visit = self.subscribe(shop, browser, account, "tried")
-        assert "You are on Tried, free for 14 days." in told(browser.get(visit.success_url))
+        begun = told(browser.get(visit.success_url))
+        assert "Your trial has begun You are on Tried, free for 14 days." in begun
+        assert "Nothing was charged." in begun
+        assert "paid" not in begun
+        assert "receipt" not in begun
         page = told(browser.get(path(account, "billing/")))
         assert "Your trial runs until" in page
         assert "Then it costs $20 a month, unless you cancel before." in page
         assert "First charge $20" in page
+
+    def test_who_had_a_trial_is_promised_no_other(self, shop: Shop, browser: Browser, account: Account) -> None:  # noqa: F811
+        shop.plan("tried", 2_000, 20, rank=9, trial_days=14)
+        shop.plan("other", 3_000, 30, rank=10, trial_days=14)
+        promise, where = "14 days free to try", f"/pricing/{account.product.slug}/"
+        assert told(browser.get(where)).count(promise) == 2
+        self.subscribe(shop, browser, account, "tried")
+        assert promise not in told(browser.get(where))
 
     def test_an_unpaid_renewal_says_what_to_do(self, shop: Shop, browser: Browser, account: Account) -> None:  # noqa: F811
         self.subscribe(shop, browser, account)
@@ -339,6 +355,7 @@ class TestReading:
     def test_without_packs_it_says_where_to_look(self) -> None:
         account = make_account()
         assert "No packs on sale" in told(person(account).get(path(account, "buy/")))
+        assert "Buy credits" not in told(person(account).get(path(account, "billing/")))
 
     def test_debt_is_told_before_buying(self, account: Account) -> None:
         give(account, 1)
