@@ -119,7 +119,7 @@ def test_a_logo_is_uploaded_and_a_key_is_made_and_revoked(server: str, browser: 
     page.get_by_label("Colour").fill("#b3001b")
     page.get_by_label("Logo").set_input_files(file)
     page.get_by_role("button", name="Save the branding").click()
-    assert page.locator(".top .brand img").evaluate("image => image.naturalWidth") == 64
+    assert page.locator(".top .brand img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
     accent = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--accent')")
     assert accent.strip() == "#b3001b"
 

@@ -31,6 +31,7 @@ SESSION_COOKIE_SECURE = False
 CSRF_COOKIE_NAME = "csrf"
 CSRF_COOKIE_SECURE = False
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+ACCOUNT_RATE_LIMITS = {"signup": "1000/m/ip"}  # many tests sign up in a minute, all from one address
 EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
 STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
 WHITENOISE_USE_FINDERS = True
