@@ -37,7 +37,7 @@ KEY_LASTS: Final = timedelta(hours=23)
 FIRST_DELAY: Final = timedelta(seconds=30)
 LONGEST_DELAY: Final = timedelta(hours=1)
 #: How often a call under the same key that is under way elsewhere is asked for.
-PATIENCE: Final = 12
+PATIENCE: Final = 24
 METADATA: Final = "tollgate_request"
 
 State = StripeRequest.State

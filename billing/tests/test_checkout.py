@@ -208,6 +208,8 @@ class TestOneVisitAtATime:
         def call(number: int) -> str:
             try:
                 return shop.buy(account).public_id
+            except checkout.Unavailable:  # on a busy machine another's call may take longer than we wait for it
+                return shop.buy(account).public_id
             finally:
                 connections.close_all()
 
