@@ -319,3 +319,143 @@ class Mail(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_kind_display()} {self.pk}"
+
+
+def new_endpoint_id() -> str:
+    return "we_" + secrets.token_hex(10)
+
+
+def new_event_id() -> str:
+    return "evt_" + secrets.token_hex(12)
+
+
+class WebhookEndpoint(models.Model):
+    """Where a product's client app is told what happens. Deleted never (what was sent stays readable): ``deleted_at`` says so instead.
+
+    Both secrets are sealed (:mod:`accounts.sealing`). The one before signs too until ``previous_until``, so that receivers can change over.
+    ``failures`` counts those in a row since ``failing_since``; nothing is sent to the endpoint before ``quiet_until``.
+    """
+
+    public_id = models.CharField(max_length=32, unique=True, default=new_endpoint_id, editable=False)
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="webhook_endpoints")
+    url = models.CharField(max_length=2000)
+    description = models.CharField(max_length=120, blank=True)
+    kinds = ArrayField(models.CharField(max_length=30), help_text="What it is told of.")
+    secret = models.TextField(editable=False)
+    previous_secret = models.TextField(blank=True, editable=False)
+    previous_until = models.DateTimeField(null=True, blank=True, editable=False)
+    created_at = models.DateTimeField()
+    created_by = models.CharField(max_length=150)
+    disabled_at = models.DateTimeField(null=True, blank=True)
+    disabled_reason = models.CharField(max_length=300, blank=True)
+    deleted_at = models.DateTimeField(null=True, blank=True)
+    failures = models.PositiveIntegerField(default=0)
+    failing_since = models.DateTimeField(null=True, blank=True)
+    quiet_until = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["product", "url"], condition=Q(deleted_at=None), name="webhook_endpoint_url_once"),
+            models.CheckConstraint(name="webhook_endpoint_has_a_secret", condition=~Q(secret="")),
+            models.CheckConstraint(name="webhook_endpoint_has_kinds", condition=Q(kinds__len__gte=1)),
+            models.CheckConstraint(
+                name="webhook_endpoint_old_secret_ends",
+                condition=Q(previous_secret="", previous_until=None) | (~Q(previous_secret="") & Q(previous_until__isnull=False)),
+            ),
+            models.CheckConstraint(
+                name="webhook_endpoint_disabled_why",
+                condition=Q(disabled_at=None, disabled_reason="") | (Q(disabled_at__isnull=False) & ~Q(disabled_reason="")),
+            ),
+            models.CheckConstraint(
+                name="webhook_endpoint_failing",
+                condition=Q(failures=0, failing_since=None) | Q(failures__gte=1, failing_since__isnull=False),
+            ),
+        ]
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.public_id} · {self.url}"
+
+
+class WebhookEvent(models.Model):
+    """Something that client apps are told of, written in the transaction of what it tells. :mod:`accounts.webhooks` queues and sends it.
+
+    ``data`` holds facts, never names or addresses of people. ``addressed_at``: when its deliveries were written; empty = not yet.
+    """
+
+    class Kind(models.TextChoices):
+        BALANCE_LOW = "balance.low"
+        LIMIT_WARNING = "limit.warning"
+        LIMIT_REACHED = "limit.reached"
+        ACCOUNT_THROTTLED = "account.throttled"
+        ACCOUNT_UNTHROTTLED = "account.unthrottled"
+        GUARD_CHANGED = "guard.changed"
+        SUBSCRIPTION_CHANGED = "subscription.changed"
+        TOP_UP_FAILED = "top_up.failed"
+        KILL_SWITCH_CHANGED = "kill_switch.changed"
+        ALERT_FIRED = "alert.fired"
+        TEST = "webhook.test"
+
+    public_id = models.CharField(max_length=32, unique=True, default=new_event_id, editable=False)
+    kind = models.CharField(max_length=30, choices=Kind)
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="webhook_events")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, null=True, blank=True, related_name="webhook_events")
+    key = models.CharField(max_length=200, help_text="What it is about: one event of a kind for each.")
+    data = models.JSONField(default=dict)
+    created_at = models.DateTimeField()
+    addressed_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["id"], condition=Q(addressed_at=None), name="webhook_event_unaddressed"),
+            models.Index(fields=["-created_at"], name="webhook_event_newest"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["account", "kind", "key"], condition=Q(account__isnull=False), name="webhook_event_once"),
+            models.UniqueConstraint(fields=["product", "kind", "key"], condition=Q(account=None), name="webhook_event_of_product_once"),
+            models.CheckConstraint(name="webhook_event_has_a_key", condition=~Q(key="")),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.public_id}"
+
+
+class WebhookDelivery(models.Model):
+    """One event to one endpoint, and what became of it. What the endpoint answers is never kept, but for the status.
+
+    ``lease`` grows with each attempt and never falls: by it a worker whose lease is over is told from the one that took it over.
+    """
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        DELIVERED = "delivered"
+        SUPPRESSED = "suppressed"
+        DEAD = "dead"
+
+    event = models.ForeignKey(WebhookEvent, on_delete=models.PROTECT, related_name="deliveries")
+    endpoint = models.ForeignKey(WebhookEndpoint, on_delete=models.PROTECT, related_name="deliveries")
+    state = models.CharField(max_length=12, choices=State, default=State.PENDING)
+    attempts = models.PositiveSmallIntegerField(default=0, help_text="Since it was queued, or sent again by staff.")
+    lease = models.PositiveIntegerField(default=0, editable=False)
+    next_attempt_at = models.DateTimeField(help_text="Not sent before this time; while it is being sent, when its lease ends.")
+    last_status = models.PositiveSmallIntegerField(null=True, blank=True, help_text="What the endpoint answered last.")
+    reason = models.CharField(max_length=200, blank=True, help_text="Why it was not delivered, or not yet.")
+    queued_at = models.DateTimeField()
+    done_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["next_attempt_at", "id"], condition=Q(state="pending"), name="webhook_delivery_due"),
+            models.Index(fields=["-queued_at"], name="webhook_delivery_newest"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["event", "endpoint"], name="webhook_delivery_once"),
+            models.CheckConstraint(
+                name="webhook_delivery_done",
+                condition=Q(state="pending", done_at=None) | (~Q(state="pending") & Q(done_at__isnull=False)),
+            ),
+        ]
+        verbose_name_plural = "webhook deliveries"
+
+    def __str__(self) -> str:
+        return f"{self.event} → {self.endpoint.public_id}"
