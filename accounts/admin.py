@@ -36,10 +36,10 @@ from unfold.widgets import (
     UnfoldAdminTextInputWidget,
 )
 
-from accounts import api_keys, branding, letters, mail_delivery, mail_samples, mails
+from accounts import api_keys, approvals, branding, letters, mail_delivery, mail_samples, mails
 from accounts.forms import read_logo
 from accounts.logos import MAX_BYTES, Logo
-from accounts.models import Account, ApiKey, Brand, Mail, Membership, User
+from accounts.models import Account, ApiKey, Approval, Brand, Mail, Membership, User
 from pricing.admin import CappedPaginator, ReadOnlyAdmin
 from pricing.models import Product
 
@@ -417,6 +417,78 @@ class BrandAdmin(ModelAdmin):  # type: ignore[misc]
             now=timezone.now(),
         )
         obj.pk = stored.pk
+
+
+class DecideForm(forms.Form):
+    """A second person's word. ``decision`` is the button."""
+
+    decision = forms.ChoiceField(choices=[("approve", "Approve"), ("refuse", "Refuse")], widget=forms.HiddenInput)
+    note = forms.CharField(
+        max_length=300, required=False, widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}),
+        help_text="Needed to refuse. Kept in the audit log, with your name.",
+    )  # fmt: skip
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or {}
+        if cleaned.get("decision") == "refuse" and not cleaned.get("note") and "note" not in self.errors:
+            self.add_error("note", "Say why it is not done.")
+        return cleaned
+
+
+@admin.register(Approval)
+class ApprovalAdmin(ReadOnlyAdmin):
+    """What waits for a second person, and what became of the rest."""
+
+    list_display = ("after", "reason", "asked_by", "asked_at", "expires_at", "state_", "decided_by")
+    list_filter = ("state", "kind")
+    list_select_related = ("asked_by", "decided_by")
+    search_fields = ("after", "reason", "asked_by__email", "decided_by__email")
+    fields = ("after", "before", "reason", "asked_by", "asked_at", "expires_at", "state_", "decided_by", "decided_at", "note")
+    change_form_before_template = "admin/accounts/decide_link.html"
+
+    @display(description="State", label={"waiting": "warning", "approved": "success", "refused": "danger", "ran out": "info"})
+    def state_(self, approval: Approval) -> str:
+        if approval.state == Approval.State.PENDING:
+            return "waiting" if approval.is_pending(timezone.now()) else "ran out"
+        return approval.state
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(self.decide_view)
+        return [path("<int:approval_id>/decide/", view, name="accounts_approval_decide"), *super().get_urls()]
+
+    def decide_view(self, request: HttpRequest, approval_id: int) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        approval = Approval.objects.select_related("asked_by").filter(pk=approval_id).first()
+        if approval is None:
+            raise Http404
+        person, now = cast(User, request.user), timezone.now()
+        form = DecideForm(request.POST or None)
+        if form.is_valid():
+            try:
+                if form.cleaned_data["decision"] == "approve":
+                    done = approvals.approve(approval=approval, actor=person, now=now, note=form.cleaned_data["note"])
+                else:
+                    approvals.refuse(approval=approval, actor=person, now=now, note=form.cleaned_data["note"])
+                    done = "Nothing was done."
+            except approvals.NotAllowed as error:
+                raise PermissionDenied(str(error)) from error
+            except approvals.ApprovalError as error:
+                form.add_error(None, str(error))
+            else:
+                self.message_user(request, done, messages.SUCCESS)
+                return HttpResponseRedirect(reverse("admin:accounts_approval_changelist"))
+        waiting = approval.is_pending(now)
+        context = {
+            "title": approvals.act(kind=approval.kind).name,
+            "opts": self.opts,
+            "approval": approval,
+            "change": approvals.change(approval=approval, now=now) if waiting else None,
+            "form": form,
+            "may": approvals.may_decide(approval=approval, actor=person, now=now),
+            "own": approval.asked_by_id == person.pk,
+        }
+        return TemplateResponse(request, "admin/accounts/decide_approval.html", self.admin_site.each_context(request) | context)
 
 
 def actor(request: HttpRequest) -> str:

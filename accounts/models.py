@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import uuid
 import zoneinfo
+from datetime import datetime
 from typing import Any, ClassVar
 
 from django.contrib.auth.base_user import BaseUserManager
@@ -459,3 +460,46 @@ class WebhookDelivery(models.Model):
 
     def __str__(self) -> str:
         return f"{self.event} → {self.endpoint.public_id}"
+
+
+class Approval(models.Model):
+    """An act that needs two of staff: who asked for it and why, what it changes, and what another one said. :mod:`accounts.approvals`."""
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        APPROVED = "approved"
+        REFUSED = "refused"
+
+    kind = models.CharField(max_length=40)
+    payload = models.JSONField()
+    before = models.TextField(blank=True)
+    after = models.TextField()
+    reason = models.CharField(max_length=300)
+    asked_by = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
+    asked_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    state = models.CharField(max_length=10, choices=State, default=State.PENDING)
+    decided_by = models.ForeignKey(User, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    decided_at = models.DateTimeField(null=True, blank=True)
+    note = models.CharField(max_length=300, blank=True)
+
+    class Meta:
+        indexes = [models.Index(fields=["expires_at"], condition=Q(state="pending"), name="approval_pending")]
+        constraints = [
+            models.CheckConstraint(
+                name="approval_decided_by_somebody",
+                condition=Q(state="pending", decided_at=None, decided_by=None)
+                | (~Q(state="pending") & Q(decided_at__isnull=False, decided_by__isnull=False)),
+            ),
+            models.CheckConstraint(name="approval_by_another", condition=~Q(state="approved") | ~Q(decided_by=models.F("asked_by"))),
+            models.CheckConstraint(name="approval_in_time", condition=Q(decided_at=None) | Q(decided_at__lt=models.F("expires_at"))),
+            models.CheckConstraint(name="approval_has_a_reason", condition=~Q(reason="")),
+        ]
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return self.after[:200]
+
+    def is_pending(self, now: datetime) -> bool:
+        """Neither decided nor run out."""
+        return self.state == self.State.PENDING and now < self.expires_at

@@ -116,6 +116,7 @@ UNFOLD: dict[str, Any] = {
                 "title": "System",
                 "separator": True,
                 "items": [
+                    _list("Approvals", "approval", "accounts", "approval"),
                     _list("Staff roles", "badge", "auth", "group"),
                     _list("Audit log", "policy", "admin", "logentry"),
                     _list("Feature flags", "flag", "waffle", "flag"),
