@@ -24,7 +24,7 @@ from django.db import transaction
 from accounts import mails
 from accounts.models import Account, Mail
 from analytics.models import UsedLately
-from billing import balances, ledger, subscriptions
+from billing import balances, ledger, periods, subscriptions
 from billing.models import Grant, Operation
 from metering import limits
 from pricing.models import Entitlement
@@ -77,7 +77,7 @@ def _limits(account: Account, allowed: subscriptions.Allowed, now: datetime) -> 
     for item, used, resets_at in zip(watched, found.used, found.resets_at, strict=True):
         reached = [ppm for ppm in _thresholds(item, allowed) if used * 1_000_000 >= item.limit.allowed * ppm]
         if reached:
-            ends_at = None if resets_at == limits.LIFETIME[1] else resets_at
+            ends_at = None if resets_at == periods.LIFETIME[1] else resets_at
             _tell(account, allowed, item, used, ends_at, max(reached), now)
 
 

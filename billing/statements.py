@@ -166,9 +166,10 @@ def _billing(allowed: Allowed, at: datetime) -> Period:
 
 
 def _month(account: Account, day: date) -> Period:
+    """The calendar month that ``day`` is in: its 15th is in no other, whatever the clocks do at midnight."""
     zone = ZoneInfo(account.time_zone)
-    start = datetime(day.year, day.month, 1, tzinfo=zone)
-    return Period(f"{day:%Y-%m}", start, periods.anniversary(start, months=1))
+    start, end = periods.month_at(datetime(day.year, day.month, 15, tzinfo=zone), zone)
+    return Period(f"{day:%Y-%m}", start, end)
 
 
 def _boundaries(entries: QuerySet[LedgerEntry], last: int, instants: Sequence[datetime]) -> list[int]:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from accounts.models import Account
-from billing import ledger, subscriptions
+from billing import ledger, periods, subscriptions
 from metering import kill_switches
 from pricing import catalog, rating
 from pricing.models import Entitlement
@@ -26,8 +26,6 @@ from pricing.models import Entitlement
 ORDER = ("kill_switch", "throttle", "entitlement", "request_size", "requests", "concurrency", "quota", "cost", "credits")
 #: A usage that says nothing else counts as one message.
 ONE_MESSAGE: Mapping[str, int] = {"messages": 1}
-#: The lifetime of every account: its beginning is before all usage, its end is never.
-LIFETIME = (datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
 _WINDOWS = (Entitlement.Window.HOUR, Entitlement.Window.DAY, Entitlement.Window.PERIOD, Entitlement.Window.LIFETIME)
 
 
@@ -172,16 +170,12 @@ def window_at(account: Account, allowed: subscriptions.Allowed, window: str, now
     """The window that contains ``now``, in UTC."""
     match window:
         case Entitlement.Window.HOUR:
-            start = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-            return start, start + timedelta(hours=1)
+            return periods.hour_at(now)
         case Entitlement.Window.DAY:
-            zone = ZoneInfo(account.time_zone)
-            today = now.astimezone(zone).date()
-            midnights = (datetime(day.year, day.month, day.day, tzinfo=zone) for day in (today, today + timedelta(days=1)))
-            return tuple(midnight.astimezone(UTC) for midnight in midnights)  # type: ignore[return-value]
+            return periods.day_at(now, ZoneInfo(account.time_zone))
         case Entitlement.Window.PERIOD:
             return allowed.period_at(now)
-    return LIFETIME
+    return periods.LIFETIME
 
 
 def answered(*, counted: Sequence[Counted], look: ledger.Look) -> list[Layer]:
@@ -195,7 +189,7 @@ def answered(*, counted: Sequence[Counted], look: ledger.Look) -> list[Layer]:
             limit=item.limit.allowed,
             used=used,
             remaining=max(item.limit.allowed - used, 0),
-            resets_at=None if resets_at == LIFETIME[1] else resets_at,
+            resets_at=None if resets_at == periods.LIFETIME[1] else resets_at,
             reason="" if used + item.limit.amount <= item.limit.allowed else _reason(item.limit, used),
         )
         for item, used, resets_at in zip(counted, look.used, look.resets_at, strict=False)

@@ -73,7 +73,9 @@ class TestRequirements:
 
 class TestFailures:
     def test_every_failure_has_exactly_one_row_and_they_stand_in_order(self) -> None:
-        assert [row[0] for row in failure_rows()] == [str(number) for number in [*range(1, 43), 49, 53, *range(55, 83), *range(84, 93)]]
+        numbers = [int(row[0]) for row in failure_rows()]
+        assert numbers == sorted(set(numbers))
+        assert {*range(1, 93)} - {*numbers} <= {47, 48, 50, 51, 52, 54, 83}
 
     def test_every_row_says_what_goes_wrong_what_happens_instead_and_what_proves_it(self) -> None:
         assert [row for row in failure_rows() if len(row) != 4 or not all(row)] == []

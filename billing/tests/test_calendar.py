@@ -84,6 +84,18 @@ class TestAnniversary:
             )
             assert [moment for (moment,) in cursor] == [periods.anniversary(anchor, months=months) for anchor, months in anchors]
 
+    @pytest.mark.failure(43)
+    @pytest.mark.django_db
+    def test_every_anchor_of_400_years_is_the_same_in_the_database(self) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "select anniversary('2000-01-01 09:30+00'::timestamptz + d * interval '1 day', n)"
+                " from generate_series(0, 30) d, generate_series(0, 4799) n order by d, n"
+            )
+            found = [moment for (moment,) in cursor]
+        first = datetime(2000, 1, 1, 9, 30, tzinfo=UTC)
+        assert found == [periods.anniversary(first + timedelta(days=d), months=n) for d in range(31) for n in range(4_800)]
+
     @pytest.mark.django_db
     def test_it_counts_in_utc_whatever_the_zone_of_the_session(self) -> None:
         with connection.cursor() as cursor:
