@@ -16,7 +16,6 @@ from django.contrib import messages
 from django.contrib.admin import EmptyFieldListFilter
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -29,6 +28,7 @@ from accounts import registration
 from accounts.admin import MembershipInline, actor
 from accounts.admin import ReasonForm as KeptReasonForm
 from accounts.models import Account
+from accounts.pages import signed_in
 from accounts.templatetags.amounts import amount, plain_amount, sub_digits
 from analytics import margin
 from analytics.forms import AdjustForm, AgreeForm, GrantForm, ReasonForm
@@ -36,15 +36,16 @@ from billing import agreements, balances, ledger, subscriptions
 from billing.admin import unit
 from billing.balances import ENDS_AT
 from billing.models import Grant, LedgerEntry, Operation
-from metering import pages
+from metering import pages, throttles
 from metering.admin import charged, earned
 from metering.forms import StopForm
-from metering.models import OpenAuthorization, Throttle, UsageRecord
+from metering.models import CostThrottle, OpenAuthorization, Throttle, UsageRecord
 from pricing import catalog
 from pricing.models import Plan
 
 SHOWN = 15
 DAYS = 30
+DAY = "%Y-%m-%d %H:%M"
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +229,9 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
         if form.is_valid():
             said = form.cleaned_data
             with transaction.atomic():
-                stopped = ledger.throttle(account_id=account.pk, actor=actor(request), reason=said["reason"], ends_at=said["ends_at"])
+                stopped = throttles.stop(
+                    account=account, actor=actor(request), reason=said["reason"], ends_at=said["ends_at"], now=timezone.now()
+                )
                 if stopped:
                     self.log_change(request, account, f"Stopped: {said['reason']}")
             return self._done(request, account, stopped, f"{account} is stopped.", f"The end is over by now: {account} is not stopped.")
@@ -236,16 +239,21 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
         return self._ask(request, account, f"Stop {account.name}", form, says, "Stop the account")
 
     def resume_view(self, request: HttpRequest, account_id: int) -> HttpResponse:
-        """Lets a stopped account work again."""
+        """Lets a throttled account work again, whatever stops it."""
         account = self._stopping(request, account_id, "metering.change_throttle")
+        now = timezone.now()
+        stops = throttles.of_account(account=account, now=now).stops
         form = KeptReasonForm(request.POST or None)
         if form.is_valid():
-            with transaction.atomic():
-                lifted = ledger.resume(account_id=account.pk, actor=actor(request))
-                if lifted:
-                    self.log_change(request, account, f"Resumed: {form.cleaned_data['reason']}")
-            return self._done(request, account, lifted, f"{account} works again.", f"{account} was not stopped.")
-        return self._ask(request, account, f"Resume {account.name}", form, "The account may begin new work at once.", "Resume the account")
+            throttled = [throttles.Throttled(account, stop) for stop in stops]
+            reason, user = form.cleaned_data["reason"], signed_in(request)
+            lifted = throttles.lift(throttled=throttled, by=user, actor=actor(request), reason=reason, now=now)
+            return self._done(request, account, lifted > 0, f"{account} works again.", f"{account} was not stopped.")
+        until = [f"{stop.until:{DAY}}" for stop in stops if stop.meter]
+        says = "The account may begin new work at once." + "".join(
+            f" Until {end} UTC, when that window ends, the limit does not count for it, whatever it uses." for end in until
+        )
+        return self._ask(request, account, f"Resume {account.name}", form, says, "Resume the account")
 
     def _done(self, request: HttpRequest, account: Account, done: bool, yes: str, no: str) -> HttpResponse:
         """Back to the account, saying what came of it."""
@@ -347,7 +355,9 @@ def _everything(account: Account) -> dict[str, Any]:
         "open": OpenAuthorization.objects.filter(account=account).select_related("model", "feature").order_by("-created_at")[:SHOWN],
         "operations": operations,
         "throttles": Throttle.objects.filter(account=account).order_by("-id")[:SHOWN],
-        "stopped": Throttle.objects.filter(Q(ends_at=None) | Q(ends_at__gt=now), account=account, lifted_at=None).first(),
+        "standing": throttles.of_account(account=account, now=now),
+        "spending": throttles.of(account=account, now=now),
+        "cost_throttles": CostThrottle.objects.filter(account=account)[:SHOWN],
         "keys": account.api_keys.order_by("revoked_at", "-id")[:SHOWN],
         "memberships": account.memberships.select_related("user").order_by("id")[:SHOWN],
     }

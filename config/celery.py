@@ -18,6 +18,7 @@ app.steps["worker"].add(DjangoStructLogInitStep)
 app.conf.beat_schedule = {
     "apply-due": {"task": "billing.tasks.apply_due", "schedule": 600.0, "options": {"expires": 600}},
     "follow-members": {"task": "billing.tasks.follow_members", "schedule": 60.0, "options": {"expires": 60}},
+    "follow-throttles": {"task": "metering.tasks.follow_throttles", "schedule": 60.0, "options": {"expires": 60}},
     "heartbeat": {"task": "config.health.beat", "schedule": 60.0, "options": {"expires": 60}},
     "fold-rollups": {"task": "analytics.tasks.fold_rollups", "schedule": 60.0, "options": {"expires": 60}},
     "learn-holds": {"task": "metering.tasks.learn_holds", "schedule": 60.0, "options": {"expires": 60}},

@@ -11,7 +11,7 @@ neither beginning nor end. A limit of None is no limit and is not counted; 0 all
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
@@ -129,10 +129,12 @@ def counted(
     cost_nanos: int,
     now: datetime,
     objects: bool = False,
+    lifted: Collection[str] = (),
 ) -> list[Counted]:
     """The limits of the account's plan and cost tier, in order. ``cost_nanos`` is the wholesale estimate of what is asked.
 
-    ``objects``: also those on objects, which no request uses; they are there to be looked at.
+    ``objects``: also those on objects, which no request uses; they are there to be looked at. ``lifted``: meters of cost that do not count
+    for this account until their windows end, because staff lifted them.
     """
     if allowed is None:
         return []
@@ -163,6 +165,8 @@ def counted(
         # A cost of nothing is refused too once the limit is reached: what it really costs is known only afterwards.
         add("cost", "cost", Entitlement.Window.DAY, tier.daily_cost_nanos, max(cost_nanos, 1), mode)
         add("cost", "cost", Entitlement.Window.PERIOD, tier.monthly_cost_nanos, max(cost_nanos, 1), mode)
+    if lifted:
+        found = [item for item in found if item.limit.layer != "cost" or item.limit.meter not in lifted]
     return sorted(found, key=lambda item: ORDER.index(item.limit.layer))
 
 

@@ -201,3 +201,59 @@ class Throttle(models.Model):
 
     def __str__(self) -> str:
         return f"throttle of account {self.account_id}"
+
+
+class UsageCounter(models.Model):
+    """How much of a meter an account has used in one window, kept by the ledger (``billing/sql/counters.sql``). Read only."""
+
+    pk = models.CompositePrimaryKey("account_id", "meter", "window_start")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
+    meter = models.TextField()
+    window_start = models.DateTimeField()
+    window_end = models.DateTimeField()
+    used = models.BigIntegerField()
+
+    class Meta:
+        managed = False
+        db_table = "usage_counter"
+
+    def __str__(self) -> str:
+        return f"{self.meter} of account {self.account_id}"
+
+
+class CostThrottle(models.Model):
+    """An account reached a limit on its wholesale cost: which, by how much, since when, and how that ended. Never deleted.
+
+    A note, not the stop itself: what refuses is the counter. Only ``lifted`` decides something: until ``window_end`` that limit does not
+    count for the account. :mod:`metering.throttles` alone writes it. Amounts are nano-USD.
+    """
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="cost_throttles")
+    meter = models.CharField(max_length=40)
+    window_end = models.DateTimeField()
+    limit_nanos = models.BigIntegerField()
+    used_nanos = models.BigIntegerField()
+    began_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    ended_by = models.CharField(max_length=150, blank=True)
+    reason = models.CharField(max_length=500, blank=True)
+    lifted = models.BooleanField(default=False)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["account", "meter", "window_end"], condition=models.Q(ended_at=None), name="cost_throttle_open_once"
+            ),
+            models.CheckConstraint(
+                name="cost_throttle_ended_by_somebody",
+                condition=models.Q(ended_at=None, ended_by="", lifted=False) | (models.Q(ended_at__isnull=False) & ~models.Q(ended_by="")),
+            ),
+            models.CheckConstraint(
+                name="cost_throttle_amounts", condition=models.Q(limit_nanos__gte=0, used_nanos__gte=models.F("limit_nanos"))
+            ),
+        ]
+        indexes = [models.Index(fields=["account", "window_end"], condition=models.Q(lifted=True), name="cost_throttle_lifted")]
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.meter} of account {self.account_id}"

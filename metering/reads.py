@@ -29,7 +29,7 @@ from accounts.api_keys import Principal
 from accounts.models import Account, ApiKey
 from billing import ledger, periods, subscriptions
 from billing.models import LedgerEntry, UsageRating
-from metering import charges, usage
+from metering import charges, throttles, usage
 from metering.api import layers
 from metering.models import Feature, OpenAuthorization, UsageModel, UsageRecord
 from pricing import catalog, rating
@@ -358,6 +358,44 @@ class ModelSums(reads.Answer):
     charged: reads.Amount
 
 
+class LiftedAnswer(reads.Answer):
+    """A limit that staff lifted: it does not count before ``until``."""
+
+    meter: str
+    until: datetime
+
+
+class ThrottleAnswer(reads.Answer):
+    """Whether the account as a whole is stopped, by what, and until when (null: until it is lifted; null, too, where it is not stopped).
+
+    ``by`` is ``cost_limit``, ``staff`` or ``guard``, ``meter`` the limit on cost that is reached. It has nothing to do with credits: an
+    account may have all of them left.
+    """
+
+    throttled: bool
+    reason: str | None
+    by: Literal["cost_limit", "staff", "guard"] | None
+    meter: str | None
+    since: datetime | None
+    until: datetime | None
+    lifted: list[LiftedAnswer]
+
+
+def _throttle(account: Account, now: datetime) -> ThrottleAnswer:
+    """Like the hot path it reads by the account in code alone."""
+    standing = throttles.of_account(account=account, now=now)
+    stop = standing.stops[0] if standing.stops else None
+    return ThrottleAnswer(
+        throttled=stop is not None,
+        reason=stop.reason if stop else None,
+        by=stop.by if stop else None,
+        meter=(stop.meter or None) if stop else None,
+        since=stop.since if stop else None,
+        until=stop.until if stop else None,
+        lifted=[LiftedAnswer(meter=row.meter, until=row.window_end) for row in standing.lifted],
+    )
+
+
 class CurrentAnswer(reads.Answer):
     """This billing period: from ``start``, inclusive, to ``end``, exclusive.
 
@@ -375,6 +413,7 @@ class CurrentAnswer(reads.Answer):
     charged: reads.Amount
     reversed: reads.Amount
     by_model: list[ModelSums]
+    throttle: ThrottleAnswer
 
 
 class Current(reads.Read):
@@ -384,7 +423,8 @@ class Current(reads.Read):
     def get(self, request: Request) -> Response:
         """What the account has used in this billing period; without a plan, in this calendar month (UTC)."""
         account = self.account(request, self.asked(request, reads.OfAccount))
-        start, end = _billing_period(account, timezone.now())
+        now = timezone.now()
+        start, end = _billing_period(account, now)
         with tenancy.acting_as(account=account):
             sums = list(_sums(charges.used(account, start, end).values("model_id")).order_by("-charged", "model_id"))
             given_back = _reversed(account, start, end)
@@ -403,6 +443,7 @@ class Current(reads.Read):
                 ModelSums(model=str(models[row["model_id"]]), records=row["records"], tokens=row["tokens"], charged=row["charged"])
                 for row in sums
             ],
+            throttle=_throttle(account, now),
         ).response()
 
 
@@ -527,6 +568,7 @@ class LimitsAnswer(reads.Answer):
     unit: str
     allowed: bool
     limits: list[LayerAnswer]
+    throttle: ThrottleAnswer
 
 
 class Limits(reads.Read):
@@ -538,11 +580,13 @@ class Limits(reads.Read):
         # Not acting as the account: the decision reads the plan's terms too, which no tenant's role may. Like the hot path itself, it is
         # scoped by the account in code alone.
         account = self.account(request, self.asked(request, reads.OfAccount))
-        decision = usage.decide(account=account, ask=None, now=timezone.now())
+        now = timezone.now()
+        decision = usage.decide(account=account, ask=None, now=now)
         wholesale = ApiKey.Scope.ADMIN_READ in reads.principal(request).scopes
         return LimitsAnswer(
             account=account.public_id,
             unit=catalog.product_by_id(product_id=account.product_id).unit.code,
             allowed=decision.refusal is None,
             limits=[LayerAnswer(**layer) for layer in layers(decision, wholesale=wholesale)],
+            throttle=_throttle(account, now),
         ).response()

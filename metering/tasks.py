@@ -4,7 +4,7 @@ from celery import shared_task
 from django.utils import timezone
 
 from billing import ledger, top_ups
-from metering import estimates, kill_switches, rerating
+from metering import estimates, kill_switches, rerating, throttles
 
 SWEEP_BATCH = 100
 #: So many accounts at most are topped up at one ring of the bell; the next ring goes on.
@@ -35,6 +35,12 @@ def learn_holds() -> int:
         if chunk < estimates.FOLD_LIMIT:
             break
     return learnt
+
+
+@shared_task
+def follow_throttles() -> int:
+    """Notes who came to be throttled by cost and who no longer is; returns how many. Late or twice: the same end."""
+    return throttles.follow(now=timezone.now())
 
 
 @shared_task

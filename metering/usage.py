@@ -33,7 +33,7 @@ from accounts import prepared
 from accounts.models import Account
 from billing import balances, ledger, subscriptions
 from billing.models import Wallet
-from metering import estimates, limits, names
+from metering import estimates, limits, names, throttles
 from metering.limits import Decision, Layer
 from metering.models import OpenAuthorization, UsageRecord
 from pricing import catalog, rating
@@ -138,8 +138,10 @@ class Authorization:
 # Before the call --------------------------------------------------------------------------------------------------------------
 
 
-def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id: int | None = None) -> Authorization:
-    """Holds the worst case of ``ask``, if every layer allows it.
+def authorize(
+    *, account: Account, ask: Ask, key: str, now: datetime, api_key_id: int | None = None, lifted: Collection[str] = ()
+) -> Authorization:
+    """Holds the worst case of ``ask``, if every layer allows it. Limits on cost that staff ``lifted`` are found where one refuses.
 
     :raises Refused: a layer said no; ``credits`` when too little is free.
     :raises UnknownModel: the model, or a component asked for, has no price.
@@ -153,7 +155,8 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
         estimate = _estimate(account, allowed, ask, now)
     except UnknownModel as error:  # a verdict like another: a key that was answered when there was a price is answered again
         estimate, unknown = replace(_NO_ESTIMATE, quantities=ask.quantities), error
-    counted = limits.counted(account=account, allowed=allowed, counts=ask.counts, cost_nanos=estimate.rated.cost_nanos, now=now)
+    cost_nanos = estimate.rated.cost_nanos
+    counted = limits.counted(account=account, allowed=allowed, counts=ask.counts, cost_nanos=cost_nanos, now=now, lifted=lifted)
     try:
         usage = ledger.hold(
             account_id=account.pk,
@@ -174,17 +177,19 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
             assumed_output_tokens=estimate.quantities["output_tokens"] if ask.open_ended and not unknown else None,
         )
     except ledger.OtherWindow as error:  # an hour, a day or a period has ended on the way: the ledger's clock decides
-        return authorize(account=account, ask=ask, key=key, now=error.now, api_key_id=api_key_id)
+        return authorize(account=account, ask=ask, key=key, now=error.now, api_key_id=api_key_id, lifted=lifted)
     except ledger.Refused as error:
         if unknown and error.layer == "price":
             raise unknown from None
+        if error.layer == "cost" and not lifted and (free := throttles.lifted(account_id=account.pk, now=now)):
+            return authorize(account=account, ask=ask, key=key, now=now, api_key_id=api_key_id, lifted=free)
         answered = limits.answered(counted=counted, look=error.look)
         raise _refused(error.layer, [*before, *answered, _credits(account, now)], allowed) from None
     except ledger.InsufficientCredits as error:
         _hear(account, error.available_nanos)
         if ask.open_ended and _estimate(account, allowed, ask, now).quantities != estimate.quantities:
             # The worst case was chosen by what was heard a while ago. By what was heard just now it is the usual, which may fit.
-            return authorize(account=account, ask=ask, key=key, now=now, api_key_id=api_key_id)
+            return authorize(account=account, ask=ask, key=key, now=now, api_key_id=api_key_id, lifted=lifted)
         answered = limits.answered(counted=counted, look=error.look)
         short = Layer("credits", allowed=False, remaining=error.available_nanos, reason=str(error))
         raise _refused("credits", [*before, *answered, short], allowed) from error
@@ -200,7 +205,7 @@ def authorize(*, account: Account, ask: Ask, key: str, now: datetime, api_key_id
     return Authorization(account, usage, _left(usage), output_tokens, warnings)
 
 
-def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
+def decide(*, account: Account, ask: Ask | None, now: datetime, lifted: Collection[str] = ()) -> Decision:
     """What :func:`authorize` would say now, without holding anything; without an ``ask``, what the layers have left.
 
     :raises UnknownModel: the model, or a component asked for, has no price.
@@ -210,10 +215,16 @@ def decide(*, account: Account, ask: Ask | None, now: datetime) -> Decision:
     before = limits.before(account=account, allowed=allowed, feature=feature, quantities=quantities, now=now)
     estimate = _estimate(account, allowed, ask, now) if ask else _NO_ESTIMATE
     rated = estimate.rated
-    counted = limits.counted(account=account, allowed=allowed, counts=counts, cost_nanos=rated.cost_nanos, now=now, objects=ask is None)
+    counted = limits.counted(
+        account=account, allowed=allowed, counts=counts, cost_nanos=rated.cost_nanos, now=now, objects=ask is None, lifted=lifted
+    )
     look = ledger.limits(account_id=account.pk, limits=[item.limit for item in counted])
     needed = max(rated.price_nanos, account.product.minimum_balance_nanos) if charges(estimate.card) else None if ask else 0
-    return limits.in_order([*before, *limits.answered(counted=counted, look=look), _credits(account, now, needed)])
+    answered = limits.answered(counted=counted, look=look)
+    refused = any(layer.name == "cost" and not layer.allowed and layer.mode == Entitlement.Mode.HARD for layer in answered)
+    if refused and not lifted and (free := throttles.lifted(account_id=account.pk, now=now)):
+        return decide(account=account, ask=ask, now=now, lifted=free)
+    return limits.in_order([*before, *answered, _credits(account, now, needed)])
 
 
 def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> tuple[ledger.Places, int | None]:

@@ -135,7 +135,7 @@ class TestStops:
         [stop] = Throttle.objects.filter(account=shop.account)
         assert stop.actor == stop.lifted_by != ""
         messages = LogEntry.objects.filter(object_id=str(shop.account.pk)).order_by("id").values_list("change_message", flat=True)
-        assert list(messages) == ["Stopped: unpaid & <b>odd</b>", "Resumed: paid"]
+        assert list(messages) == ["Stopped: unpaid & <b>odd</b>", f"Resumed (a stop by {stop.actor}): paid"]
         assert "Stops" in superuser.get(self.page(shop)).content.decode()
 
     def test_a_stop_may_have_an_end(self, superuser: Client, shop: Shop) -> None:
