@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from datetime import datetime
 
-import structlog
 from django.db import transaction
 
 from accounts import mails
@@ -17,19 +17,17 @@ from billing.models import StripeCustomer, StripeSubscription
 
 MAX_STEPS = 1_000
 
-log = structlog.get_logger(__name__)
 
-
-def take_steps(*, now: datetime) -> int:
-    """Takes the steps that are due, each in a transaction of its own that it opens; returns how many. One that fails stays due, and the
-    others do not wait for it."""
-    due = StripeSubscription.objects.filter(next_step_at__lte=now).order_by("next_step_at", "pk")
+def take_steps(*, now: datetime, given_up: Collection[str] = (), failed: Callable[[str, Exception], None]) -> int:
+    """Takes the steps that are due, each in a transaction of its own that it opens; returns how many. One that fails stays due, ``failed``
+    is told of its subscription's id, and the others do not wait for it; subscriptions in ``given_up`` are left out."""
+    due = StripeSubscription.objects.filter(next_step_at__lte=now).exclude(pk__in=given_up).order_by("next_step_at", "pk")
     taken = 0
     for subscription_id, account_id in due.values_list("pk", "account_id")[:MAX_STEPS]:
         try:
             taken += _take_step(subscription_id, account_id, now)
-        except Exception as error:  # whatever it is, the next customer's plan does not wait for it
-            log.error("dunning step failed", subscription=subscription_id, exc_info=error)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the next customer's plan does not wait for it)
+            failed(subscription_id, error)
     return taken
 
 

@@ -617,6 +617,16 @@ def resume(*, account_id: int, actor: str) -> bool:
     return bool(lifted)
 
 
+def with_closed_windows(*, after: int, limit: int) -> list[int]:
+    """Up to ``limit`` accounts with ids above ``after`` for which :func:`close_windows` has something to do."""
+    return [int(account_id) for (account_id,) in _call("select usage_with_closed_windows(%s, %s)", [after, limit])]
+
+
+def close_windows(account_id: int) -> None:
+    """Marks the throttle whose end is over as lifted then, and forgets the counters of windows that ended more than one window ago."""
+    _call("select usage_close_windows(%s)", [account_id])
+
+
 def _limits_sql(limits: Sequence[Limit]) -> str:
     if not limits:
         return "'{}'::usage_limit[]"

@@ -3,27 +3,10 @@
 from celery import shared_task
 from django.utils import timezone
 
-from billing import agreements, checkout, dunning, ledger, price_moves, reconciliation, seats, stripe_inbox, stripe_requests
+from billing import agreements, checkout, price_moves, reconciliation, seats, stripe_inbox, stripe_requests
 
-DUE_BATCH = 100
 #: So many events at most are worked at one ring of the bell; the sweeper rings again within a minute.
 INBOX_BATCH = 1_000
-
-
-@shared_task
-def apply_due() -> int:
-    """Applies what is due for accounts that nobody touches; returns how many batches. Late, twice or at once with another: the same end."""
-    batches, after = 0, ledger.catch_up(after=0, limit=DUE_BATCH)
-    while after is not None:
-        batches += 1
-        after = ledger.catch_up(after=after, limit=DUE_BATCH)
-    return batches
-
-
-@shared_task
-def take_dunning_steps() -> int:
-    """Warns of the end of plans that are not paid, and ends them; returns how many. Late, twice or at once with another: the same end."""
-    return dunning.take_steps(now=timezone.now())
 
 
 @shared_task

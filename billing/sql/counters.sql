@@ -147,6 +147,24 @@ create function usage_limits(p_account bigint, p_limits usage_limit[]) returns u
   select usage_looked(p_account, p_limits, app_now())
 $$;
 
+-- Ends the stop whose end is over, and forgets the counters of windows that ended more than one window ago: what the verbs do in passing,
+-- for an account that nobody touches.
+create function usage_close_windows(p_account bigint) returns void language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+begin
+  perform usage_ran_out(p_account);
+  delete from usage_counter where account_id = p_account and window_end + (window_end - window_start) < v_now;
+end $$;
+
+-- Up to p_limit accounts above p_after for which usage_close_windows has something to do.
+create function usage_with_closed_windows(p_after bigint, p_limit int) returns setof bigint language sql stable as $$
+  select account_id from usage_throttle where account_id > p_after and lifted_at is null and ends_at <= app_now()
+  union
+  select account_id from usage_counter where account_id > p_after and window_end + (window_end - window_start) < app_now()
+  order by 1 limit p_limit
+$$;
+
 -- Makes the counters of p_limits where they are missing, and forgets those of windows that ended more than one window ago. False where a
 -- window that was asked about is not that of p_now: it ended while the caller waited for the lock, or the caller's clock differs.
 create function usage_keep_counters(p_account bigint, p_limits usage_limit[], p_now timestamptz) returns boolean language plpgsql as $$

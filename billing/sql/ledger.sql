@@ -864,6 +864,7 @@ begin
     'usage_limits(bigint, usage_limit[])',
     'usage_stop(bigint, uuid, text, text, timestamptz)',
     'usage_resume(bigint, text)',
+    'usage_close_windows(bigint)',
     'usage_reserve(bigint, text, text, text, bigint, boolean)',
     'usage_unreserve(bigint, text, text)',
     'usage_capture(bigint, uuid, bigint[], bigint, int[], bigint, bigint, bigint, text)',

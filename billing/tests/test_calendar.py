@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from accounts import tenancy
 from accounts.models import Account, User
-from billing import audit, balances, ledger, periods, subscriptions, tasks
+from billing import audit, balances, due, ledger, periods, subscriptions
 from billing.models import Grant, LedgerEntry, Operation, Schedule, Subscription, Wallet
 from billing.tests.test_ledger import capture, hold, record
 from pricing.models import PlanVersion
@@ -538,14 +538,18 @@ def test_the_job_walks_over_every_account_and_ends_even_while_a_hold_keeps_somet
     assert [left(account) for account in accounts] == [{"purchased": 4}, {}, {}, {}, {}]
 
 
+def fail(subject: str, error: Exception) -> None:
+    raise error
+
+
 @pytest.mark.usefixtures("committed")
 def test_the_job_of_the_beat_comes_to_an_end_and_twice_is_once() -> None:
     account = make_account()
     soon = datetime.now(UTC) + timedelta(seconds=1)
     give(account, 10, expires_at=soon)
     with at(soon):
-        assert tasks.apply_due() >= 1
+        assert due.apply(given_up=(), failed=fail) >= 1
         found = entries(account)
-        tasks.apply_due()
+        due.apply(given_up=(), failed=fail)
     assert (left(account), entries(account)) == ({}, found)
     assert found[1:] == [("expiry", -10, soon)]

@@ -9,7 +9,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 
 from accounts.models import Account, Mail
-from billing import audit, dunning, subscriptions, tasks
+from billing import audit, dunning, subscriptions
 from billing.models import Grant, StripeSubscription, Subscription
 from billing.tests.stripe_stub import Obj, Stub
 from billing.tests.test_stripe_inbox import receive, shop, stub, work
@@ -52,6 +52,14 @@ def allowed_plan(account: Account) -> str:
     allowed = subscriptions.allowed(account=account)
     assert allowed is not None
     return allowed.plan.version.plan.slug
+
+
+def take_steps(*, now: datetime = NOW) -> int:
+    return dunning.take_steps(now=now, failed=fail)
+
+
+def fail(subject: str, error: Exception) -> None:
+    raise error
 
 
 def mails(account: Account) -> list[tuple[str, object]]:
@@ -134,15 +142,15 @@ class TestGrace:
 class TestEnd:
     def test_the_job_warns_once_and_ends_it_at_its_time_however_late(self, stub: Stub, shop: Account, owed: tuple[Obj, Obj]) -> None:
         happen("invoice.payment_failed", owed[1], now=FAILED)
-        assert dunning.take_steps(now=FAILED + 5 * DAY - timedelta(seconds=1)) == 0
+        assert take_steps(now=FAILED + 5 * DAY - timedelta(seconds=1)) == 0
         for _ in range(3):
-            dunning.take_steps(now=FAILED + 5 * DAY)
+            take_steps(now=FAILED + 5 * DAY)
             happen("customer.subscription.updated", owed[0], now=FAILED + 5 * DAY)
         end = FAILED + 7 * DAY
         assert mails(shop) == [("grace_ending", {"plan": "Core", "ends_at": end.isoformat(), "next_plan": "Free"})]
         assert plan_of(shop) == "core"
-        assert tasks.take_dunning_steps() == 1  # three days late
-        assert tasks.take_dunning_steps() == 0
+        assert take_steps() == 1  # three days late
+        assert take_steps() == 0
         live = Subscription.objects.exclude(status="canceled").get(account=shop)
         ended = Subscription.objects.get(account=shop, stripe_id=owed[0]["id"])
         assert (live.plan_version.plan.slug, live.started_at, ended.ended_at) == ("free", end, end)
@@ -156,7 +164,7 @@ class TestEnd:
         happen("customer.subscription.updated", owed[0])  # ten days later: all of the grace has passed
         assert (plan_of(shop), [kind for kind, _ in mails(shop)]) == ("free", ["plan_ended"])
         assert Subscription.objects.exclude(status="canceled").get(account=shop).started_at == FAILED + 7 * DAY
-        assert tasks.take_dunning_steps() == 0
+        assert take_steps() == 0
 
     def test_a_short_grace_is_not_warned_of(self, stub: Stub, shop: Account, owed: tuple[Obj, Obj]) -> None:
         Product.objects.filter(pk=shop.product_id).update(grace_days=2)
@@ -185,7 +193,7 @@ class TestEnd:
         )
         catalog.clear()
         happen("invoice.payment_failed", owed[1], now=FAILED)
-        tasks.take_dunning_steps()
+        take_steps()
         lot = Grant.objects.defer("expires_at").get(account=shop, source="monthly")
         assert lot.granted == 3 * NANOS
 
@@ -206,7 +214,10 @@ class TestEnd:
             return take(subscription_id, account_id, now)
 
         monkeypatch.setattr(dunning, "_take_step", fail_first)
-        assert tasks.take_dunning_steps() == 1
+        failed: list[str] = []
+        assert dunning.take_steps(now=NOW, failed=lambda subject, error: failed.append(subject)) == 1
+        assert failed == ["sub_0"]
+        assert dunning.take_steps(now=NOW, given_up={"sub_0"}, failed=fail) == 0
         row.refresh_from_db()
         broken.refresh_from_db()
         assert (row.next_step_at, broken.next_step_at) == (None, BEGAN)
@@ -219,7 +230,7 @@ class TestRecovery:
     ) -> None:
         happen("invoice.payment_failed", owed[1], now=FAILED)
         if ended:
-            tasks.take_dunning_steps()
+            take_steps()
         assert plan_of(shop) == ("free" if ended else "core")
         assert not Grant.objects.filter(account=shop).exists()  # no new included credit while it is not paid
         pay(stub, *owed)
@@ -229,12 +240,12 @@ class TestRecovery:
         assert Grant.objects.defer("expires_at").get(account=shop).granted == 20 * NANOS
         row = StripeSubscription.objects.get()
         assert (row.past_due_since, row.grace_ends_at, row.next_step_at) == (None, None, None)
-        assert tasks.take_dunning_steps() == 0
+        assert take_steps() == 0
         assert audit.run() == []
 
     def test_a_second_failure_has_a_grace_and_a_warning_of_its_own(self, stub: Stub, shop: Account, owed: tuple[Obj, Obj]) -> None:
         happen("invoice.payment_failed", owed[1], now=FAILED)
-        dunning.take_steps(now=FAILED + 5 * DAY)
+        take_steps(now=FAILED + 5 * DAY)
         pay(stub, *owed)
         happen("invoice.paid", owed[1], now=FAILED + 5 * DAY)
         item = owed[0]["items"]["data"][0]
@@ -243,5 +254,5 @@ class TestRecovery:
         second = stub.invoice(owed[0], 2_500, status="open")
         failed_again = FAILED + 30 * DAY
         happen("invoice.payment_failed", second, now=failed_again)
-        dunning.take_steps(now=failed_again + 5 * DAY)
+        take_steps(now=failed_again + 5 * DAY)
         assert [kind for kind, _ in mails(shop)] == ["grace_ending", "grace_ending"]

@@ -1,0 +1,115 @@
+"""Every job, in one table: what it does, and when. :mod:`analytics.jobs` has the rows and does the work.
+
+    JOBS           the table
+    named          one of them
+    ring, work     what beat rings each minute, and what a worker does then: :mod:`config.tasks`
+    ask            a run outside of the schedule, for a reason
+
+Beat (or any other scheduler that posts to ``/api/v1/admin/jobs/<name>`` or starts ``manage.py jobs run``) only says "look": what is due is
+in the database. Jobs that an outside scheduler runs are named in ``JOBS_OUTSIDE``; they are planned and late like any other.
+
+**Order.** A wallet's own order at one instant (expire, roll over, grant) is kept by the ledger in one transaction, whichever job comes by.
+The three daily jobs of the calendar still wait for each other, so that their rows tell the story in the order in which it is told.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from django.conf import settings
+
+from accounts import tasks as accounts
+from analytics import audits, jobs
+from analytics import tasks as analytics
+from analytics.jobs import Job, Schedule, Subjects
+from analytics.models import JobRun
+from billing import due, dunning
+from billing import tasks as billing
+from metering import tasks as metering
+from metering import throttles
+from pricing import price_import
+
+_MINUTE, _TEN_MINUTES = Schedule(timedelta(minutes=1)), Schedule(timedelta(minutes=10))
+
+
+def _daily(hour: int, minute: int) -> Schedule:
+    return Schedule(timedelta(days=1), timedelta(hours=hour, minutes=minute))
+
+
+def _alone(function: Callable[[], int | bool]) -> Callable[[datetime, Subjects], int]:
+    """A job that reads the clock itself for each thing it does, and keeps the trouble of single things in its own queue."""
+    return lambda now, subjects: int(function())
+
+
+def _apply_due(now: datetime, subjects: Subjects) -> int:
+    return due.apply(given_up=subjects.given_up, failed=subjects.failed)
+
+
+def _reset_costs(now: datetime, subjects: Subjects) -> int:
+    return throttles.follow(now=now) + due.close_windows(given_up=subjects.given_up, failed=subjects.failed)
+
+
+def _take_dunning_steps(now: datetime, subjects: Subjects) -> int:
+    return dunning.take_steps(now=now, given_up=subjects.given_up, failed=subjects.failed)
+
+
+def _audit(now: datetime, subjects: Subjects) -> int:
+    return audits.run(now=now)
+
+
+def _propose_prices(now: datetime, subjects: Subjects) -> int:
+    return price_import.propose(providers=price_import.PROVIDERS, now=now).proposed
+
+
+JOBS: tuple[Job, ...] = (
+    Job("fold-rollups", "Refreshes the cost analytics: folds new usage into the sums.", _MINUTE, _alone(analytics.fold_rollups)),
+    Job("follow-members", "Brings seats, members' prices and agreed terms to Stripe.", _MINUTE, _alone(billing.follow_members)),
+    Job("follow-throttles", "Notes who reached a limit on cost and who is let go, and tells.", _MINUTE, _alone(metering.follow_throttles)),
+    Job("learn-holds", "Counts how long answers were whose length nobody had said.", _MINUTE, _alone(metering.learn_holds)),
+    Job("send-mails", "Sends what is due of the mails.", _MINUTE, _alone(accounts.send_mails)),
+    Job("send-stripe-requests", "Sends again what Stripe has not answered.", _MINUTE, _alone(billing.send_stripe_requests)),
+    Job("sweep-holds", "Ends holds that outlived their time.", _MINUTE, _alone(metering.sweep_holds)),
+    Job("take-dunning-steps", "Warns of the end of unpaid plans, and ends them.", _MINUTE, _take_dunning_steps),
+    Job("top-up", "Buys credit for accounts that ask for it and are low.", _MINUTE, _alone(metering.top_up)),
+    Job("warn-customers", "Queues mails about limits and credit that run low.", _MINUTE, _alone(analytics.warn_customers)),
+    Job("work-stripe-inbox", "Works what is due of Stripe's events.", _MINUTE, _alone(billing.work_stripe_inbox)),
+    Job("apply-due", "Expires, rolls over and grants for accounts that nobody touches.", _TEN_MINUTES, _apply_due),
+    Job("move-prices", "Announces changed prices, and moves renewals to them.", _TEN_MINUTES, _alone(billing.move_prices)),
+    Job("rate-unpriced", "Rates usage that had no price and has one now.", _TEN_MINUTES, _alone(metering.rate_unpriced)),
+    Job("reconcile-stripe", "Compares with Stripe, once a day.", _TEN_MINUTES, _alone(billing.reconcile_stripe)),
+    Job("reset-costs", "Lifts throttles and stops that ended, and forgets old counters.", _daily(0, 0), _reset_costs, each=True),
+    Job("reset-credits", "Expires, rolls over, grants: periods that ended.", _daily(0, 5), _apply_due, after=("reset-costs",), each=True),
+    Job(
+        "expire-rollovers", "Expires what was rolled over and is over.", _daily(0, 10), _apply_due,
+        after=("reset-costs", "reset-credits"), each=True,
+    ),
+    Job("audit", "Checks every equation of the ledger and the sums; keeps what does not hold.", _daily(3, 0), _audit),
+    Job("propose-prices", "Proposes upstream prices that differ from the price book.", _daily(4, 0), _propose_prices),
+)  # fmt: skip
+_BY_NAME = {job.name: job for job in JOBS}
+
+
+def named(name: str) -> Job:
+    """:raises jobs.UnknownJob: there is none of this name."""
+    try:
+        return _BY_NAME[name]
+    except KeyError:
+        raise jobs.UnknownJob(f"There is no job {name!r}.") from None
+
+
+def ring(*, now: datetime) -> list[Job]:
+    """Plans what is not planned; the jobs that are due and ours to run."""
+    return [job for job in jobs.ring(jobs=JOBS, now=now) if job.name not in settings.JOBS_OUTSIDE]
+
+
+def work(*, job: Job, now: datetime) -> JobRun | None:
+    """See :func:`analytics.jobs.work`."""
+    return jobs.work(job=job, worker=f"{socket.gethostname()}:{os.getpid()}", now=now)
+
+
+def followers(job: Job) -> list[Job]:
+    """The jobs that wait for this one."""
+    return [other for other in JOBS if job.name in other.after]
