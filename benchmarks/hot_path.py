@@ -26,7 +26,7 @@ FEW_ACCOUNTS = 200
 MOST_EVENTS_A_SECOND = 60_000
 #: Clients of the comparison with the ORM: one a process.
 PROCESSES = 4
-_COUNTS = "select (select sum(seq) from wallet), (select sum(open_count) from account_state), pg_current_wal_insert_lsn() - '0/0'"
+_COUNTS = "select (select sum(seq) from wallet), (select count(*) from open_authorization), pg_current_wal_insert_lsn() - '0/0'"
 #: As wide as a usage record; its key is what makes an event count once.
 _BARE_TABLE = (
     "create table bench_event (account_id bigint, id uuid, key_hash uuid, fingerprint uuid, event_at timestamptz,"

@@ -105,6 +105,18 @@ create function usage_objects(p_account bigint, p_meter text) returns bigint lan
   select count(*) from usage_object where account_id = p_account and meter = p_meter and released_at is null
 $$;
 
+-- What open work comes to, counted anew: what the account's row says, once a limit was asked about.
+create function usage_open_work(p_account bigint, out count bigint, out cost_nanos bigint) language sql stable as $$
+  select count(*) filter (where state = 'open'), coalesce(sum(cost_nanos) filter (where state <> 'timed_out'), 0)::bigint
+  from open_authorization where account_id = p_account
+$$;
+
+-- From now on the account's row says it. The caller has locked the account.
+create function usage_begin_counting(p_account bigint) returns void language sql as $$
+  update account_state set counted = true, open_count = o.count, open_cost_nanos = o.cost_nanos from usage_open_work(p_account) o
+  where account_id = p_account
+$$;
+
 -- What every limit says now. Concurrency counts open work; cost adds the estimates of open work, which belongs to no window yet. A quota
 -- without a window is of objects.
 create type usage_look as (throttle_reason text, throttled_until timestamptz, used bigint[], resets_at timestamptz[], passed boolean[]);
@@ -118,6 +130,9 @@ declare
   v_used bigint;
 begin
   select * into s from account_state where account_id = p_account;
+  if not s.counted and cardinality(p_limits) > 0 then
+    select o.count, o.cost_nanos into s.open_count, s.open_cost_nanos from usage_open_work(p_account) o;
+  end if;
   if s.stopped then
     select t.reason, t.ends_at into k.throttle_reason, k.throttled_until from usage_throttle t
     where t.account_id = p_account and t.lifted_at is null and (t.ends_at is null or t.ends_at > p_now);
@@ -181,7 +196,6 @@ begin
     c := usage_counted(p_account, l, p_now);
     delete from usage_counter where account_id = p_account and meter = l.meter and window_end + (c.window_end - c.window_start) < p_now;
     insert into usage_counter select (c).*;
-    update account_state set counted = true where account_id = p_account and not counted;
   end loop;
   return true;
 end $$;

@@ -384,6 +384,9 @@ begin
     end if;
     said.hold := p_hold;
     said.created_at := v_now;
+    if f.limited and not f.counted then
+      perform usage_begin_counting(p_account);
+    end if;
     if not usage_keep_counters(p_account, p_limits, v_now) then
       said.outcome := 'other_window';
       return said;
@@ -434,11 +437,10 @@ begin
   end if;
   if f.counted or f.limited then
     perform usage_count(p_account, v_now, 0, 1, p_call.counts, 1);
+    update account_state set open_count = open_count + 1, open_cost_nanos = open_cost_nanos + p_cost where account_id = p_account;
   end if;
   with held as (
     update wallet set held = held + p_hold where account_id = p_account and unit_id = p_unit
-  ), opened as (
-    update account_state set open_count = open_count + 1, open_cost_nanos = open_cost_nanos + p_cost where account_id = p_account
   )
   insert into open_authorization (
     account_id, id, key_hash, fingerprint, unit_id, hold, held, cost_nanos, remaining, meters, counts, model_id, feature_id, api_key_id,
@@ -554,8 +556,6 @@ begin
   if f.usual then   -- one movement, and everything that it changes in one statement
     with ended as (
       delete from open_authorization where account_id = p_account and id = p_id returning *
-    ), closed as (
-      update account_state set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - f.cost_nanos where account_id = p_account
     ), burnt as (
       update credit_grant set remaining = remaining - p_price, closed = (remaining = p_price and frozen = 0)
       where account_id = p_account and id = f.grant_id
@@ -584,6 +584,7 @@ begin
     end if;
     if f.counted then
       perform usage_count(p_account, f.created_at, p_cost, 0, u.counts, 0);
+      update account_state set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - f.cost_nanos where account_id = p_account;
     end if;
     return row('done', p_id, 'captured', u.hold, p_price, p_cost, 0, 0, f.balance - p_price, null, 0, f.created_at, u.expires_at, u.remaining,
                u.meters, null, null, null, null)::usage_answer;
@@ -640,7 +641,7 @@ begin
   delete from open_authorization where account_id = a.account_id and id = a.id;
   if a.state <> 'timed_out' then
     update account_state set open_count = open_count - (a.state = 'open')::int, open_cost_nanos = open_cost_nanos - a.cost_nanos
-    where account_id = a.account_id;
+    where account_id = a.account_id and counted;
   end if;
 end $$;
 
@@ -673,7 +674,7 @@ begin
     update open_authorization set state = 'awaiting_price', captured = p_quantities, captured_at = v_now where account_id = p_account and id = p_id;
     update account_state
     set open_count = open_count - (a.state = 'open')::int, open_cost_nanos = open_cost_nanos + case a.state when 'timed_out' then a.cost_nanos else 0 end
-    where account_id = p_account;
+    where account_id = p_account and counted;
     perform usage_count(p_account, a.created_at, 0, 0, a.counts, case a.state when 'timed_out' then 1 else 0 end);
   end if;
   a.state := 'awaiting_price';
@@ -794,6 +795,7 @@ begin
 end $$;
 
 -- Gives back up to p_limit holds that nobody resolved in time; they keep waiting for their capture, and end for good 7 days later.
+-- Reads all open work: an index by its end would cost every authorization more than this costs a job.
 create function usage_sweep(p_limit int) returns int language plpgsql as $$
 declare
   v_account bigint;
@@ -833,7 +835,7 @@ begin
         w := ledger_close(w);
       end if;
       update open_authorization set state = 'timed_out', held = 0 where account_id = p_account and id = a.id;
-      update account_state set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - a.cost_nanos where account_id = p_account;
+      update account_state set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - a.cost_nanos where account_id = p_account and counted;
       perform usage_count(p_account, a.created_at, 0, 0, a.counts, -1);
     else
       perform usage_end_without_work(a, 'timed_out', p_now);
@@ -877,4 +879,5 @@ begin
     execute format('alter function %s security definer set search_path = public, pg_temp'
                    ' set plan_cache_mode = force_generic_plan set enable_seqscan = off', f);
   end loop;
+  alter function usage_sweep(integer) reset enable_seqscan;
 end $$;

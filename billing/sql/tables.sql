@@ -38,14 +38,14 @@ create type entry_kind as enum (
 create type usage_outcome as enum ('captured', 'recorded', 'released', 'timed_out', 'unpriced');
 create type authorization_state as enum ('open', 'timed_out', 'awaiting_price');
 
--- One row an account, also for an account without a wallet: what its open work comes to, and what a verb need not look for.
+-- One row an account, also for an account without a wallet: what a verb need not look for, and what open work comes to.
 create table account_state (
   account_id bigint primary key references accounts_account,
+  stopped boolean not null default false,   -- a stop was not lifted yet (usage_throttle); it may have run out
+  counted boolean not null default false,   -- a limit was asked about: there may be counters (usage_counter), and open work is counted here
   open_count not_negative not null default 0,
   -- What open and unpriced work is expected to cost us: part of every cost limit, and of no window yet.
-  open_cost_nanos not_negative not null default 0,
-  stopped boolean not null default false,   -- a stop was not lifted yet (usage_throttle); it may have run out
-  counted boolean not null default false   -- there may be counters (usage_counter)
+  open_cost_nanos not_negative not null default 0
 ) with (fillfactor = 50);
 
 create table wallet (
@@ -164,7 +164,6 @@ create table open_authorization (
   constraint open_authorization_key_once unique (account_id, key_hash),
   constraint open_authorization_begins_well check (held <= hold and created_at < expires_at and expires_at <= hard_expires_at)
 ) with (fillfactor = 70);
-create index open_authorization_due on open_authorization (expires_at);
 
 -- What may become of it: an end further out, or a wait for its price.
 create function open_authorization_guard() returns trigger language plpgsql as $$

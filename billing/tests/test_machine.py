@@ -540,7 +540,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
 #: An account in one read: what is open, and for each wallet its row, what open work holds in it and what is left of each lot.
 STATE = """
-select (select open_count from account_state where account_id = %(account)s),
+select (select case when counted then open_count else
+    (select count(*) from open_authorization a where a.account_id = s.account_id and a.state = 'open') end
+   from account_state s where account_id = %(account)s),
   (select json_agg(json_build_array(w.unit_id, w.balance, w.held, w.debt, w.seq,
     (select coalesce(sum(a.held), 0) from open_authorization a where a.account_id = w.account_id and a.unit_id = w.unit_id),
     (select json_agg(json_build_array(g.id, g.remaining, g.frozen, g.clawed, g.refunded)) from credit_grant g

@@ -620,3 +620,27 @@ class Life:
                 cursor.execute("delete from usage_counter where account_id = %s and (window_start < %s or %s > 5)",
                                [self.shop.account.pk, self.now - DAY, number])  # fmt: skip
                 cursor.execute("reset role")
+
+
+@pytest.mark.django_db
+class TestALimitThatComesLater:
+    """Work of an account without limits is not counted; the first limit that is asked about counts what is open then."""
+
+    def test_work_that_was_open_before_the_first_limit_counts_against_it(self) -> None:
+        shop = Shop.new(credit=1_000)
+        first, second = shop.authorize(tokens=5), shop.authorize(tokens=7)
+        assert account_state(shop.account) == (0, 0)
+        shop.put_on(plan_version(shop.product.plans.get(slug="free"), ("tasks", "open", 2), tier={"daily_cost_nanos": 20 * PER_TOKEN}))
+        look = {layer.name: layer.used for layer in shop.decide(tokens=1).layers if layer.limit is not None}
+        assert look == {"concurrency": 2, "cost": 12 * PER_TOKEN}
+        assert account_state(shop.account) == (0, 0)  # who only asks writes nothing
+        with pytest.raises(usage.Refused) as refusal:
+            shop.authorize()
+        assert (refusal.value.layer.name, refusal.value.layer.used) == ("concurrency", 2)
+        assert account_state(shop.account) == (2, 12 * PER_TOKEN)
+        usage.release(account=shop.account, authorization_id=first.usage.id)
+        usage.capture(account=shop.account, authorization_id=second.usage.id, quantities={"input_tokens": 3})
+        assert account_state(shop.account) == (0, 0)
+        shop.authorize(tokens=2)
+        assert account_state(shop.account) == (1, 2 * PER_TOKEN)
+        assert audit.run() == []
