@@ -15,13 +15,13 @@ log = structlog.get_logger(__name__)
 _quiet_until = 0.0
 
 
-def ring(task: Task[..., object]) -> None:
+def ring(task: Task[..., object], *arguments: str) -> None:
     """Has a worker run ``task`` now. Never raises because of the broker."""
     global _quiet_until
     if time.monotonic() < _quiet_until:
         return
     try:
-        task.apply_async(retry=False)
+        task.apply_async(args=arguments, retry=False)
     except BrokerError as error:
         _quiet_until = time.monotonic() + QUIET_SECONDS
         log.warning("doorbell not rung", task=task.name, exc_info=error)

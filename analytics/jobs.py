@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -144,16 +144,26 @@ class Standing:
     trouble: int
     given_up: int
 
+    @property
+    def off(self) -> str:
+        """Why it is not run at all."""
+        return self.job.off()
 
-def ring(*, jobs: Sequence[Job], now: datetime) -> list[Job]:
+    @property
+    def bad(self) -> bool:
+        """Somebody should look."""
+        return self.state in ("late", "failed") or self.given_up > 0
+
+
+def ring(*, jobs: Sequence[Job], outside: Collection[str] = (), now: datetime) -> list[Job]:
     """Plans each job that has no run ahead, takes away what is planned of jobs that are no more, and returns the jobs that are due,
-    the longest due first."""
+    the longest due first. Of the jobs named in ``outside`` somebody else does what is planned."""
     by_name = {job.name: job for job in jobs if not job.off()}
     planned = _runs().filter(actor="")
     planned.filter(state=State.WAITING).exclude(job__in=by_name).delete()
     there = set(planned.filter(state__in=OPEN).values_list("job", flat=True))
     _plan([(job, job.schedule.next(after=now)) for job in by_name.values() if job.name not in there], now)
-    due = _due(_runs(), now).order_by("due_at", "pk").values_list("job", flat=True)
+    due = _due(_runs(), now).exclude(job__in=outside, actor="").order_by("due_at", "pk").values_list("job", flat=True)
     return [by_name[name] for name in dict.fromkeys(due) if name in by_name]
 
 
@@ -180,7 +190,9 @@ def work(*, job: Job, worker: str, now: datetime) -> JobRun | None:
 
 
 def ask(*, job: Job, actor: str, reason: str, now: datetime) -> JobRun:
-    """A run that is due now, beside the schedule. One that was asked for and has not begun is returned instead: it will do."""
+    """A run that is due now, beside the schedule. One that is due, or was asked for, and has not begun is returned instead: it will do."""
+    if planned := _runs().filter(job=job.name, state=State.WAITING, actor="", next_attempt_at__lte=now).first():
+        return planned
     asked = _runs().filter(job=job.name, state=State.WAITING).exclude(actor="")
     try:
         with transaction.atomic():
@@ -253,8 +265,9 @@ def _take(job: Job, worker: str, now: datetime) -> JobRun | None:
     try:
         with transaction.atomic():
             due = _due(_runs().filter(job=job.name), now).select_for_update(skip_locked=True)
-            run = due.order_by("state", "due_at", "pk").first()  # a run that was left comes before one that waits
-            if run is None or _must_wait(job, run):
+            ordered = due.order_by("state", "due_at", "pk")[:2]  # a run that was left comes before one that waits
+            run = next((each for each in ordered if not _must_wait(job, each)), None)
+            if run is None:
                 return None
             run.fence += 1
             if run.state == State.RUNNING and run.attempts >= MAX_ATTEMPTS:
@@ -273,7 +286,8 @@ def _take(job: Job, worker: str, now: datetime) -> JobRun | None:
 
 
 def _must_wait(job: Job, run: JobRun) -> bool:
-    return _runs().filter(job__in=job.after, actor="", state__in=OPEN, due_at__lte=run.due_at).exists()
+    """Who asks for a run does not wait for the jobs that a planned one comes after."""
+    return not run.actor and _runs().filter(job__in=job.after, actor="", state__in=OPEN, due_at__lte=run.due_at).exists()
 
 
 def _failed(job: Job, run: JobRun, error: Exception, at: datetime) -> None:

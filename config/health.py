@@ -15,11 +15,14 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 from redis.exceptions import RedisError
 
+from analytics import jobs
 from pricing import catalog
 from pricing.models import Entitlement
 
 HEARTBEAT = "heartbeat"
 HEARTBEAT_LATE = timedelta(minutes=3)
+#: So many late jobs are named.
+LATE_SHOWN = 5
 
 
 @require_safe
@@ -34,8 +37,8 @@ def live(request: HttpRequest) -> HttpResponse:
 def ready(request: HttpRequest) -> HttpResponse:
     """200 when requests can be decided here: the database answers and is migrated, and what replaces limits is a number; else 503.
 
-    A cache that is down or a worker that is late makes it ``degraded``, still 200: charging goes on without them, and taking the web
-    servers out of the balancer would help nobody.
+    A cache that is down, or a worker or a job that is late, makes it ``degraded``, still 200: charging goes on without them, and taking the
+    web servers out of the balancer would help nobody.
     """
     checks = {
         "database": _database(),
@@ -43,6 +46,7 @@ def ready(request: HttpRequest) -> HttpResponse:
         "settings": _settings(),
         "cache": _cache(),
         "worker": _worker(timezone.now()),
+        "jobs": _jobs(timezone.now()),
     }
     able = checks["database"] == checks["migrations"] == checks["settings"] == "ok"
     status = "unavailable" if not able else "ok" if set(checks.values()) == {"ok"} else "degraded"
@@ -83,6 +87,15 @@ def _settings() -> str:
     except catalog.InvalidSetting as error:
         return str(error)
     return "ok"
+
+
+def _jobs(now: datetime) -> str:
+    """The jobs whose run should be over by now."""
+    try:
+        names = jobs.late(now=now).filter(subject="").values_list("job", flat=True).distinct().order_by("job")[:LATE_SHOWN]
+        return f"late: {', '.join(names)}" if names else "ok"
+    except DatabaseError as error:
+        return f"unknown ({type(error).__name__})"
 
 
 def _cache() -> str:

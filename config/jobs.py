@@ -3,7 +3,7 @@
     JOBS           the table
     named          one of them
     ring, work     what beat rings each minute, and what a worker does then: :mod:`config.tasks`
-    ask            a run outside of the schedule, for a reason
+    run_now        a run in this process, outside of the schedule or not, for who waits for it
 
 Beat (or any other scheduler that posts to ``/api/v1/admin/jobs/<name>`` or starts ``manage.py jobs run``) only says "look": what is due is
 in the database. Jobs that an outside scheduler runs are named in ``JOBS_OUTSIDE``; they are planned and late like any other.
@@ -102,12 +102,21 @@ def named(name: str) -> Job:
 
 def ring(*, now: datetime) -> list[Job]:
     """Plans what is not planned; the jobs that are due and ours to run."""
-    return [job for job in jobs.ring(jobs=JOBS, now=now) if job.name not in settings.JOBS_OUTSIDE]
+    return jobs.ring(jobs=JOBS, outside=settings.JOBS_OUTSIDE, now=now)
 
 
 def work(*, job: Job, now: datetime) -> JobRun | None:
     """See :func:`analytics.jobs.work`."""
     return jobs.work(job=job, worker=f"{socket.gethostname()}:{os.getpid()}", now=now)
+
+
+def run_now(*, job: Job, actor: str, reason: str, clock: Callable[[], datetime]) -> JobRun | None:
+    """Does the run that is due, or one that is asked for; None where another is under way, or must come before it. In this process, with no
+    limit of time; ``clock`` is read for each."""
+    if (run := work(job=job, now=clock())) is not None:
+        return run
+    jobs.ask(job=job, actor=actor, reason=reason, now=clock())
+    return work(job=job, now=clock())
 
 
 def followers(job: Job) -> list[Job]:

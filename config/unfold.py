@@ -117,6 +117,8 @@ UNFOLD: dict[str, Any] = {
                 "separator": True,
                 "items": [
                     _list("Approvals", "approval", "accounts", "approval"),
+                    _list("Jobs", "schedule", "analytics", "jobrun"),
+                    _list("Audit findings", "rule_folder", "analytics", "auditfinding"),
                     _list("Staff roles", "badge", "auth", "group"),
                     _list("Audit log", "policy", "admin", "logentry"),
                     _list("Feature flags", "flag", "waffle", "flag"),

@@ -13,7 +13,7 @@ from billing import keys_page, plan_pages, settings_page, shop_pages, stripe_rec
 from billing import pages as billing_pages
 from billing import selling_api as selling
 from billing import widget as billing_widget
-from config import errors, health, openapi
+from config import errors, health, job_api, openapi
 from metering import api as metering
 from metering import limit_pages
 from metering import pages as usage_pages
@@ -85,6 +85,11 @@ urlpatterns = [
     path("api/v1/billing/plans", billing.Plans.as_view()),
     path("api/v1/billing/top-up", by_method(get=top_up_api.AutoTopUpView.as_view(), post=top_up_api.choose)),
     path("api/v1/admin/margin", MarginView.as_view()),
+    # Schedulers and monitors, with CRON_SECRET
+    path("api/v1/admin/jobs", job_api.standing),
+    path("api/v1/admin/jobs/<str:name>", job_api.run),
+    path("api/v1/playground/credits/cron/reset", job_api.run, {"name": "reset-credits"}),
+    path("api/v1/playground/credits/cron/expire", job_api.run, {"name": "expire-rollovers"}),
     # The source documents' own paths
     path("api/balance", billing.ChatBalance.as_view()),
     path("api/v1/playground/subscribe", selling.subscribe_alias),

@@ -39,6 +39,11 @@ UNDESCRIBED = {
     "api/schema",
     "api/docs",
     "api/<path:path>",
+    # Schedulers alone call these, with a secret of their own
+    "api/v1/admin/jobs",
+    "api/v1/admin/jobs/<str:name>",
+    "api/v1/playground/credits/cron/reset",
+    "api/v1/playground/credits/cron/expire",
     # Stripe alone calls these
     "api/v1/billing/webhook",
     "api/auth/stripe/webhook",

@@ -174,7 +174,7 @@ class TestHealth:
         health.beat()
         assert client.get("/health/ready").json() == {
             "status": "ok",
-            "checks": {"database": "ok", "migrations": "ok", "settings": "ok", "cache": "ok", "worker": "ok"},
+            "checks": {"database": "ok", "migrations": "ok", "settings": "ok", "cache": "ok", "worker": "ok", "jobs": "ok"},
         }
 
     def test_not_ready_without_a_database_and_not_ready_is_no_error_page(self) -> None:

@@ -85,7 +85,6 @@ if any(len(secret) < 32 for secret in CRON_SECRETS):
 
 INSTALLED_APPS = [
     "unfold",
-    "config.apps.ConfigConfig",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -109,6 +108,7 @@ INSTALLED_APPS = [
     "billing.apps.BillingConfig",
     "metering.apps.MeteringConfig",
     "analytics.apps.AnalyticsConfig",
+    "config.apps.ConfigConfig",
 ]
 
 MIDDLEWARE = [
