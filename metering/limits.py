@@ -79,7 +79,7 @@ def before(
     *, account: Account, allowed: subscriptions.Allowed | None, feature: str | None, quantities: Mapping[str, int] | None, now: datetime
 ) -> tuple[Layer, Layer, Layer]:
     """Kill switch, entitlement and request size."""
-    return _kill_switch(account, feature, now), _entitlement(account, allowed, feature), _request_size(allowed, quantities)
+    return _kill_switch(account, feature, now), _entitlement(account, allowed, feature), _request_size(account, allowed, quantities)
 
 
 def _kill_switch(account: Account, feature: str | None, now: datetime) -> Layer:
@@ -100,21 +100,30 @@ def _entitlement(account: Account, allowed: subscriptions.Allowed | None, featur
     return Layer("entitlement")
 
 
-def _request_size(allowed: subscriptions.Allowed | None, quantities: Mapping[str, int] | None) -> Layer:
-    """The most tokens that one request may have: what goes in, and the most that may come out where the request says so."""
+def _request_size(account: Account, allowed: subscriptions.Allowed | None, quantities: Mapping[str, int] | None) -> Layer:
+    """The most tokens that one request may have: what goes in, and the most that may come out where the request says so.
+
+    What the product sets for all plans comes first where it is less, or refuses what the plan would only warn of.
+    """
     limit = allowed.plan.limit("request_tokens", Entitlement.Window.REQUEST) if allowed else None
-    if limit is None or limit.limit is None or limit.mode == Entitlement.Mode.OFF:
-        return Layer("request_size", mode=limit.mode if limit else Entitlement.Mode.OFF)
+    at_most, mode = (limit.limit, limit.mode) if limit else (None, str(Entitlement.Mode.OFF))
+    if mode == Entitlement.Mode.OFF:
+        at_most = None
     asked = sum(quantity for name, quantity in (quantities or {}).items() if name in rating.TOKEN_COMPONENTS)
+    cap, who = account.product.max_request_tokens, "the plan allows"
+    if cap is not None and (at_most is None or cap < at_most or asked > cap):
+        at_most, mode, who = cap, Entitlement.Mode.HARD, "for now the product allows"
+    if at_most is None:
+        return Layer("request_size", mode=mode)
     return Layer(
         "request_size",
-        allowed=asked <= limit.limit,
-        mode=limit.mode,
+        allowed=asked <= at_most,
+        mode=mode,
         meter="request_tokens/request",
-        limit=limit.limit,
+        limit=at_most,
         used=asked,
-        remaining=max(limit.limit - asked, 0),
-        reason="" if asked <= limit.limit else f"The request has {asked} tokens; the plan allows {limit.limit}.",
+        remaining=max(at_most - asked, 0),
+        reason="" if asked <= at_most else f"The request has {asked} tokens; {who} {at_most}.",
     )
 
 
@@ -252,6 +261,8 @@ class Upgrade:
 
 def upgrade(*, account: Account, allowed: subscriptions.Allowed | None, layer: Layer, now: datetime) -> Upgrade | None:
     """The next plan of the product that lifts ``layer``'s refusal; None where none does, or money would not help."""
+    if layer.name == "request_size" and layer.limit == account.product.max_request_tokens:
+        return None  # so it is on every plan
     rank = allowed.plan.version.plan.rank if allowed else -1
     for terms in catalog.plans(product_id=account.product_id, at=now):
         if terms.version.plan.rank > rank and _lifts(terms, layer):

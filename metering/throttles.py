@@ -209,24 +209,24 @@ def addresses(accounts: Iterable[Account]) -> dict[int, str]:
     return {id_: email or first.get(id_, "") for id_, email in found.items()}
 
 
-def spending(*, now: datetime, product: Product, tier: CostTier) -> list[tuple[Spending, Spending | None]]:
-    """What the accounts on the tier of that slug have used of its limits, and what it would be of those of ``tier`` (None: no limit)."""
-    found = []
+def spending(*, now: datetime, product: Product, tiers: Mapping[str, CostTier]) -> list[tuple[Spending | None, Spending | None]]:
+    """What accounts on ``tiers``, by slug, have used of each limit as it is, and what it would be of the limits given; None: no limit."""
+    found: list[tuple[Spending | None, Spending | None]] = []
+    stored = {tier.slug: tier for tier in CostTier.objects.filter(product=product)}
     for account, allowed, costs, free in _accounts(now, product, None):
-        before = allowed.plan.cost_tier
-        if before is None or before.slug != tier.slug:
-            continue
-        stored = CostTier.objects.get(pk=before.pk)
-        seats = next((getattr(before, name) // getattr(stored, name) for name in _METERS.values() if getattr(stored, name)), 1)
-        changed = replace(allowed, plan=replace(allowed.plan, cost_tier=_for(tier, seats)))
-        then = {one.meter: one for one in _of(account, changed, costs, free, now)}
-        found += [(one, then.get(one.meter)) for one in _of(account, allowed, costs, free, now)]
+        theirs = allowed.plan.cost_tier
+        if theirs is not None and theirs.slug in tiers:
+            changed = replace(allowed, plan=replace(allowed.plan, cost_tier=_shared(tiers[theirs.slug], theirs, stored[theirs.slug])))
+            before, after = ({one.meter: one for one in _of(account, terms, costs, free, now)} for terms in (allowed, changed))
+            found += [(before.get(meter), after.get(meter)) for meter in sorted(before.keys() | after.keys())]
     return found
 
 
-def _for(tier: CostTier, seats: int) -> CostTier:
+def _shared(tier: CostTier, theirs: CostTier, stored: CostTier) -> CostTier:
+    """``tier`` for as many members as share the stored one."""
+    seats = next((getattr(theirs, name) // getattr(stored, name) for name in _METERS.values() if getattr(stored, name)), 1)
     each = {name: None if getattr(tier, name) is None else getattr(tier, name) * seats for name in _METERS.values()}
-    return CostTier(slug=tier.slug, throttle_on_exceed=tier.throttle_on_exceed, requests_per_hour=None, **each)
+    return CostTier(slug=tier.slug, throttle_on_exceed=tier.throttle_on_exceed, **each)
 
 
 # Lifting ----------------------------------------------------------------------------------------------------------------------

@@ -4,12 +4,17 @@
     export     what the database has now → text
     diff       what applying a document would change
     apply      makes the database have it, in one transaction
+    pull       changes single terms at once, as a lever of staff; what they are now: value
 
 A *document* is the file as plain data in canonical form: amounts as decimal strings, defaults left out, tables in the order of the
 export. So file and database are compared as documents, and ``export`` after ``apply`` gives a canonical file back byte for byte.
 
 Terms are never edited: whatever decides a charge (a plan's price and allowances, a pack, a rate card, a price) gets a new version or row
 from ``effective`` on. Policies of the product, cost tiers and a plan's name, rank and visibility are changed in place.
+
+Where staff have pulled a **lever** (:class:`pricing.models.Lever`), a file that still says otherwise leaves those terms alone, and the
+lines say so (``=``): a deployment must not undo what somebody did in an emergency. The lever ends when it is undone, or when a file says
+the same.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import json
 import re
 import tomllib
 import zoneinfo
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -39,6 +44,7 @@ from pricing.models import (
     CostTier,
     CreditPack,
     Entitlement,
+    Lever,
     Plan,
     PlanVersion,
     PriceRow,
@@ -55,6 +61,7 @@ MAX_BYTES = 1024 * 1024
 MAX_BIGINT = 2**63 - 1
 MAX_INTEGER = 2**31 - 1
 UNLIMITED = "unlimited"
+_SECTIONS = ("product", "unit", "cost_tiers", "rate_cards", "plans", "packs")
 CUSTOM = "custom"
 
 
@@ -262,6 +269,7 @@ PRODUCT = (
     Field("grace_days", "grace_days", _integer(0, 90), 7),
     Field("minimum_balance", "minimum_balance_nanos", UNIT_AMOUNT, 0),
     Field("work_in_debt", "work_in_debt", BOOLEAN, False),
+    Field("max_request_tokens", "max_request_tokens", _integer(1, MAX_INTEGER), None),
     Field("welcome_credit", "welcome_credit_nanos", UNIT_AMOUNT, 0),
     Field("announcement_credit", "announcement_credit_nanos", UNIT_AMOUNT, 0),
     Field("burn_order", "burn_order", _list(_choice(*CREDIT_SOURCES))),
@@ -689,6 +697,24 @@ def current(*, slug: str) -> Document | None:
     )
 
 
+def shown_card(row: RateCard, decimals: int) -> dict[str, Any]:
+    """The table of one version of a rate card."""
+    return _card_document(row, decimals)
+
+
+def shown_pack(row: CreditPack, decimals: int) -> dict[str, Any]:
+    """The table of one version of a pack."""
+    return _shown(row, PACK, decimals)
+
+
+def tier_columns(table: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a cost tier of this table. :raises InvalidCatalog: a value that no file may have."""
+    try:
+        return _columns(table, COST_TIER)
+    except _Expected as error:
+        raise InvalidCatalog([f"expected {error}"]) from error
+
+
 def _shown(row: Any, fields: tuple[Field, ...], decimals: int) -> dict[str, Any]:
     found = {}
     for field in fields:
@@ -752,7 +778,13 @@ def _carried(slug: str) -> dict[str, PriceRow]:
 
 
 def diff(document: Document) -> list[str]:
-    """What applying would change, a line each: ``+`` comes, ``-`` goes, ``~`` changes. Empty when the database has it already."""
+    """What applying would change, a line each: ``+`` comes, ``-`` goes, ``~`` changes; ``=`` stays as a lever has it. Empty when the
+    database has it already."""
+    document, kept, _ = _with_levers(document)
+    return [*kept, *_changes(document)]
+
+
+def _changes(document: Document) -> list[str]:
     before = dict(_flat(current(slug=document["product"]["slug"]) or {}))
     after = dict(_flat(document))
     lines = []
@@ -765,6 +797,41 @@ def diff(document: Document) -> list[str]:
         elif old != new:
             lines.append(f"~ {path} = {_written(old)} → {_written(new)}")
     return lines
+
+
+def value(document: Document, path: Sequence[str]) -> Any:
+    """What a document says there, None where it leaves it out."""
+    found: Any = document
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def with_value(document: Document, path: Sequence[str], said: Any) -> Document:
+    """The document that says ``said`` there; None is left out. Where it has no such table it stays as it is."""
+    if len(path) > 1:
+        inner = document.get(path[0])
+        return document | {path[0]: with_value(inner, path[1:], said)} if isinstance(inner, dict) else document
+    return {key: old for key, old in document.items() if key != path[0]} | ({path[0]: said} if said is not None else {})
+
+
+def _with_levers(document: Document) -> tuple[Document, list[str], list[int]]:
+    """The document with the terms of the levers in force, a line for each that the file says otherwise, and the levers that it agrees
+    with: they are over."""
+    said = document
+    levers = list(Lever.objects.filter(product__slug=document["product"]["slug"], undone_at=None, adopted_at=None).order_by("pk"))
+    latest = {tuple(path): (after, lever) for lever in levers for path, _, after in lever.changes}
+    kept = []
+    for path, (after, lever) in latest.items():
+        there = value(said, path)
+        if there != after and value(said, path[:-1]) is not None:
+            document = with_value(document, path, after)
+            why = f"{lever.actor} pulled a lever on {lever.pulled_at:%Y-%m-%d %H:%M} UTC"
+            kept.append(f"= {'.'.join(path)} = {_written(after)} stays ({why}); the file says {_written(there)}")
+    agreed = [lever.pk for lever in levers if all(value(said, path) == latest[tuple(path)][0] for path, _, _ in lever.changes)]
+    if kept:
+        document = _ordered({section: document.get(section, {}) for section in _SECTIONS} | {"prices": document.get("prices", [])})
+    return document, kept, agreed
 
 
 def _written(value: Any) -> str:
@@ -792,24 +859,58 @@ def apply(document: Document, *, actor: str, effective: datetime | None = None) 
     :raises InvalidCatalog: the document contradicts what must not change (unit, a removed rate card or cost tier, a scheduled version,
         a price that another catalog or the import carries).
     """
+    now = alone()
+    document, kept, agreed = _with_levers(document)
+    lines = _changes(document)
+    Lever.objects.filter(pk__in=agreed).update(adopted_at=now)
+    if lines:
+        _write(document, lines, actor=actor, now=now, effective=effective or now)
+    return [*kept, *lines]
+
+
+@transaction.atomic
+def pull(slug: str, changes: Iterable[tuple[Sequence[str], Any]], *, actor: str) -> list[str]:
+    """Changes single terms of a product from now on, each a path and what the file would say there; the lines of :func:`diff`.
+
+    The caller writes the lever down, in the same transaction.
+
+    :raises InvalidCatalog: a file that said so would be refused.
+    :raises catalog.NotInCatalog: no such product.
+    """
+    now = alone()
+    document = current(slug=slug)
+    if document is None:
+        raise catalog.NotInCatalog(f"There is no product {slug!r}.")
+    for path, said in changes:
+        document = with_value(document, path, said)
+    document = parse(tomli_w.dumps(document).encode())
+    lines = _changes(document)
+    if lines:
+        _write(document, lines, actor=actor, now=now, effective=now)
+    return lines
+
+
+def alone() -> datetime:
+    """Waits until no other transaction changes a catalog, until this one ends; the database's time."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(0, hashtext('catalog apply')), transaction_timestamp()")
-        now: datetime = cursor.fetchone()[1]
-    lines = diff(document)
-    if not lines:
-        return []
-    product = _Writer(document, now=now, effective=effective or now).write()
+        cursor.execute("SELECT pg_advisory_xact_lock(0, hashtext('catalog apply'))")
+        cursor.execute("SELECT clock_timestamp()")  # after the wait: what the last one wrote began before it
+        now: datetime = cursor.fetchone()[0]
+    return now
+
+
+def _write(document: Document, lines: list[str], *, actor: str, now: datetime, effective: datetime) -> None:
+    product = _Writer(document, now=now, effective=effective).write()
     CatalogChange.objects.create(
         product=product,
         actor=actor,
         applied_at=now,
-        effective_at=effective or now,
+        effective_at=effective,
         digest=hashlib.sha256(tomli_w.dumps(document).encode()).hexdigest(),
         diff="\n".join(lines),
     )
     catalog.clear()
     transaction.on_commit(catalog.clear)
-    return lines
 
 
 class _Writer:

@@ -73,6 +73,9 @@ class Product(models.Model):
     work_in_debt = models.BooleanField(default=False, help_text="An account in debt may go on with what costs nothing beforehand.")
     welcome_credit_nanos = models.BigIntegerField(default=0, help_text="Granted once, when an account is opened.")
     announcement_credit_nanos = models.BigIntegerField(default=0, help_text="For accounts that existed before the product charged.")
+    max_request_tokens = models.PositiveIntegerField(
+        null=True, blank=True, help_text="The most tokens of one request, on every plan; empty = as its plan says."
+    )
     burn_order = ArrayField(models.CharField(max_length=20), default=list, help_text="Sources of credit, first burnt first.")
     allowed_origins = ArrayField(models.CharField(max_length=200), default=list, help_text="Where checkout may send a customer back to.")
     support_email = models.EmailField(blank=True)
@@ -491,3 +494,45 @@ class CatalogChange(models.Model):
 
     def __str__(self) -> str:
         return f"{self.product} {self.applied_at:%Y-%m-%d %H:%M} {self.actor}"
+
+
+class Lever(models.Model):
+    """Terms of one product that staff changed at once, not by its catalog file: what, from what to what, who and why. Never deleted.
+
+    ``changes`` are ``[path, before, after]`` in the words of the catalog file; null is what the file leaves out. Until it is undone, or the
+    file says the same (``adopted_at``), applying a catalog file leaves these terms as they are: see :mod:`pricing.catalog_file`. Levers of
+    several products that were pulled in one act share their ``token``.
+    """
+
+    class Kind(models.TextChoices):
+        COST_LIMITS = "cost_limits", "all cost limits"
+        COST_TIER = "cost_tier", "one cost tier"
+        THROTTLING = "throttling", "throttling of all tiers"
+        REQUEST_SIZE = "request_size", "request size"
+        PRICE_BACK = "price_back", "prices back"
+
+    token = models.UUIDField()
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="levers")
+    kind = models.CharField(max_length=20, choices=Kind)
+    changes = models.JSONField()
+    reason = models.CharField(max_length=300)
+    actor = models.CharField(max_length=150)
+    pulled_at = models.DateTimeField()
+    undone_at = models.DateTimeField(null=True)
+    undone_by = models.CharField(max_length=150, blank=True)
+    undone_reason = models.CharField(max_length=300, blank=True)
+    adopted_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["token", "product"], name="lever_pulled_once"),
+            models.CheckConstraint(name="lever_by_somebody", condition=~Q(actor="") & ~Q(reason="")),
+            models.CheckConstraint(
+                name="lever_undone_by_somebody",
+                condition=Q(undone_at=None, undone_by="") | (Q(undone_at__isnull=False, adopted_at=None) & ~Q(undone_by="")),
+            ),
+        ]
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} of {self.product}"

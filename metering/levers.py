@@ -1,0 +1,346 @@
+"""Levers: terms that staff change for many accounts at once, without a deployment, and take back exactly.
+
+    cost_limits     every limit on cost up or down by a share, of one product or of all
+    cost_tier       one tier's limits
+    throttling      whether reaching a limit on cost stops work, for every tier
+    request_size    the most tokens of one request, on every plan of a product
+    price_back      plans, packs and rate cards back to the price that they had before
+    preview         what a lever would change, and whom it would throttle or free
+    pull            changes it, from now on
+    taken_back      what undoing would change, or why it cannot be
+    undo            restores exactly what was before
+
+A lever is a change of the catalog's own terms (:func:`pricing.catalog_file.pull`): checked like a catalog file, dated, with its line in the
+catalog's changes. What was charged never changes; a price is a new version from now on, and subscribers keep theirs (see
+:mod:`billing.price_moves`). Every process feels it within ``catalog.MAX_AGE_SECONDS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Case, CharField, Count, F, When
+
+from billing import subscriptions
+from billing.models import StripeSubscription, Subscription
+from metering import throttles
+from pricing import catalog, catalog_file
+from pricing.models import CatalogChange, CostTier, CreditPack, Lever, Plan, PlanVersion, Product, RateCard
+
+#: The limits of a tier that are amounts.
+COSTS = ("monthly_cost", "daily_cost")
+#: What makes the price of a pack.
+_PACK = ("price", "credit", "stripe_price_setting")
+MOST_PERCENT = 200
+LEAST_PERCENT = -90
+
+
+class InvalidLever(ValueError):
+    """Such a lever cannot be pulled, or not be undone. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One term of a product's catalog, in the words of its file; None is what the file leaves out."""
+
+    product: Product
+    path: tuple[str, ...]
+    before: Any
+    after: Any
+
+    @property
+    def name(self) -> str:
+        """For people: ``free: monthly cost``."""
+        *where, key = self.path
+        return f"{where[-1]}: {key.replace('_', ' ')}" if len(where) > 1 or where[:1] == ["rate_cards"] else key.replace("_", " ")
+
+    @property
+    def was(self) -> str:
+        return _said(self.before)
+
+    @property
+    def becomes(self) -> str:
+        return _said(self.after)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a lever would do, as things stand. ``accounts`` are on the tiers or plans that change."""
+
+    changes: tuple[Change, ...]
+    accounts: int = 0
+    throttled: tuple[throttles.Spending, ...] = ()
+    freed: tuple[throttles.Spending, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+# What there is to pull --------------------------------------------------------------------------------------------------------
+
+
+def cost_limits(*, percent: int, product: Product | None) -> list[Change]:
+    """Every monthly and daily limit of every tier, rounded down to a nano-dollar. Requests an hour are no cost.
+
+    :raises InvalidLever: the share is 0 or beyond ``LEAST_PERCENT`` and ``MOST_PERCENT``, or there is no limit.
+    """
+    if not LEAST_PERCENT <= percent <= MOST_PERCENT or percent == 0:
+        raise InvalidLever(f"Give a share from {LEAST_PERCENT} to {MOST_PERCENT} %, other than 0.")
+    changes = []
+    for one, slug, tier in _tiers(product):
+        for key in COSTS:
+            if tier[key] != catalog_file.UNLIMITED:
+                nanos = catalog_file.USD.parse(tier[key])
+                after = catalog_file.USD.show(nanos * (100 + percent) // 100, 2)
+                changes.append(Change(one, ("cost_tiers", slug, key), tier[key], after))
+    return _some(changes)
+
+
+def cost_tier(*, product: Product, slug: str, values: Mapping[str, Any]) -> list[Change]:
+    """Other limits for one tier. ``values`` are in the words of the catalog file: ``{"monthly_cost": "2.00"}``.
+
+    :raises InvalidLever: no such tier, or nothing would change.
+    """
+    tier = catalog_file.value(_document(product), ("cost_tiers", slug))
+    if tier is None:
+        raise InvalidLever(f"{product} has no cost tier {slug!r}.")
+    return _some([Change(product, ("cost_tiers", slug, key), tier.get(key), after) for key, after in values.items()])
+
+
+def throttling(*, on: bool, product: Product | None) -> list[Change]:
+    """Whether reaching a limit on cost stops work (``throttle_on_exceed``), or is only measured. :raises InvalidLever: it is so already."""
+    after = None if on else False  # the file leaves out what is usual
+    return _some(
+        [
+            Change(one, ("cost_tiers", slug, "throttle_on_exceed"), tier.get("throttle_on_exceed"), after)
+            for one, slug, tier in _tiers(product)
+        ]
+    )
+
+
+def request_size(*, tokens: int | None, product: Product | None) -> list[Change]:
+    """The most tokens of one request, whatever a plan allows beyond; None: as each plan says. :raises InvalidLever: it is so already."""
+    path = ("product", "max_request_tokens")
+    return _some([Change(one, path, catalog_file.value(_document(one), path), tokens) for one in _products(product)])
+
+
+def price_back(*, product: Product, what: Sequence[str]) -> list[Change]:
+    """Prices as they were before the present version: of what :func:`former_prices` names.
+
+    :raises InvalidLever: one of ``what`` had no other price before.
+    """
+    former = former_prices(product=product)
+    if missing := [name for name in what if name not in former]:
+        raise InvalidLever(f"There is no earlier price of {', '.join(missing)}.")
+    return _some([change for name in what for change in former[name]])
+
+
+def former_prices(*, product: Product) -> dict[str, list[Change]]:
+    """What had another price before (``plans.individual``), and the changes that bring it back."""
+    document, found = _document(product), {}
+    for plan in Plan.objects.filter(product=product, available=True).order_by("rank"):
+        found[f"plans.{plan.slug}"] = _former_plan(product, document, plan)
+    for slug, now in document.get("packs", {}).items():
+        then = _before(CreditPack.objects.filter(product=product, slug=slug), lambda row: (row.price_cents, row.credit_nanos))
+        if then is not None:
+            shown = catalog_file.shown_pack(then, product.unit.decimals)
+            found[f"packs.{slug}"] = [Change(product, ("packs", slug, key), now.get(key), shown.get(key)) for key in _PACK]
+    for slug, card in document.get("rate_cards", {}).items():
+        rows = list(RateCard.objects.filter(product=product, slug=slug).order_by("-valid_from")[:2])
+        if len(rows) > 1:
+            shown = catalog_file.shown_card(rows[1], product.unit.decimals)
+            found[f"rate_cards.{slug}"] = [Change(product, ("rate_cards", slug), card, shown)]
+    different = {name: [one for one in changes if one.before != one.after] for name, changes in found.items()}
+    return {name: changes for name, changes in different.items() if changes}
+
+
+def _former_plan(product: Product, document: catalog_file.Document, plan: Plan) -> list[Change]:
+    """The price before, with the setting that names it at Stripe; without an earlier version, the price that was kept for a roll-back."""
+    now = document["plans"][plan.slug]
+    same = PlanVersion.objects.filter(plan=plan, currency=now.get("currency", "usd"), interval=now.get("interval", "month"))
+    then = _before(same, lambda row: row.price_cents)
+    if then is not None:
+        setting = then.stripe_price_setting or None
+        price = catalog_file.CENTS_OR_CUSTOM.show(then.price_cents, 2)
+    elif now.get("legacy_price"):
+        setting, price = now.get("stripe_price_setting"), now["legacy_price"]
+    else:
+        return []
+    said = {"price": price, "stripe_price_setting": setting}
+    return [Change(product, ("plans", plan.slug, key), now.get(key), after) for key, after in said.items()]
+
+
+def _before(rows: Any, price: Any) -> Any:
+    """The newest version whose price is not the present one's."""
+    versions = list(rows.order_by("-valid_from"))
+    return next((row for row in versions[1:] if price(row) != price(versions[0])), None)
+
+
+# Pulling ----------------------------------------------------------------------------------------------------------------------
+
+
+def preview(*, changes: Sequence[Change], now: datetime) -> Preview:
+    """What these changes would mean, as things stand."""
+    throttled, freed, accounts, notes = [], [], 0, []
+    for product in {change.product for change in changes}:
+        theirs = [change for change in changes if change.product == product]
+        tiers = _changed_tiers(product, theirs)
+        accounts += sum(count for slug, count in _on_tiers(product).items() if slug in tiers)
+        for before, after in throttles.spending(now=now, product=product, tiers=tiers) if tiers else ():
+            was, will = before is not None and before.throttled, after is not None and after.throttled
+            if after is not None and will and not was:
+                throttled.append(after)
+            if before is not None and was and not will:
+                freed.append(before)
+        if any(change.path[0] == "product" for change in theirs):
+            accounts += product.accounts.filter(closed_at=None).count()
+        for change in theirs:
+            notes += _of_price(change)
+            if change.path[0] == "plans" and change.path[2] == "price":
+                accounts += _entitled(product).filter(plan_version__plan__slug=change.path[1]).count()
+    return Preview(tuple(changes), accounts, tuple(throttled), tuple(freed), tuple(notes))
+
+
+def pull(*, kind: Lever.Kind, changes: Sequence[Change], token: UUID, actor: str, reason: str, now: datetime) -> list[Lever]:
+    """Changes these terms, in one transaction for all products; the levers, one a product. The same token again changes nothing.
+
+    :raises InvalidLever: a term is not any more what it was at the preview, or a catalog file that said so would be refused.
+    """
+    with transaction.atomic():
+        catalog_file.alone()
+        if done := list(Lever.objects.filter(token=token)):
+            return done
+        _unchanged(changes)
+        levers = []
+        for product in sorted({change.product for change in changes}, key=lambda one: one.pk):
+            theirs = [change for change in changes if change.product == product]
+            _write(product, theirs, actor)
+            kept = [[change.path, change.before, change.after] for change in theirs]
+            levers.append(Lever(token=token, product=product, kind=kind, changes=kept, reason=reason, actor=actor, pulled_at=now))
+        return Lever.objects.bulk_create(levers)
+
+
+def taken_back(*, lever: Lever) -> list[Change]:
+    """What undoing this lever, and those pulled with it, would change.
+
+    :raises InvalidLever: it was undone, its catalog file says the same by now, or a term is not any more as the lever left it.
+    """
+    changes = []
+    for one in Lever.objects.filter(token=lever.token).select_related("product__unit").order_by("pk"):
+        if one.undone_at is not None:
+            raise InvalidLever(f"It was undone by {one.undone_by} on {one.undone_at:%Y-%m-%d %H:%M} UTC.")
+        if one.adopted_at is not None:
+            raise InvalidLever(f"The catalog file of {one.product} says the same since {one.adopted_at:%Y-%m-%d}: change the file.")
+        changes += [Change(one.product, tuple(path), after, before) for path, before, after in one.changes]
+    _unchanged(changes)
+    return changes
+
+
+def undo(*, lever: Lever, actor: str, reason: str, now: datetime) -> list[Change]:
+    """Restores exactly what was before the lever, in one transaction for all products.
+
+    :raises InvalidLever: see :func:`taken_back`.
+    """
+    with transaction.atomic():
+        catalog_file.alone()
+        changes = taken_back(lever=lever)
+        for product in sorted({change.product for change in changes}, key=lambda one: one.pk):
+            _write(product, [change for change in changes if change.product == product], actor)
+        Lever.objects.filter(token=lever.token).update(undone_at=now, undone_by=actor, undone_reason=reason)
+        return changes
+
+
+def _write(product: Product, changes: Sequence[Change], actor: str) -> None:
+    try:
+        catalog_file.pull(product.slug, [(change.path, change.after) for change in changes], actor=actor)
+    except catalog_file.InvalidCatalog as error:
+        raise InvalidLever(f"{product}: {'; '.join(error.problems)}") from error
+
+
+def _unchanged(changes: Sequence[Change]) -> None:
+    """:raises InvalidLever: a term is not what the change says that it is; it names the term, and who changed the catalog last."""
+    for change in changes:
+        there = catalog_file.value(_document(change.product), change.path)
+        if there != change.before:
+            last = CatalogChange.objects.filter(product=change.product).first()
+            who = f" {last.actor} changed the catalog last, on {last.applied_at:%Y-%m-%d %H:%M} UTC." if last else ""
+            raise InvalidLever(f"{change.product}, {change.name} is {_said(there)} by now, not {change.was}.{who}")
+
+
+# Reading ----------------------------------------------------------------------------------------------------------------------
+
+
+def _products(product: Product | None) -> list[Product]:
+    found = Product.objects.select_related("unit").order_by("pk")
+    return list(found.filter(pk=product.pk) if product else found)
+
+
+def _tiers(product: Product | None) -> Iterator[tuple[Product, str, dict[str, Any]]]:
+    for one in _products(product):
+        for slug, tier in _document(one).get("cost_tiers", {}).items():
+            yield one, slug, tier
+
+
+def _document(product: Product) -> catalog_file.Document:
+    document = catalog_file.current(slug=product.slug)
+    if document is None:
+        raise catalog.NotInCatalog(f"There is no product {product.slug!r}.")
+    return document
+
+
+def _some(changes: Sequence[Change]) -> list[Change]:
+    found = [change for change in changes if change.before != change.after]
+    if not found:
+        raise InvalidLever("Nothing would change.")
+    return found
+
+
+def _changed_tiers(product: Product, changes: Sequence[Change]) -> dict[str, CostTier]:
+    """The tiers that change, with their limits as they would be; not stored."""
+    document = _document(product)
+    for change in changes:
+        document = catalog_file.with_value(document, change.path, change.after)
+    slugs = {change.path[1] for change in changes if change.path[0] == "cost_tiers"}
+    try:
+        return {slug: CostTier(product=product, slug=slug, **catalog_file.tier_columns(document["cost_tiers"][slug])) for slug in slugs}
+    except catalog_file.InvalidCatalog as error:
+        raise InvalidLever("; ".join(error.problems)) from error
+
+
+def _on_tiers(product: Product) -> dict[str, int]:
+    """How many open accounts are on each cost tier, their plan's or their own."""
+    own = Case(
+        When(account__cost_tier="", then=F("plan_version__cost_tier__slug")), default=F("account__cost_tier"), output_field=CharField()
+    )
+    return dict(_entitled(product).annotate(tier=own).exclude(tier=None).values_list("tier").annotate(Count("pk")).order_by())
+
+
+def _entitled(product: Product) -> Any:
+    return Subscription.objects.filter(account__product=product, account__closed_at=None, status__in=subscriptions.ENTITLED)
+
+
+def _of_price(change: Change) -> Iterator[str]:
+    """What staff should know of a price that goes back."""
+    if change.path[0] == "rate_cards":
+        yield f"{change.path[1]}: use from now on is charged by the earlier terms. What was charged or authorized stays as it is."
+    if change.path[0] not in ("plans", "packs") or change.path[2] != "price":
+        return
+    section, slug, _ = change.path
+    if section == "plans":
+        live = StripeSubscription.objects.filter(
+            plan_version__plan__product=change.product, plan_version__plan__slug=slug, status__in=subscriptions.ENTITLED
+        )
+        if count := live.count():
+            yield f"{slug}: {count} subscribers keep the price that they pay. Money → Price moves moves them with their next renewals."
+    setting = catalog_file.value(_document(change.product), (section, slug, "stripe_price_setting"))
+    if setting:
+        yield f"{slug}: nobody can buy it before {setting} names the price of {change.becomes} at Stripe; restart the site after that."
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {said}" for key, said in value.items() if not isinstance(said, dict) and key != "notes")
+    return "as usual" if value is None else str(value)
