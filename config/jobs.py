@@ -71,6 +71,7 @@ JOBS: tuple[Job, ...] = (
     Job("learn-holds", "Counts how long answers were whose length nobody had said.", _MINUTE, _alone(metering.learn_holds)),
     Job("send-mails", "Sends what is due of the mails.", _MINUTE, _alone(accounts.send_mails)),
     Job("send-stripe-requests", "Sends again what Stripe has not answered.", _MINUTE, _alone(billing.send_stripe_requests)),
+    Job("send-webhooks", "Tells client apps' endpoints what happened.", _MINUTE, _alone(accounts.send_webhooks)),
     Job("sweep-holds", "Ends holds that outlived their time.", _MINUTE, _alone(metering.sweep_holds)),
     Job("take-dunning-steps", "Warns of the end of unpaid plans, and ends them.", _MINUTE, _take_dunning_steps),
     Job("top-up", "Buys credit for accounts that ask for it and are low.", _MINUTE, _alone(metering.top_up)),

@@ -11,6 +11,7 @@ from typing import Any
 
 import environ
 import structlog
+from cryptography.fernet import Fernet
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import reverse_lazy
 
@@ -281,6 +282,18 @@ EMAIL_TIMEOUT = 10
 ANYMAIL = {"RESEND_API_KEY": RESEND_API_KEY, "REQUESTS_TIMEOUT": EMAIL_TIMEOUT}
 DEFAULT_FROM_EMAIL = env("DEFAULT_FROM_EMAIL", default="Tollgate <billing@localhost>")
 SERVER_EMAIL = DEFAULT_FROM_EMAIL
+
+# What leaves the site by itself ---------------------------------------------------------------------------------------------
+
+#: Plain HTTP and loopback addresses for webhooks and alerts: a developer's machine alone.
+OUTBOUND_TO_LOCALHOST = False
+# Seals what is stored and must be read again, such as the secrets of webhooks; the first seals, all open.
+ENCRYPTION_KEYS = [key for each in env.list("ENCRYPTION_KEY", default=[]) if (key := each.strip())]
+for _key in ENCRYPTION_KEYS:
+    try:
+        Fernet(_key)
+    except ValueError as error:
+        raise ImproperlyConfigured("ENCRYPTION_KEY is no Fernet key: .env.example says how to make one.") from error
 
 # Seeing what happens --------------------------------------------------------------------------------------------------------
 

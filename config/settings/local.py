@@ -30,6 +30,7 @@ from config.settings.base import EMAIL_BACKEND, LOGGING, STORAGES  # noqa: E402
 
 DEBUG = environ.Env().bool("DEBUG", default=False)
 DEMO_LOG_INS = True
+OUTBOUND_TO_LOCALHOST = True
 SECURE_SSL_REDIRECT = False
 SECURE_HSTS_SECONDS = 0
 SESSION_COOKIE_NAME = "session"

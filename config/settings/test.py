@@ -20,6 +20,7 @@ os.environ |= {
     "DEFAULT_PRODUCT": "",
     "SENTRY_DSN": "",
     "RESEND_API_KEY": "",
+    "ENCRYPTION_KEY": "",
 }
 
 from config.settings.base import *  # noqa: F403
