@@ -356,7 +356,6 @@ def _everything(account: Account) -> dict[str, Any]:
         "operations": operations,
         "throttles": Throttle.objects.filter(account=account).order_by("-id")[:SHOWN],
         "standing": throttles.of_account(account=account, now=now),
-        "spending": throttles.of(account=account, now=now),
         "cost_throttles": CostThrottle.objects.filter(account=account)[:SHOWN],
         "keys": account.api_keys.order_by("revoked_at", "-id")[:SHOWN],
         "memberships": account.memberships.select_related("user").order_by("id")[:SHOWN],

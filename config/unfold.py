@@ -96,6 +96,8 @@ UNFOLD: dict[str, Any] = {
                 "items": [
                     _list("Records", "bolt", "metering", "usagerecord"),
                     _list("Open authorizations", "hourglass_top", "metering", "openauthorization"),
+                    _list("Throttled accounts", "front_hand", "metering", "costthrottle"),
+                    _list("Levers", "tune", "pricing", "lever"),
                     _list("Kill switches", "power_settings_new", "metering", "killswitch"),
                 ],
             },

@@ -25,12 +25,15 @@ from billing.admin import LedgerAdmin, exactly, link, unit, within
 from billing.models import LedgerEntry, Operation
 from metering import charges, kill_switches
 from metering.forms import ISO_MINUTE, ThrowForm
-from metering.models import KillSwitch, OpenAuthorization, UsageRecord
+from metering.models import CostThrottle, KillSwitch, OpenAuthorization, UsageRecord
+from metering.throttle_pages import CostThrottleAdmin, LeverAdmin
 from pricing import catalog, rating
 from pricing.admin import ReadOnlyAdmin
-from pricing.models import RateCard, Unit
+from pricing.models import Lever, RateCard, Unit
 from pricing.rating import COMPONENTS
 
+admin.site.register(CostThrottle, CostThrottleAdmin)
+admin.site.register(Lever, LeverAdmin)
 DOLLAR = Unit(code="USD", name="US dollar", decimals=2)
 OUTCOMES = {
     "captured": "success", "recorded": "success", "released": "info", "timed out": "warning", "unpriced": "danger",

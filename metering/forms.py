@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
 from django import forms
 from django.utils import timezone
-from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
+from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminSelectWidget,
+    UnfoldAdminTextareaWidget,
+    UnfoldAdminTextInputWidget,
+    UnfoldBooleanSwitchWidget,
+)
 
-from metering import kill_switches
-from pricing.models import Product
+from metering import kill_switches, levers
+from metering.levers import Change
+from pricing.models import CostTier, Product
 
 #: What a browser's field for date and time reads and sends.
 ISO_MINUTE = "%Y-%m-%dT%H:%M"
@@ -39,12 +47,16 @@ def _reason(maximum: int) -> forms.CharField:
     )
 
 
+def _product() -> forms.ModelChoiceField[Product]:
+    return forms.ModelChoiceField(
+        Product.objects.order_by("name"), required=False, empty_label="Every product", widget=UnfoldAdminSelectWidget
+    )
+
+
 class ThrowForm(forms.Form):
     """A kill switch."""
 
-    product = forms.ModelChoiceField(
-        Product.objects.order_by("name"), required=False, empty_label="Every product", widget=UnfoldAdminSelectWidget
-    )
+    product = _product()
     feature = forms.RegexField(
         r"\A[a-z0-9][a-z0-9_.-]{0,63}\Z", required=False, widget=UnfoldAdminTextInputWidget,
         help_text="As client apps name it. Empty: all features.",
@@ -59,3 +71,125 @@ class StopForm(forms.Form):
 
     reason = _reason(500)
     ends_at = EndField(within=MAX_STOP, required=False, help_text="Empty: until somebody resumes it.")
+
+
+class LiftForm(forms.Form):
+    """Lets all throttled accounts work again."""
+
+    product = _product()
+    stops = forms.BooleanField(
+        required=False, label="Also those that staff or a guard stopped", widget=UnfoldBooleanSwitchWidget,
+        help_text="Without it only limits on cost are lifted.",
+    )  # fmt: skip
+    reason = _reason(300)
+
+
+class UndoForm(forms.Form):
+    reason = forms.CharField(
+        max_length=300, widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}), help_text="Kept in the audit log, with your name."
+    )
+
+
+class LeverForm(UndoForm):
+    """What every lever asks. ``token`` makes a form that is sent twice one act."""
+
+    token = forms.UUIDField(widget=forms.HiddenInput)
+    field_order: tuple[str, ...] = ()
+
+    def changes(self) -> list[Change]:
+        """What the valid form would change. :raises levers.InvalidLever: it cannot be, or nothing would change."""
+        raise NotImplementedError
+
+
+class CostLimitsForm(LeverForm):
+    product = _product()
+    percent = forms.IntegerField(
+        min_value=levers.LEAST_PERCENT, max_value=levers.MOST_PERCENT, widget=UnfoldAdminTextInputWidget(attrs={"inputmode": "text"}),
+        label="By how many percent", help_text="20 raises every limit by a fifth, -20 lowers it by a fifth.",
+    )  # fmt: skip
+    field_order = ("product", "percent", "reason", "token")
+
+    def changes(self) -> list[Change]:
+        return levers.cost_limits(percent=self.cleaned_data["percent"], product=self.cleaned_data["product"])
+
+
+class CostTierForm(LeverForm):
+    tier = forms.ModelChoiceField(
+        CostTier.objects.select_related("product").order_by("product", "slug"), widget=UnfoldAdminSelectWidget, label="Cost tier"
+    )
+    monthly_cost = forms.CharField(
+        max_length=30, required=False, widget=UnfoldAdminTextInputWidget, label="Cost a month, USD",
+        help_text="Such as 2.00, or “unlimited”. Empty: as it is.",
+    )  # fmt: skip
+    daily_cost = forms.CharField(
+        max_length=30, required=False, widget=UnfoldAdminTextInputWidget, label="Cost a day, USD", help_text="Empty: as it is."
+    )
+    requests_per_hour = forms.CharField(
+        max_length=30, required=False, widget=UnfoldAdminTextInputWidget, label="Requests an hour", help_text="Empty: as it is."
+    )
+    throttle_on_exceed = forms.ChoiceField(
+        choices=[("", "as it is"), ("yes", "stops work"), ("no", "is only measured")], required=False, widget=UnfoldAdminSelectWidget,
+        label="Reaching a limit on cost",
+    )  # fmt: skip
+    field_order = ("tier", "monthly_cost", "daily_cost", "requests_per_hour", "throttle_on_exceed", "reason", "token")
+
+    def changes(self) -> list[Change]:
+        said, tier = self.cleaned_data, self.cleaned_data["tier"]
+        values: dict[str, Any] = {name: said[name] for name in ("monthly_cost", "daily_cost") if said[name]}
+        if hourly := said["requests_per_hour"]:
+            values["requests_per_hour"] = int(hourly) if hourly.isascii() and hourly.isdigit() else hourly
+        if said["throttle_on_exceed"]:
+            values["throttle_on_exceed"] = None if said["throttle_on_exceed"] == "yes" else False
+        return levers.cost_tier(product=tier.product, slug=tier.slug, values=values)
+
+
+class ThrottlingForm(LeverForm):
+    product = _product()
+    on = forms.ChoiceField(
+        choices=[("no", "is only measured"), ("yes", "stops work")], widget=UnfoldAdminSelectWidget, label="Reaching a limit on cost"
+    )
+    field_order = ("product", "on", "reason", "token")
+
+    def changes(self) -> list[Change]:
+        return levers.throttling(on=self.cleaned_data["on"] == "yes", product=self.cleaned_data["product"])
+
+
+class RequestSizeForm(LeverForm):
+    product = _product()
+    tokens = forms.IntegerField(
+        min_value=1, max_value=2**31 - 1, required=False, widget=UnfoldAdminTextInputWidget(attrs={"inputmode": "numeric"}),
+        label="Most tokens of one request", help_text="It never raises what a plan allows. Empty: as each plan says.",
+    )  # fmt: skip
+    field_order = ("product", "tokens", "reason", "token")
+
+    def changes(self) -> list[Change]:
+        return levers.request_size(tokens=self.cleaned_data["tokens"], product=self.cleaned_data["product"])
+
+
+class PriceBackForm(LeverForm):
+    what = forms.MultipleChoiceField(
+        widget=UnfoldAdminCheckboxSelectMultipleWidget, label="What goes back", help_text="Prices of one product at a time."
+    )
+    field_order = ("what", "reason", "token")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["what"].choices = list(_former())  # type: ignore[attr-defined]
+
+    def clean_what(self) -> list[str]:
+        chosen: list[str] = self.cleaned_data["what"]
+        if len({name.partition(":")[0] for name in chosen}) > 1:
+            raise forms.ValidationError("Choose prices of one product at a time.")
+        return chosen
+
+    def changes(self) -> list[Change]:
+        slug = self.cleaned_data["what"][0].partition(":")[0]
+        what = [name.partition(":")[2] for name in self.cleaned_data["what"]]
+        return levers.price_back(product=Product.objects.select_related("unit").get(slug=slug), what=what)
+
+
+def _former() -> Iterator[tuple[str, str]]:
+    for product in Product.objects.select_related("unit").order_by("name"):
+        for name, changes in levers.former_prices(product=product).items():
+            said = "; ".join(f"{change.name}: {change.was} → {change.becomes}" for change in changes)
+            yield f"{product.slug}:{name}", f"{product.name}, {said}"

@@ -1,6 +1,6 @@
 """Who may begin no work: accounts whose cost has reached a limit of their tier, and accounts that staff or a guard stopped.
 
-    of_account    what stops one account now, and what was lifted for it; of: how much of its limits on cost it has used
+    of_account    what stops one account now, what was lifted for it, and how much of its limits on cost it has used
     lifted        the limits on cost that do not count for an account, because staff lifted them
     everybody     all accounts that are throttled now
     at_risk       who has used much of a limit on cost
@@ -66,19 +66,6 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What stops an account, in the order in which it is asked, and what of its limits staff lifted."""
-
-    stops: tuple[Stop, ...]
-    lifted: tuple[CostThrottle, ...]
-
-    @property
-    def stopped(self) -> bool:
-        """Whether somebody stopped it, beside limits that it has reached."""
-        return any(not stop.meter for stop in self.stops)
-
-
-@dataclass(frozen=True, slots=True)
 class Throttled:
     account: Account
     stop: Stop
@@ -119,6 +106,20 @@ class Spending:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What stops an account, in the order in which it is asked, what of its limits staff lifted, and how much of each is used."""
+
+    stops: tuple[Stop, ...]
+    lifted: tuple[CostThrottle, ...]
+    costs: tuple[Spending, ...]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody stopped it, beside limits that it has reached."""
+        return any(not stop.meter for stop in self.stops)
+
+
+@dataclass(frozen=True, slots=True)
 class Share:
     """``active`` accounts have a limit on cost and asked for work in its present window, or are stopped."""
 
@@ -135,12 +136,15 @@ class Share:
 
 def of_account(*, account: Account, now: datetime) -> Standing:
     stops = [_stopped(row) for row in _stops(now).filter(account=account)]
-    began = dict(CostThrottle.objects.filter(account=account, ended_at=None).values_list("meter", "began_at"))
-    stops += [replace(_reached(one), since=began.get(one.meter)) for one in of(account=account, now=now) if one.throttled]
-    return Standing(tuple(stops), tuple(_lifted(now).filter(account=account)))
+    free = tuple(_lifted(now).filter(account=account))
+    costs = tuple(_costs(account, {row.meter for row in free}, now))
+    if any(one.throttled for one in costs):
+        began = dict(CostThrottle.objects.filter(account=account, ended_at=None).values_list("meter", "began_at"))
+        stops += [replace(_reached(one), since=began.get(one.meter)) for one in costs if one.throttled]
+    return Standing(tuple(stops), free, costs)
 
 
-def of(*, account: Account, now: datetime) -> list[Spending]:
+def _costs(account: Account, free: Collection[str], now: datetime) -> list[Spending]:
     """How much of its limits on cost one account has used."""
     allowed = subscriptions.allowed(account=account)
     watched = _cost_limits(account, allowed, now)
@@ -150,7 +154,7 @@ def of(*, account: Account, now: datetime) -> list[Spending]:
     look = ledger.limits(account_id=account.pk, limits=[replace(item.limit, layer="quota") for item in watched])
     ends = [resets_at or now for resets_at in look.resets_at]
     costs = {item.limit.meter: (used, end) for item, used, end in zip(watched, look.used, ends, strict=True)}
-    return list(_of(account, allowed, costs, lifted(account_id=account.pk, now=now), now))
+    return list(_of(account, allowed, costs, free, now))
 
 
 def lifted(*, account_id: int, now: datetime) -> frozenset[str]:
