@@ -33,8 +33,8 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
-from accounts import api_keys, edge_limit
-from accounts.models import Account
+from accounts import api_keys, edge_limit, faults
+from accounts.models import Account, Fault
 from pricing import catalog
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -127,6 +127,7 @@ def problem_of(error: Exception) -> Problem:
             return Problem(413, "body_too_large", f"A body has at most {MAX_BODY_BYTES} bytes.")
         case OperationalError() | InterfaceError() | PoolTimeout():
             log.error("database unavailable", exc_info=error)
+            faults.note(kind=Fault.Kind.DATABASE, about=type(error).__name__, now=timezone.now())
             return Problem(503, "dependency_unavailable", "Try again in a moment.", headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
     raise error
 

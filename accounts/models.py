@@ -503,3 +503,24 @@ class Approval(models.Model):
     def is_pending(self, now: datetime) -> bool:
         """Neither decided nor run out."""
         return self.state == self.State.PENDING and now < self.expires_at
+
+
+class Fault(models.Model):
+    """So many faults of a kind in a minute, as one process saw them; the minute's number is the sum. :mod:`accounts.faults` writes it."""
+
+    class Kind(models.TextChoices):
+        DATABASE = "database", "the database did not answer"
+        DEDUCTION = "deduction", "usage was reported and could not be deducted"
+        SERVER = "server", "a request was answered with a fault of ours"
+
+    kind = models.CharField(max_length=12, choices=Kind)
+    minute = models.DateTimeField()
+    count = models.PositiveIntegerField()
+    about = models.CharField(max_length=200, help_text="The last of them.")
+
+    class Meta:
+        indexes = [models.Index(fields=["minute"], name="fault_minute")]
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.kind} faults at {self.minute:%Y-%m-%d %H:%M} UTC"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from django.views import defaults
 from django.views.decorators.csrf import csrf_exempt
 
+from accounts import faults
 from accounts.api import Problem
+from accounts.models import Fault
 
 
 @csrf_exempt
@@ -34,7 +37,8 @@ def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """A bug of ours. It is in the log; the caller learns nothing about it."""
+    """A bug of ours. It is in the log, and counted; the caller learns nothing about it."""
+    faults.note(kind=Fault.Kind.SERVER, about=f"{request.method} {request.path_info}", now=timezone.now())
     if _of_api(request):
         return Problem(500, "internal_error", "Something went wrong on our side. The same request may be sent again.").response()
     return defaults.server_error(request)

@@ -16,18 +16,20 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
+import structlog
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from accounts import api, api_keys
-from accounts.models import Account
+from accounts import api, api_keys, faults
+from accounts.models import Account, Fault
 from billing import ledger, subscriptions
 from metering import ingest, limits, usage
 from pricing import catalog
 
+log = structlog.get_logger(__name__)
 MAX_EVENTS = 1_000
 #: How long a client app waits where nobody knows when work ends.
 RETRY_SECONDS = 5
@@ -43,6 +45,8 @@ REFUSED_AS = {
     "credits": (402, "insufficient_credits"),
 }
 OUTCOMES = {"done": "created", "replayed": "duplicate", "key_reused": "conflict"}
+#: What a caller did wrong. Any other failure to capture or record leaves work that was done and is not deducted.
+CALLERS_OWN = (api.Problem, usage.InvalidUsage, ledger.NotFound, ledger.KeyReused, ledger.AlreadyResolved)
 
 
 class Estimate(ingest.Quantities):
@@ -159,8 +163,11 @@ def capture(request: HttpRequest, principal: api_keys.Principal, authorization: 
         else:
             assert body.quantities is not None
             done = usage.capture(account=account, authorization_id=id_, quantities=body.quantities.used())
-    except (usage.UsageError, ledger.LedgerError) as error:
-        raise problem(error, account) from error
+    except Exception as error:
+        _not_deducted(error, account.public_id)
+        if isinstance(error, usage.UsageError | ledger.LedgerError):
+            raise problem(error, account) from error
+        raise
     return _answer(_settled(account, done), replayed=done.replayed)
 
 
@@ -195,7 +202,12 @@ def records(request: HttpRequest, principal: api_keys.Principal) -> HttpResponse
     items = api.check(value, Batch).events if batch else [value]
     read = ingest.read(items, product_id=principal.product_id, account_id=principal.account_id)
     events = [event for event in read if isinstance(event, usage.Event)]
-    answers = iter(usage.record(events=events, now=timezone.now(), api_key_id=principal.key_id))
+    try:
+        answers = iter(usage.record(events=events, now=timezone.now(), api_key_id=principal.key_id))
+    except Exception as error:
+        for event in events:
+            _not_deducted(error, event.account.public_id)
+        raise
     unit = catalog.product_by_id(product_id=principal.product_id).unit.code
     results = [_recorded(event, next(answers), unit) if isinstance(event, usage.Event) else _refused(event) for event in read]
     finished = [{"index": index} | result for index, result in enumerate(results)]
@@ -248,6 +260,13 @@ def problem(error: Exception, account: Account | None) -> api.Problem:
         case ledger.AmountOverflow():
             return api.Problem(422, "amount_too_large", str(error))
     raise error
+
+
+def _not_deducted(error: Exception, account: str) -> None:
+    """Counts work that was done and could not be deducted, unless that is its caller's own doing."""
+    if not isinstance(error, CALLERS_OWN):
+        log.warning("Failed to deduct balance", account=account, error=type(error).__name__)
+        faults.note(kind=Fault.Kind.DEDUCTION, about=f"{account}: {type(error).__name__}", now=timezone.now())
 
 
 def _refusal(error: usage.Refused, account: Account | None) -> api.Problem:
@@ -332,6 +351,7 @@ def _said(body: Authorize) -> dict[str, Any]:
 
 def _recorded(event: usage.Event, answer: usage.Recorded, unit: str) -> dict[str, Any]:
     if isinstance(answer, Exception):
+        _not_deducted(answer, event.account.public_id)
         return _refused(answer)
     if answer.outcome == "key_reused":
         return _refused(api.Problem(409, "event_id_reused", "The id was used before, for another event."), status="conflict")
