@@ -23,6 +23,7 @@ from waffle.admin import FlagAdmin as BaseFlagAdmin
 from waffle.admin import SwitchAdmin as BaseSwitchAdmin
 
 from accounts.models import Account
+from analytics import alert_admin as alert_admin  # registers its pages
 from analytics import margin
 from analytics.account_page import AccountAdmin
 from analytics.forms import MarginForm

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 def run(*, now: datetime) -> int:
     """Returns how many findings there are now. Reads everything, in snapshots of its own; work goes on meanwhile."""
-    found = {(each.check, each.account_id, each.text): None for each in audit.run()}
+    found: dict[tuple[str, int | None, str], None] = {(each.check, each.account_id, each.text): None for each in audit.run()}
     found |= {(ROLLUPS, None, str(each)): None for each in rollups.check()}
     seen = list(found)[:MAX_FINDINGS]
     if found:

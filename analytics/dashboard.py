@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count, QuerySet, Sum
+from django.db.models import Case, Count, QuerySet, Sum, When
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 
 from accounts.models import Account
 from analytics import margin
+from analytics.models import Alert
 from billing.admin import unit
 from metering.models import OpenAuthorization, UsageRecord
 from pricing.models import PriceProposal
@@ -31,7 +32,11 @@ class Todo:
 
 
 def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
-    """Adds the figures to the context of admin's first page, for those who may see the margin."""
+    """Adds the open alerts and the figures to the context of admin's first page, for those who may see them."""
+    if request.user.has_perm("analytics.view_alert"):
+        alerts = Alert.objects.exclude(state=Alert.State.RESOLVED).select_related("product")
+        ranked = alerts.annotate(rank=Case(When(severity="critical", then=0), default=1)).order_by("-state", "rank", "-opened_at")
+        context |= {"alerts": ranked[:TOP], "alert_count": alerts.count()}
     if not request.user.has_perm("analytics.view_margin"):
         return context | {"title": "Dashboard"}
     now = timezone.now()

@@ -1,13 +1,15 @@
-"""What analytics keeps: views that admin shows, whom to look at, the runs of jobs, and what the audit found."""
+"""What analytics keeps: views that admin shows, whom to look at, the runs of jobs, what the audit found, and alerts."""
 
 from __future__ import annotations
 
+import uuid
+
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 
 from accounts.models import Account
 from billing.models import LedgerEntry
-from pricing.models import Unit
+from pricing.models import SLUG, Product, Unit
 
 
 class Entry(models.Model):
@@ -137,3 +139,220 @@ class AuditFinding(models.Model):
 
     def __str__(self) -> str:
         return f"{self.check_name}: {self.text[:80]}"
+
+
+class AlertChannel(models.Model):
+    """Where staff are told: some mail addresses, a Slack channel, Sentry, or an address of their own that takes JSON."""
+
+    class Kind(models.TextChoices):
+        MAIL = "mail"
+        SLACK = "slack", "Slack incoming webhook"
+        SENTRY = "sentry", "Sentry"
+        WEBHOOK = "webhook", "outgoing webhook"
+
+    name = models.CharField(max_length=60, unique=True)
+    kind = models.CharField(max_length=8, choices=Kind)
+    target = models.TextField(
+        blank=True,
+        help_text="Mail: addresses, between commas; empty = ALERT_EMAILS. Slack, webhook: an address. Sentry: nothing.",
+    )
+    enabled = models.BooleanField(default=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="alert_channel_has_an_address",
+                condition=Q(kind="mail") | Q(kind="sentry", target="") | Q(kind__in=["slack", "webhook"]) & ~Q(target=""),
+            )
+        ]
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class AlertRule(models.Model):
+    """What staff want to hear of: a metric on the wrong side of a threshold. Turned off, never deleted: its alerts are history.
+
+    ``threshold`` and ``minimum`` are in the metric's own unit (:mod:`analytics.alert_metrics`): parts per million of a share, nano-USD,
+    seconds, or a number. No threshold: the product's own alert margin, from its catalog.
+    """
+
+    class Comparator(models.TextChoices):
+        BELOW = "lt", "below"
+        AT_MOST = "le", "at most"
+        ABOVE = "gt", "above"
+        AT_LEAST = "ge", "at least"
+
+    class Severity(models.TextChoices):
+        WARNING = "warning"
+        CRITICAL = "critical"
+
+    class Window(models.TextChoices):
+        FIVE_MINUTES = "5m", "5 minutes"
+        QUARTER = "15m", "15 minutes"
+        HOUR = "1h", "hour"
+        DAY = "1d", "day"
+        WEEK = "7d", "7 days"
+        THIRTY_DAYS = "30d", "30 days"
+        MONTH = "month", "calendar month (UTC)"
+
+    slug = models.CharField(max_length=64, unique=True, validators=[SLUG], editable=False)
+    name = models.CharField(max_length=120)
+    metric = models.CharField(max_length=40)
+    numerator = models.CharField(max_length=20, blank=True, help_text="Of a share or a margin: the cost. Of an amount: what is added up.")
+    denominator = models.CharField(max_length=20, blank=True, help_text="Of a share or a margin: the revenue.")
+    comparator = models.CharField(max_length=2, choices=Comparator)
+    threshold = models.BigIntegerField(null=True, blank=True)
+    minimum = models.BigIntegerField(default=0)
+    window = models.CharField(max_length=5, choices=Window, default=Window.FIVE_MINUTES)
+    severity = models.CharField(max_length=8, choices=Severity, default=Severity.WARNING)
+    product = models.ForeignKey(
+        Product, on_delete=models.PROTECT, null=True, blank=True, related_name="+", help_text="Empty: all, each product for itself."
+    )
+    channels = models.ManyToManyField(AlertChannel, blank=True, related_name="rules")
+    cool_down_minutes = models.PositiveIntegerField(default=60, help_text="An alert is told at most once in this time, however it flaps.")
+    enabled = models.BooleanField(default=True)
+    muted_until = models.DateTimeField(null=True, blank=True, editable=False)
+    muted_by = models.CharField(max_length=150, blank=True, editable=False)
+    mute_reason = models.CharField(max_length=200, blank=True, editable=False)
+    looked_at = models.DateTimeField(null=True, editable=False)
+    error = models.CharField(max_length=300, blank=True, editable=False, help_text="Why it could not be looked at the last time.")
+
+    class Meta:
+        default_permissions = ("add", "change", "view")
+        constraints = [
+            models.CheckConstraint(name="alert_rule_minimum", condition=Q(minimum__gte=0)),
+            models.CheckConstraint(name="alert_rule_cool_down", condition=Q(cool_down_minutes__gte=1, cool_down_minutes__lte=10_080)),
+            models.CheckConstraint(
+                name="alert_rule_muted_by_somebody",
+                condition=Q(muted_until=None, muted_by="", mute_reason="")
+                | Q(muted_until__isnull=False) & ~Q(muted_by="") & ~Q(mute_reason=""),
+            ),
+        ]
+        ordering = ["slug"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Alert(models.Model):
+    """A metric that is, or was, where its rule does not want it. Written by :mod:`analytics.alerts` alone.
+
+    ``value``, ``text`` and ``rows`` are of the last look that found it so; ``told`` is what its channels heard last.
+    """
+
+    class State(models.TextChoices):
+        OPEN = "open"
+        ACKNOWLEDGED = "acknowledged"
+        RESOLVED = "resolved"
+
+    class Told(models.TextChoices):
+        NOTHING = "", "nothing"
+        FIRED = "fired"
+        RESOLVED = "resolved"
+
+    rule = models.ForeignKey(AlertRule, on_delete=models.PROTECT, related_name="alerts")
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, null=True, related_name="+")
+    state = models.CharField(max_length=12, choices=State, default=State.OPEN)
+    severity = models.CharField(max_length=8, choices=AlertRule.Severity)
+    text = models.TextField()
+    value = models.BigIntegerField()
+    rows = models.JSONField(default=list, help_text="What it is about, by name; the first of them.")
+    link = models.CharField(max_length=300, blank=True)
+    times = models.PositiveIntegerField(default=1, help_text="How often it came back within its cool-down, and the first time.")
+    opened_at = models.DateTimeField()
+    seen_at = models.DateTimeField(help_text="When it was last seen to be so.")
+    acknowledged_at = models.DateTimeField(null=True)
+    acknowledged_by = models.CharField(max_length=150, blank=True)
+    note = models.CharField(max_length=500, blank=True)
+    resolved_at = models.DateTimeField(null=True)
+    resolved_by = models.CharField(max_length=150, blank=True, help_text="Empty: the metric came back by itself.")
+    told = models.CharField(max_length=8, choices=Told, default=Told.NOTHING, blank=True)
+    told_at = models.DateTimeField(null=True)
+
+    class Meta:
+        default_permissions = ("view", "change")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["rule", "product"], condition=~Q(state="resolved"), name="alert_open_once", nulls_distinct=False
+            ),
+            models.CheckConstraint(
+                name="alert_resolved", condition=Q(state="resolved", resolved_at__isnull=False) | ~Q(state="resolved") & Q(resolved_at=None)
+            ),
+            models.CheckConstraint(
+                name="alert_acknowledged_by_somebody",
+                condition=Q(acknowledged_at=None, acknowledged_by="") & ~Q(state="acknowledged")
+                | Q(acknowledged_at__isnull=False) & ~Q(acknowledged_by=""),
+            ),
+            models.CheckConstraint(name="alert_told", condition=Q(told="", told_at=None) | ~Q(told="") & Q(told_at__isnull=False)),
+        ]
+        indexes = [models.Index(fields=["rule", "product", "-opened_at"], name="alert_latest")]
+        ordering = ["-opened_at"]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class AlertNotice(models.Model):
+    """One telling of an alert on one channel: written with what it tells, sent afterwards (:mod:`analytics.alert_notices`)."""
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        SENT = "sent"
+        DEAD = "dead"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    channel = models.ForeignKey(AlertChannel, on_delete=models.PROTECT, related_name="notices")
+    alert = models.ForeignKey(Alert, on_delete=models.PROTECT, null=True, related_name="notices", help_text="None: a test of the channel.")
+    event = models.CharField(max_length=8, choices=[("fired", "fired"), ("resolved", "resolved"), ("test", "test")])
+    subject = models.CharField(max_length=200)
+    text = models.TextField()
+    state = models.CharField(max_length=8, choices=State, default=State.PENDING)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    next_attempt_at = models.DateTimeField(help_text="Not sent before this time; while it is being sent, when its lease ends.")
+    error = models.TextField(blank=True)
+    queued_at = models.DateTimeField()
+    done_at = models.DateTimeField(null=True)
+
+    class Meta:
+        default_permissions = ("view",)
+        indexes = [
+            models.Index(fields=["next_attempt_at"], condition=Q(state="pending"), name="alert_notice_due"),
+            models.Index(fields=["-queued_at"], name="alert_notice_newest"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                name="alert_notice_done", condition=Q(state="pending", done_at=None) | ~Q(state="pending") & Q(done_at__isnull=False)
+            ),
+            models.CheckConstraint(
+                name="alert_notice_tests_or_tells", condition=Q(event="test", alert=None) | ~Q(event="test") & Q(alert__isnull=False)
+            ),
+        ]
+        ordering = ["-queued_at"]
+
+    def __str__(self) -> str:
+        return self.subject
+
+
+class ProviderBill(models.Model):
+    """What an upstream provider billed for whole days in UTC, typed in by staff: what our own record of its cost is held against."""
+
+    provider = models.CharField(max_length=64, help_text="As models name it: openai, anthropic, e2b.")
+    since = models.DateField()
+    until = models.DateField(help_text="The first day that it does not cover.")
+    billed_nanos = models.BigIntegerField(help_text="Nano-USD, for usage alone: without tax, credits and fees.")
+    entered_by = models.CharField(max_length=150, editable=False)
+    entered_at = models.DateTimeField(editable=False)
+
+    class Meta:
+        default_permissions = ("add", "view")
+        constraints = [
+            models.UniqueConstraint(fields=["provider", "since", "until"], name="provider_bill_once"),
+            models.CheckConstraint(name="provider_bill_days", condition=Q(until__gt=F("since"))),
+            models.CheckConstraint(name="provider_bill_not_negative", condition=Q(billed_nanos__gte=0)),
+        ]
+        ordering = ["-until", "provider"]
+
+    def __str__(self) -> str:
+        return f"{self.provider}, {self.since} until {self.until}"

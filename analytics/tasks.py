@@ -1,12 +1,19 @@
 """What beat rings for this app."""
 
+import time
+
 from celery import shared_task
 from django.utils import timezone
 
-from analytics import customer_warnings, rollups
+from accounts import doorbell
+from analytics import alert_notices, alerts, customer_warnings, rollups
+from analytics.models import AlertNotice
 
 #: So many batches of accounts are looked at each time, at most; the next minute goes on.
 LOOK_BATCHES = 50
+#: A ring of the bell sends so many notices at most, for so long: the next ring goes on.
+NOTICES = 100
+NOTICE_SECONDS = 50.0
 
 
 @shared_task(name="analytics.tasks.fold_rollups")
@@ -30,3 +37,24 @@ def warn_customers() -> int:
         if chunk < customer_warnings.BATCH:
             break
     return looked
+
+
+@shared_task(name="analytics.tasks.look_at_alerts")
+def look_at_alerts() -> int:
+    """Looks at every alert rule; returns at how many. Late, twice or at once with another: an alert is opened and told once."""
+    looked = alerts.look(now=timezone.now())
+    doorbell.ring(send_alert_notices)
+    return looked
+
+
+@shared_task(name="analytics.tasks.send_alert_notices")
+def send_alert_notices() -> int:
+    """Tells staff what is due; returns how many notices were sent. A channel that does not answer is left for its next time."""
+    sent = 0
+    until = time.monotonic() + NOTICE_SECONDS
+    for _ in range(NOTICES):
+        notice = alert_notices.send_next(now=timezone.now())
+        if notice is None or time.monotonic() >= until:
+            break
+        sent += notice.state == AlertNotice.State.SENT
+    return sent

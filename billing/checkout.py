@@ -230,8 +230,7 @@ def had_trial(*, account: Account) -> bool:
     owned = Membership.objects.filter(user_id__in=owners, role=Membership.Role.OWNER, account__product_id=account.product_id)
     theirs = Q(account=account) | Q(account_id__in=owned.values("account_id"))
     tried = Checkout.objects.filter(theirs, trial_days__gt=0, state=Checkout.State.PAID)
-    subscribed = (StripeSubscription.objects.filter(theirs), Subscription.objects.filter(theirs))
-    return tried.exists() or any(rows.filter(trial_ends_at__isnull=False).exists() for rows in subscribed)
+    return tried.exists() or StripeSubscription.objects.filter(theirs, trial_ends_at__isnull=False).exists()
 
 
 def plan_for(*, account: Account, now: datetime) -> str:

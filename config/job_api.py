@@ -16,7 +16,7 @@ from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
-from pydantic import Field, StringConstraints
+from pydantic import StringConstraints
 
 from accounts import api
 from accounts.api import Problem
@@ -31,7 +31,7 @@ ACTOR = "scheduler"
 class RunJob(api.Command):
     """Why it is run now."""
 
-    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)] = Field("Asked for over HTTP.")
+    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)] = "Asked for over HTTP."
 
 
 def _for_schedulers(method: str) -> Callable[[Callable[..., HttpResponse]], Callable[..., HttpResponse]]:

@@ -56,10 +56,6 @@ def _take_dunning_steps(now: datetime, subjects: Subjects) -> int:
     return dunning.take_steps(now=now, given_up=subjects.given_up, failed=subjects.failed)
 
 
-def _renew_plans(now: datetime, subjects: Subjects) -> int:
-    return due.renew(now=now, given_up=subjects.given_up, failed=subjects.failed)
-
-
 def _audit(now: datetime, subjects: Subjects) -> int:
     return audits.run(now=now)
 
@@ -73,7 +69,8 @@ JOBS: tuple[Job, ...] = (
     Job("follow-members", "Brings seats, members' prices and agreed terms to Stripe.", _MINUTE, _alone(billing.follow_members)),
     Job("follow-throttles", "Notes who reached a limit on cost and who is let go, and tells.", _MINUTE, _alone(metering.follow_throttles)),
     Job("learn-holds", "Counts how long answers were whose length nobody had said.", _MINUTE, _alone(metering.learn_holds)),
-    Job("renew-plans", "Begins the next period of plans without Stripe, and ends trials.", _MINUTE, _renew_plans),
+    Job("look-at-alerts", "Looks at every alert rule.", _MINUTE, _alone(analytics.look_at_alerts)),
+    Job("send-alert-notices", "Tells staff of alerts.", _MINUTE, _alone(analytics.send_alert_notices)),
     Job("send-mails", "Sends what is due of the mails.", _MINUTE, _alone(accounts.send_mails)),
     Job("send-stripe-requests", "Sends again what Stripe has not answered.", _MINUTE, _alone(billing.send_stripe_requests)),
     Job("send-webhooks", "Tells client apps' endpoints what happened.", _MINUTE, _alone(accounts.send_webhooks)),

@@ -17,7 +17,7 @@ from drf_spectacular.generators import SchemaGenerator
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from accounts import openings
+from accounts import openings, webhook_api
 from accounts.api import PROBLEM_JSON
 from accounts.reads import Amount
 from billing import selling_api as selling
@@ -221,6 +221,13 @@ _METER = {
     "description": "What is counted, as the plan names it, e.g. `agents`.",
     "schema": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$"},
 }
+_ENDPOINT = {
+    "name": "endpoint",
+    "in": "path",
+    "required": True,
+    "description": "The `id` of an endpoint.",
+    "schema": {"type": "string"},
+}
 _RESOLVED = "`hold_already_resolved`, `hold_expired`: it ended otherwise; `state` says how."
 
 _SELLING = {
@@ -390,6 +397,26 @@ OPERATIONS = (
             }
         },
         _SELLING | {409: "`idempotency_key_reused`"}, [_OPTIONAL_KEY],
+    ),
+    Operation(
+        "/api/v1/webhooks/endpoints", "register_webhook_endpoint", "Be told what happens.",
+        "Registers an address of your app for the kinds of events that it wants, signed as Standard Webhooks says. The answer has the"
+        " signing `secret`, this once. The address is `https`, public, and does not redirect.",
+        (webhook_api.Register,), (webhook_api.SecretEndpointAnswer,),
+        {"Credit and throttles": {"url": "https://app.example.com/tollgate", "kinds": ["balance.low", "account.throttled"]}},
+        {403: "`missing_scope`; `refused`: an account key has no webhooks", 409: "`endpoint_exists`: delete it first"},
+    ),
+    Operation(
+        "/api/v1/webhooks/endpoints/{endpoint}/rotate", "rotate_webhook_secret", "A new signing secret.",
+        "The answer has it, this once. The former one signs beside it for a day.",
+        (webhook_api.NoFields,), (webhook_api.SecretEndpointAnswer,), {"No fields": {}}, {404: "`not_found`"}, [_ENDPOINT],
+        body_required=False,
+    ),
+    Operation(
+        "/api/v1/webhooks/endpoints/{endpoint}/test", "test_webhook_endpoint", "Try it.",
+        "Queues an event of type `webhook.test` for this endpoint alone.",
+        (webhook_api.NoFields,), (webhook_api.QueuedTest,), {"No fields": {}}, {404: "`not_found`"}, [_ENDPOINT],
+        body_required=False,
     ),
 )  # fmt: skip
 _BODY_PROBLEMS = {400: "`invalid_json`", 411: "`length_required`", 413: "`body_too_large`", 415: "`unsupported_media_type`"}

@@ -19,7 +19,7 @@ def ring_jobs() -> int:
     """Has each job that is due worked; returns how many. Rung each minute, by any number of beats."""
     due = jobs.ring(now=timezone.now())
     for job in due:
-        work_job.apply_async(args=[job.name], expires=EXPIRES_SECONDS)
+        work_job.apply_async(args=(job.name,), expires=EXPIRES_SECONDS)
     return len(due)
 
 
@@ -35,5 +35,5 @@ def work_job(name: str) -> int:
     while (run := jobs.work(job=job, now=timezone.now())) is not None and run.state == JobRun.State.DONE:
         done += 1
     for follower in jobs.followers(job) if done else ():
-        work_job.apply_async(args=[follower.name], expires=EXPIRES_SECONDS)
+        work_job.apply_async(args=(follower.name,), expires=EXPIRES_SECONDS)
     return done

@@ -56,6 +56,7 @@ UNFOLD: dict[str, Any] = {
                 "items": [
                     {"title": "Dashboard", "icon": "space_dashboard", "link": reverse_lazy("admin:index")},
                     _list("Margin", "monitoring", "analytics", "margin"),
+                    _list("Alerts", "notifications", "analytics", "alert"),
                 ],
             },
             {
@@ -121,6 +122,10 @@ UNFOLD: dict[str, Any] = {
                     _list("Approvals", "approval", "accounts", "approval"),
                     _list("Jobs", "schedule", "analytics", "jobrun"),
                     _list("Audit findings", "rule_folder", "analytics", "auditfinding"),
+                    _list("Alert rules", "rule_settings", "analytics", "alertrule"),
+                    _list("Alert channels", "campaign", "analytics", "alertchannel"),
+                    _list("Alert notices", "outgoing_mail", "analytics", "alertnotice"),
+                    _list("Provider bills", "request_quote", "analytics", "providerbill"),
                     _list("Staff roles", "badge", "auth", "group"),
                     _list("Audit log", "policy", "admin", "logentry"),
                     _list("Feature flags", "flag", "waffle", "flag"),

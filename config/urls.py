@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
-from accounts import branding, invitation_page, openings
+from accounts import branding, invitation_page, openings, webhook_api
 from accounts import pages as account_pages
 from accounts.reads import by_method
 from analytics.api import MarginView
@@ -84,6 +84,10 @@ urlpatterns = [
     path("api/v1/billing/packs", billing.Packs.as_view()),
     path("api/v1/billing/plans", billing.Plans.as_view()),
     path("api/v1/billing/top-up", by_method(get=top_up_api.AutoTopUpView.as_view(), post=top_up_api.choose)),
+    path("api/v1/webhooks/endpoints", by_method(get=webhook_api.Endpoints.as_view(), post=webhook_api.register)),
+    path("api/v1/webhooks/endpoints/<str:endpoint>", webhook_api.Endpoint.as_view()),
+    path("api/v1/webhooks/endpoints/<str:endpoint>/rotate", webhook_api.rotate),
+    path("api/v1/webhooks/endpoints/<str:endpoint>/test", webhook_api.send_test),
     path("api/v1/admin/margin", MarginView.as_view()),
     # Schedulers and monitors, with CRON_SECRET
     path("api/v1/admin/jobs", job_api.standing),

@@ -282,6 +282,8 @@ EMAIL_TIMEOUT = 10
 ANYMAIL = {"RESEND_API_KEY": RESEND_API_KEY, "REQUESTS_TIMEOUT": EMAIL_TIMEOUT}
 DEFAULT_FROM_EMAIL = env("DEFAULT_FROM_EMAIL", default="Tollgate <billing@localhost>")
 SERVER_EMAIL = DEFAULT_FROM_EMAIL
+# Who of staff hears of alerts, on channels that name nobody themselves.
+ALERT_EMAILS = [address for each in env.list("ALERT_EMAILS", default=[]) if (address := each.strip())]
 
 # What leaves the site by itself ---------------------------------------------------------------------------------------------
 

@@ -49,10 +49,10 @@ class Command(BaseCommand):
                 each.job.name,
                 each.state,
                 str(each.job.schedule),
-                _moment(each.last and each.last.started_at),
+                _moment(each.last.started_at if each.last else None),
                 _took(each.last),
                 "–" if each.last is None or each.last.rows is None else f"{each.last.rows:,}",
-                _moment(each.next and each.next.due_at),
+                _moment(each.next.due_at if each.next else None),
                 f"{int(each.lag.total_seconds()):,} s" if each.lag else "–",
             )
             for each in found
