@@ -82,14 +82,18 @@ def act(*, kind: str) -> Act:
     return _acts[kind]
 
 
-def ask(*, kind: str, payload: Mapping[str, Any], actor: User, reason: str, now: datetime) -> Approval:
-    """Writes down that ``actor`` wants this done. ``payload`` is JSON that the act understands.
+def ask(
+    *, kind: str, payload: Mapping[str, Any], actor: User, reason: str, now: datetime, same: Mapping[str, Any] | None = None
+) -> Approval:
+    """Writes down that ``actor`` wants this done. ``payload`` is JSON that the act understands; ``same`` is the part of it by which two
+    requests are the same, None: all of it.
 
     :raises NotAllowed: the actor is no staff with the act's permission.
     :raises AlreadyAsked: the same waits for its second person.
     """
     _check(_acts[kind], actor)
-    waiting = Approval.objects.filter(kind=kind, payload=dict(payload), state=Approval.State.PENDING, expires_at__gt=now)
+    waiting = Approval.objects.filter(kind=kind, state=Approval.State.PENDING, expires_at__gt=now)
+    waiting = waiting.filter(payload=dict(payload)) if same is None else waiting.filter(payload__contains=dict(same))
     with transaction.atomic():
         if earlier := waiting.select_for_update().first():
             raise AlreadyAsked(f"{earlier.asked_by} asked for the same, and it waits for somebody else to approve it.")

@@ -15,7 +15,7 @@
     record         charges work that had no hold; record_many a set
     rate           charges recorded work that had no price, once it has
     sweep          gives back the holds that nobody resolved in time
-    limits         what an account's limits say now
+    limits         what an account's limits say now; costs what accounts cost in a window
     reserve        takes a place for an object that a plan limits in number; unreserve gives it back
     throttle       stops one account; resume lets it go on
 
@@ -285,6 +285,17 @@ def clock(*, at: datetime) -> Iterator[None]:
         yield
         with connection.cursor() as cursor:
             cursor.execute("select set_config('tollgate.now', '', true)")
+
+
+@contextmanager
+def throttling_off() -> Iterator[None]:
+    """No stop on an account refuses inside, in one transaction, which it opens. For the kill switch on throttling only."""
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("select set_config('tollgate.throttling', 'off', true)")
+        yield
+        with connection.cursor() as cursor:
+            cursor.execute("select set_config('tollgate.throttling', '', true)")
 
 
 def open_account(*, account_id: int) -> None:
@@ -579,6 +590,16 @@ def limits(*, account_id: int, limits: Sequence[Limit]) -> Look:
     sql = f"select used, resets_at, throttle_reason, throttled_until from usage_limits(%s, {_limits_sql(limits)})"  # noqa: S608
     [row] = _call(sql, [account_id, *_limits_parameters(limits)])
     return Look(*row)
+
+
+def costs(*, windows: Mapping[int, tuple[datetime, datetime]]) -> dict[int, int]:
+    """What the work of these accounts cost in ``[start, end)`` of each, in nano-USD, counted anew from their records."""
+    sql = (
+        "select asked.id, usage_recount(asked.id, 'cost/period', asked.since, asked.until)"
+        " from unnest(%s::bigint[], %s::timestamptz[], %s::timestamptz[]) asked (id, since, until)"
+    )
+    columns = [list(windows), [start for start, _ in windows.values()], [end for _, end in windows.values()]]
+    return dict(_call(sql, columns))
 
 
 def reserve(*, account_id: int, meter: str, object_ref: str, refusal: str | None, allowed: int | None, enforced: bool) -> Places:

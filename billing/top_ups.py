@@ -41,6 +41,8 @@ from pricing.models import CreditPack
 
 #: For so long nobody else looks at an account that is being looked at.
 LEASE = timedelta(minutes=2)
+#: What is switched off is looked at again so soon: it goes on within a minute of the switch's end.
+AGAIN = timedelta(minutes=1)
 #: An account that could not be charged is looked at again after so long, sooner if its customer changes something.
 PAUSE = timedelta(minutes=10)
 MAX_COPIES = 100
@@ -53,8 +55,8 @@ KIND: Final = "top_up"
 PAID_TWICE: Final = "You were paying by hand at the same moment, so this one was given back."
 UNDECIDED: Final = "You were paying by hand at the same moment. We have been told, and see to it."
 
-#: Why top-ups of an account's product are switched off; empty where they are not.
-Stopped = Callable[[int], str]
+#: Why top-ups of an account are switched off; empty where they are not.
+Stopped = Callable[[Account], str]
 
 log = structlog.get_logger(__name__)
 ENDED = Counter("top_ups", "Automatic top-ups, by what became of them.", ["outcome"])
@@ -174,7 +176,7 @@ def work_next(*, now: datetime, stopped: Stopped) -> bool:
     if rule is None:
         return False
     try:
-        top_up = _begin(rule, stopped(rule.account.product_id), now)
+        top_up = _begin(rule, stopped(rule.account), now)
     except NotNow as no:
         _skip(rule.account, str(no), no.again_at, now)
     except (checkout.Refusal, stripe.StripeError) as error:
@@ -219,7 +221,7 @@ def _begin(rule: AutoTopUp, stop_reason: str, now: datetime) -> TopUp:
     """The row of a charge that is due. :raises NotNow: it is not."""
     account = rule.account
     if stop_reason:
-        raise NotNow(f"Automatic top-ups are switched off at the moment: {stop_reason}", now + PAUSE)
+        raise NotNow(f"Automatic top-ups are switched off at the moment: {stop_reason}", now + AGAIN)
     _check_goodwill(rule, now)
     _buying(rule, now)
     customer = StripeCustomer.objects.filter(account=account).first()

@@ -65,6 +65,7 @@ def _propose_prices(now: datetime, subjects: Subjects) -> int:
 
 
 JOBS: tuple[Job, ...] = (
+    Job("finish-switches", "Charges what was spooled, and tells of switches that are over.", _MINUTE, _alone(metering.finish_switches)),
     Job("fold-rollups", "Refreshes the cost analytics: folds new usage into the sums.", _MINUTE, _alone(analytics.fold_rollups)),
     Job("follow-members", "Brings seats, members' prices and agreed terms to Stripe.", _MINUTE, _alone(billing.follow_members)),
     Job("follow-throttles", "Notes who reached a limit on cost and who is let go, and tells.", _MINUTE, _alone(metering.follow_throttles)),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
+from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.loader import render_to_string
@@ -18,17 +19,18 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.decorators import display
 
+from accounts import approvals
 from accounts.admin import ReasonForm, actor
-from accounts.models import ApiKey
+from accounts.models import ApiKey, User
 from accounts.templatetags.amounts import exact_amount
 from billing.admin import LedgerAdmin, exactly, link, unit, within
 from billing.models import LedgerEntry, Operation
-from metering import charges, kill_switches
+from metering import charges, kill_switches, switch_preview
 from metering.forms import ISO_MINUTE, ThrowForm
-from metering.models import CostThrottle, KillSwitch, OpenAuthorization, UsageRecord
+from metering.models import CostThrottle, KillSwitch, OpenAuthorization, SpooledUsage, UsageRecord
 from metering.throttle_pages import CostThrottleAdmin, LeverAdmin
 from pricing import catalog, rating
-from pricing.admin import ReadOnlyAdmin
+from pricing.admin import CappedPaginator, ReadOnlyAdmin
 from pricing.models import Lever, RateCard, Unit
 from pricing.rating import COMPONENTS
 
@@ -191,11 +193,14 @@ class OpenAuthorizationAdmin(LedgerAdmin):
 class KillSwitchAdmin(ReadOnlyAdmin):
     """Switches are thrown and ended here, never edited or deleted."""
 
-    list_display = ("__str__", "reason", "actor", "created_at", "ends_at", "state", "ended_by")
-    list_filter = ("product",)
-    list_select_related = ("product",)
-    search_fields = ("feature", "reason", "actor")
-    fields = ("product", "feature", "reason", "actor", "created_at", "ends_at", "state", "ended_at", "ended_by")
+    list_display = ("__str__", "reason", "actor", "second", "created_at", "ends_at", "state", "ended_by")
+    list_filter = ("kind", "product")
+    list_select_related = ("product", "account__product", "approval__decided_by")
+    search_fields = ("feature", "provider", "reason", "actor", "=account__public_id")
+    fields = (
+        "kind", "product", "account", "feature", "provider", "cap", "reason", "actor", "second", "created_at", "ends_at", "state",
+        "ended_at", "ended_by", "finished_at",
+    )  # fmt: skip
     change_form_before_template = "admin/metering/end_link.html"
 
     @display(description="State", label={"in force": "danger", "ended": "info", "ran out": "info"})
@@ -203,6 +208,14 @@ class KillSwitchAdmin(ReadOnlyAdmin):
         if switch.ended_at:
             return "ended"
         return "in force" if switch.ends_at > timezone.now() else "ran out"
+
+    @display(description="Approved by", empty_value="–")
+    def second(self, switch: KillSwitch) -> str | None:
+        return str(switch.approval.decided_by) if switch.approval else None
+
+    @display(description="Cap", empty_value="–")
+    def cap(self, switch: KillSwitch) -> str | None:
+        return None if switch.cap_nanos is None else exactly(switch.cap_nanos, DOLLAR)
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return request.user.has_perm("metering.add_killswitch")
@@ -212,40 +225,87 @@ class KillSwitchAdmin(ReadOnlyAdmin):
         return [path("<int:switch_id>/end/", view, name="metering_killswitch_end"), *super().get_urls()]
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Asked twice: first it shows whom it would touch, and only the same switch, said again, is thrown."""
         if not self.has_add_permission(request):
             raise PermissionDenied
         now = timezone.now()
-        form = ThrowForm(request.POST or None, initial={"ends_at": f"{now + timedelta(hours=4):{ISO_MINUTE}}"})
+        proposed = now + kill_switches.DEFAULT_LIFETIME
+        initial = {"ends_at": f"{proposed:{ISO_MINUTE}}", "cap": ""} | request.GET.dict()
+        form = ThrowForm(request.POST or None, initial=initial)
+        context: dict[str, Any] = {"title": "Throw a kill switch", "opts": self.opts, "form": form}
+        context["cancel"] = reverse("admin:metering_killswitch_changelist")
         if form.is_valid():
+            wanted = form.wanted()
             try:
-                switch = kill_switches.throw(**form.cleaned_data, actor=actor(request), now=now)
-            except kill_switches.InvalidSwitch as error:
+                kill_switches.check(wanted=wanted, now=now)
+                preview = switch_preview.of(wanted=wanted, now=now)
+                if request.POST.get("confirm") == preview.token:
+                    return self._throw(request, form, wanted, now)
+                context |= {"preview": preview, "dollar": DOLLAR}
+            except (kill_switches.InvalidSwitch, approvals.AlreadyAsked) as error:
                 form.add_error(None, str(error))
-            else:
-                self.log_addition(request, switch, f"Thrown until {switch.ends_at:%Y-%m-%d %H:%M} UTC: {switch.reason}")
-                self.message_user(request, f"Switched off: {switch}.", messages.SUCCESS)
-                return HttpResponseRedirect(reverse("admin:metering_killswitch_changelist"))
-        says = "New work of it is refused within a second, with the reason. Work that has begun is still captured and charged."
-        return self._ask(request, "Throw a kill switch", form, says, "Switch it off")
+        return TemplateResponse(request, "admin/metering/throw.html", self.admin_site.each_context(request) | context)
+
+    def _throw(self, request: HttpRequest, form: ThrowForm, wanted: kill_switches.Wanted, now: datetime) -> HttpResponse:
+        reason, ends_at = form.cleaned_data["reason"], form.cleaned_data["ends_at"]
+        if wanted.is_global:
+            person = cast(User, request.user)
+            approval = kill_switches.ask(wanted=wanted, reason=reason, actor=person, lifetime=ends_at - now, now=now)
+            self.message_user(
+                request, f"Nothing is switched yet: somebody else has to approve “{approval}” within a day.", messages.WARNING
+            )
+            return HttpResponseRedirect(reverse("admin:accounts_approval_decide", args=[approval.pk]))
+        with transaction.atomic():
+            switch = kill_switches.throw(wanted=wanted, reason=reason, actor=actor(request), ends_at=ends_at, now=now)
+            self.log_addition(request, switch, f"Thrown until {switch.ends_at:%Y-%m-%d %H:%M} UTC: {switch.reason}")
+        self.message_user(request, f"{switch}.", messages.SUCCESS)
+        return HttpResponseRedirect(reverse("admin:metering_killswitch_changelist"))
 
     def end_view(self, request: HttpRequest, switch_id: int) -> HttpResponse:
         if not request.user.has_perm("metering.change_killswitch"):
             raise PermissionDenied
-        switch = KillSwitch.objects.select_related("product").filter(pk=switch_id).first()
+        switch = KillSwitch.objects.select_related("product", "account__product").filter(pk=switch_id).first()
         if switch is None:
             raise Http404
         form = ReasonForm(request.POST or None)
         if form.is_valid():
-            if kill_switches.end(switch=switch, actor=actor(request), now=timezone.now()):
-                self.log_change(request, switch, f"Ended: {form.cleaned_data['reason']}")
-                self.message_user(request, f"On again: {switch}.", messages.SUCCESS)
+            with transaction.atomic():
+                ended = kill_switches.end(switch=switch, actor=actor(request), now=timezone.now())
+                if ended:
+                    self.log_change(request, switch, f"Ended: {form.cleaned_data['reason']}")
+            if ended:
+                self.message_user(request, f"It is over: {switch}.", messages.SUCCESS)
             else:
-                self.message_user(request, f"The switch on {switch} had ended already.", messages.WARNING)
+                self.message_user(request, f"It had ended already: {switch}.", messages.WARNING)
             return HttpResponseRedirect(reverse("admin:metering_killswitch_changelist"))
-        says = f"Work goes on within a second. It was switched off by {switch.actor}: {switch.reason}"
-        return self._ask(request, f"End the kill switch on {switch}", form, says, "Switch it on")
-
-    def _ask(self, request: HttpRequest, title: str, form: Any, says: str, button: str) -> HttpResponse:
-        context = {"title": title, "opts": self.opts, "form": form, "says": says, "button": button}
+        says = f"Within a second everything is as it was before. {switch.actor} threw it: {switch.reason}"
+        context = {"title": f"End: {switch}", "opts": self.opts, "form": form, "says": says, "button": "End it"}
         context["cancel"] = reverse("admin:metering_killswitch_changelist")
         return TemplateResponse(request, "admin/metering/ask.html", self.admin_site.each_context(request) | context)
+
+
+STATES = {"open": "info", "waiting": "warning", "done": "success", "released": "info"}
+
+
+@admin.register(SpooledUsage)
+class SpooledUsageAdmin(ReadOnlyAdmin):
+    """What was reported while usage tracking was off, and what became of it."""
+
+    list_display = ("at", "account", "what", "state_", "reported_at", "done_at", "why")
+    list_filter = ("state", "what", "account__product")
+    list_select_related = ("account__product",)
+    show_full_result_count = False
+    paginator = CappedPaginator
+    ordering = ("-at", "-id")
+    fields = (
+        "account", "what", "state_", "at", "spooled_at", "reported_at", "done_at", "error", "ref", "authorization_id", "record_id",
+        "command", "quantities",
+    )  # fmt: skip
+
+    @display(description="State", label=STATES)
+    def state_(self, spooled: SpooledUsage) -> str:
+        return spooled.state
+
+    @display(description="Why not yet", empty_value="–")
+    def why(self, spooled: SpooledUsage) -> str | None:
+        return spooled.error[:100] or None

@@ -35,6 +35,7 @@ MAX_EVENTS = 1_000
 RETRY_SECONDS = 5
 REFUSED_AS = {
     "kill_switch": (503, "switched_off"),
+    "provider": (503, "provider_switched_off"),
     "throttle": (429, "throttled"),
     "entitlement": (403, "not_entitled"),
     "request_size": (422, "request_too_large"),
@@ -272,9 +273,11 @@ def _not_deducted(error: Exception, account: str) -> None:
 def _refusal(error: usage.Refused, account: Account | None) -> api.Problem:
     """A layer's no: what it is, when to come back, and which plan would say yes."""
     layer, now = error.layer, timezone.now()
-    status, code = REFUSED_AS[layer.name]
+    status, code = REFUSED_AS["provider" if layer.provider else layer.name]
     members: dict[str, Any] = {"layer": layer.name, "limits": layers(error.decision)}
     headers = {}
+    if layer.provider:
+        members["provider"] = layer.provider
     if layer.name == "credits":
         members["balance"] = api.amount(layer.remaining or 0)
     if layer.resets_at is not None:

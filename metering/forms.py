@@ -16,8 +16,10 @@ from unfold.widgets import (
     UnfoldBooleanSwitchWidget,
 )
 
+from accounts.models import Account
 from metering import kill_switches, levers
 from metering.levers import Change
+from metering.models import KillSwitch
 from pricing.models import CostTier, Product
 
 #: What a browser's field for date and time reads and sends.
@@ -47,23 +49,54 @@ def _reason(maximum: int) -> forms.CharField:
     )
 
 
-def _product() -> forms.ModelChoiceField[Product]:
+def _product(help_text: str = "") -> forms.ModelChoiceField[Product]:
     return forms.ModelChoiceField(
-        Product.objects.order_by("name"), required=False, empty_label="Every product", widget=UnfoldAdminSelectWidget
+        Product.objects.order_by("name"), required=False, empty_label="Every product", widget=UnfoldAdminSelectWidget, help_text=help_text
     )
 
 
 class ThrowForm(forms.Form):
-    """A kill switch."""
+    """A kill switch: what is switched, for whom, why and until when."""
 
-    product = _product()
+    kind = forms.ChoiceField(choices=KillSwitch.Kind.choices, label="What", widget=UnfoldAdminSelectWidget)
+    product = _product(help_text="For every product at once a second person is asked.")
+    account = forms.CharField(
+        max_length=40, required=False, widget=UnfoldAdminTextInputWidget, help_text="Our id of one account, acct_…. Empty: all accounts."
+    )
     feature = forms.RegexField(
         r"\A[a-z0-9][a-z0-9_.-]{0,63}\Z", required=False, widget=UnfoldAdminTextInputWidget,
-        help_text="As client apps name it. Empty: all features.",
+        help_text="Of work, as client apps name it. Empty: all features.",
         error_messages={"invalid": "Write it as client apps do: small letters, digits, “_”, “.” and “-”."},
+    )  # fmt: skip
+    provider = forms.RegexField(
+        r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z", required=False, widget=UnfoldAdminTextInputWidget,
+        help_text="Of “Provider off”: as in the price book, such as openai.",
+        error_messages={"invalid": "Write it as the price book does, such as openai."},
+    )  # fmt: skip
+    cap = forms.DecimalField(
+        required=False, min_value=0, max_value=1_000_000, decimal_places=9, max_digits=16, label="Cap (USD)",
+        widget=UnfoldAdminTextInputWidget,
+        help_text="Of the emergency cost cap: what an account may cost us in its billing period. A limit that is lower stays.",
     )  # fmt: skip
     reason = _reason(200)
     ends_at = EndField(within=kill_switches.MAX_LIFETIME)
+
+    def clean_account(self) -> Account | None:
+        value = self.cleaned_data["account"]
+        if not value:
+            return None
+        account = Account.objects.select_related("product").filter(public_id=value).first()
+        if account is None:
+            raise forms.ValidationError("There is no such account.")
+        return account
+
+    def wanted(self) -> kill_switches.Wanted:
+        said = self.cleaned_data
+        cap = said["cap"]
+        return kill_switches.Wanted(
+            kind=said["kind"], product=said["product"], account=said["account"], feature=said["feature"], provider=said["provider"],
+            cap_nanos=None if cap is None else int(cap.scaleb(9)),
+        )  # fmt: skip
 
 
 class StopForm(forms.Form):

@@ -19,6 +19,8 @@ from zoneinfo import ZoneInfo
 from accounts.models import Account
 from billing import ledger, periods, subscriptions
 from metering import kill_switches
+from metering.kill_switches import Kind, Switches
+from metering.models import KillSwitch
 from pricing import catalog, rating
 from pricing.models import Entitlement
 
@@ -46,6 +48,9 @@ class Layer:
     remaining: int | None = None
     resets_at: datetime | None = None
     reason: str = ""
+    #: A kill switch says so, and no plan lifts it; of one provider, its name.
+    switched: bool = False
+    provider: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +71,42 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A limit that the ledger counts, and its mode."""
+    """A limit that the ledger counts, and its mode. ``cap``: the kill switch that made it lower than the plan does."""
 
     limit: ledger.Limit
     mode: str
+    cap: KillSwitch | None = None
 
 
 # From cached reads ------------------------------------------------------------------------------------------------------------
 
 
 def before(
-    *, account: Account, allowed: subscriptions.Allowed | None, feature: str | None, quantities: Mapping[str, int] | None, now: datetime
+    *,
+    account: Account,
+    allowed: subscriptions.Allowed | None,
+    feature: str | None,
+    quantities: Mapping[str, int] | None,
+    now: datetime,
+    model: str | None = None,
+    switches: Switches | None = None,
 ) -> tuple[Layer, Layer, Layer]:
-    """Kill switch, entitlement and request size."""
-    return _kill_switch(account, feature, now), _entitlement(account, allowed, feature), _request_size(account, allowed, quantities)
+    """Kill switch, entitlement and request size. ``switches``: what was read already of those that cover the account."""
+    if switches is None:
+        switches = kill_switches.covering(product_id=account.product_id, account_id=account.pk, now=now)
+    return _kill_switch(switches, feature, model), _entitlement(account, allowed, feature), _request_size(account, allowed, quantities)
 
 
-def _kill_switch(account: Account, feature: str | None, now: datetime) -> Layer:
-    switch = kill_switches.in_force(product_id=account.product_id, feature=feature, now=now)
+def _kill_switch(switches: Switches, feature: str | None, model: str | None) -> Layer:
+    if not switches.found:
+        return Layer("kill_switch")
+    switch = switches.first(Kind.WORK, feature=feature)
+    if switch is None and model is not None:
+        switch = switches.first(Kind.PROVIDER, provider=model.partition(":")[0])
     if switch is None:
         return Layer("kill_switch")
-    return Layer("kill_switch", allowed=False, resets_at=switch.ends_at, reason=f"Switched off: {switch.reason}")
+    reason = f"Switched off: {switch.reason}"
+    return Layer("kill_switch", allowed=False, resets_at=switch.ends_at, reason=reason, switched=True, provider=switch.provider)
 
 
 def _entitlement(account: Account, allowed: subscriptions.Allowed | None, feature: str | None) -> Layer:
@@ -139,23 +159,25 @@ def counted(
     now: datetime,
     objects: bool = False,
     lifted: Collection[str] = (),
+    switches: Switches = kill_switches.NOTHING,
 ) -> list[Counted]:
     """The limits of the account's plan and cost tier, in order. ``cost_nanos`` is the wholesale estimate of what is asked.
 
-    ``objects``: also those on objects, which no request uses; they are there to be looked at. ``lifted``: meters of cost that do not count
-    for this account until their windows end, because staff lifted them.
+    ``objects``: also those on objects, which no request uses; they are there to be looked at. ``lifted``: meters of cost whose limits do
+    not count for this account until their windows end, because staff lifted them. ``switches`` may let limits on cost only watch, and may
+    cap the cost of the period, lifted or not.
     """
     if allowed is None:
         return []
     counts = ONE_MESSAGE if counts is None else counts
     found: list[Counted] = []
 
-    def add(layer: str, key: str, window: str, limit: int | None, amount: int, mode: str) -> None:
+    def add(layer: str, key: str, window: str, limit: int | None, amount: int, mode: str, by: KillSwitch | None = None) -> None:
         if limit is None or mode == Entitlement.Mode.OFF:
             return
         start, end = window_at(account, allowed, window, now) if window in _WINDOWS else (None, None)
         enforced = mode == Entitlement.Mode.HARD and amount > 0
-        found.append(Counted(ledger.Limit(layer, f"{key}/{window}", start, end, limit, amount, enforced), mode))
+        found.append(Counted(ledger.Limit(layer, f"{key}/{window}", start, end, limit, amount, enforced), mode, by))
 
     tier = allowed.plan.cost_tier
     if tier is not None:
@@ -169,13 +191,20 @@ def counted(
             add("quota", limit.key, limit.window, limit.limit, counts.get(limit.key, 0), limit.mode)
         elif limit.window == Entitlement.Window.COUNT and objects:
             add("quota", limit.key, limit.window, limit.limit, 0, limit.mode)
-    if tier is not None:
-        mode = Entitlement.Mode.HARD if tier.throttle_on_exceed else Entitlement.Mode.SHADOW
+    cap = switches.cap() if switches.found else None
+    if tier is not None or cap is not None:
+        enforced = tier is not None and tier.throttle_on_exceed and not switches.first(Kind.THROTTLING)
+        mode = Entitlement.Mode.HARD if enforced else Entitlement.Mode.SHADOW
+        daily = tier.daily_cost_nanos if tier is not None and f"cost/{Entitlement.Window.DAY}" not in lifted else None
+        monthly = tier.monthly_cost_nanos if tier is not None and f"cost/{Entitlement.Window.PERIOD}" not in lifted else None
+        by, monthly_mode = None, mode
+        if cap is not None and cap.cap_nanos is not None:
+            capped = kill_switches.effective_cap_nanos(limit=monthly, mode=mode, cap=cap.cap_nanos)
+            by = cap if capped != monthly else None
+            monthly, monthly_mode = capped, Entitlement.Mode.HARD
         # A cost of nothing is refused too once the limit is reached: what it really costs is known only afterwards.
-        add("cost", "cost", Entitlement.Window.DAY, tier.daily_cost_nanos, max(cost_nanos, 1), mode)
-        add("cost", "cost", Entitlement.Window.PERIOD, tier.monthly_cost_nanos, max(cost_nanos, 1), mode)
-    if lifted:
-        found = [item for item in found if item.limit.layer != "cost" or item.limit.meter not in lifted]
+        add("cost", "cost", Entitlement.Window.DAY, daily, max(cost_nanos, 1), mode)
+        add("cost", "cost", Entitlement.Window.PERIOD, monthly, max(cost_nanos, 1), monthly_mode, by)
     return sorted(found, key=lambda item: ORDER.index(item.limit.layer))
 
 
@@ -191,8 +220,8 @@ def window_at(account: Account, allowed: subscriptions.Allowed, window: str, now
     return periods.LIFETIME
 
 
-def answered(*, counted: Sequence[Counted], look: ledger.Look) -> list[Layer]:
-    """What the ledger said of ``counted``, and of a throttle."""
+def answered(*, counted: Sequence[Counted], look: ledger.Look, throttling: bool = True) -> list[Layer]:
+    """What the ledger said of ``counted``, and of a throttle, which refuses nothing where ``throttling`` is off."""
     layers = [
         Layer(
             item.limit.layer,
@@ -202,18 +231,29 @@ def answered(*, counted: Sequence[Counted], look: ledger.Look) -> list[Layer]:
             limit=item.limit.allowed,
             used=used,
             remaining=max(item.limit.allowed - used, 0),
-            resets_at=None if resets_at == periods.LIFETIME[1] else resets_at,
-            reason="" if used + item.limit.amount <= item.limit.allowed else _reason(item.limit, used),
+            resets_at=_resets_at(item, resets_at),
+            reason="" if used + item.limit.amount <= item.limit.allowed else _reason(item, used),
+            switched=item.cap is not None,
         )
         for item, used, resets_at in zip(counted, look.used, look.resets_at, strict=False)
     ]
     if look.throttle_reason is None:
         return [Layer("throttle"), *layers]
     reason = f"The account is stopped: {look.throttle_reason}"
-    return [Layer("throttle", allowed=False, resets_at=look.throttled_until, reason=reason), *layers]
+    mode = Entitlement.Mode.HARD if throttling else Entitlement.Mode.SHADOW
+    return [Layer("throttle", allowed=False, mode=mode, resets_at=look.throttled_until, reason=reason), *layers]
 
 
-def _reason(limit: ledger.Limit, used: int) -> str:
+def _resets_at(item: Counted, resets_at: datetime | None) -> datetime | None:
+    if resets_at == periods.LIFETIME[1]:
+        return None
+    return min(resets_at, item.cap.over_at) if item.cap and resets_at else resets_at
+
+
+def _reason(item: Counted, used: int) -> str:
+    limit = item.limit
+    if item.cap:
+        return f"Usage is limited for the moment: {item.cap.reason}"
     key, _, window = limit.meter.partition("/")
     name = key.replace("_", " ")
     match limit.layer:
@@ -261,6 +301,8 @@ class Upgrade:
 
 def upgrade(*, account: Account, allowed: subscriptions.Allowed | None, layer: Layer, now: datetime) -> Upgrade | None:
     """The next plan of the product that lifts ``layer``'s refusal; None where none does, or money would not help."""
+    if layer.switched:
+        return None
     if layer.name == "request_size" and layer.limit == account.product.max_request_tokens:
         return None  # so it is on every plan
     rank = allowed.plan.version.plan.rank if allowed else -1

@@ -6,10 +6,14 @@ read them. ``quantities`` are in the order of :data:`pricing.rating.COMPONENTS`,
 
 from __future__ import annotations
 
+import uuid
+from datetime import datetime, timedelta
+from decimal import Decimal
+
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
 
-from accounts.models import Account
+from accounts.models import Account, Approval
 from pricing.models import Product
 
 
@@ -151,34 +155,151 @@ class OutputHistogram(models.Model):
 
 
 class KillSwitch(models.Model):
-    """A stop on a feature of a product, on a product (no feature), or on everything (no product), until ``ends_at`` at the latest.
+    """One thing that is switched, until ``ends_at`` at the latest: for everything (no product), a product, or one account of it.
 
-    Who throws it says why. It is ended, never deleted.
+    What each kind means says :mod:`metering.kill_switches`. Who throws it says why; one for everything was approved by a second person. It
+    is ended, never deleted. ``cap_nanos`` is nano-USD of wholesale cost an account and period.
     """
 
+    class Kind(models.TextChoices):
+        WORK = "work", "Work stopped"
+        PROVIDER = "provider", "Provider off"
+        TRACKING = "tracking", "Usage tracking off"
+        BALANCE_CHECK = "balance_check", "Balance check off"
+        THROTTLING = "throttling", "Throttling off"
+        TOP_UPS = "top_ups", "Automatic top-ups off"
+        COST_CAP = "cost_cap", "Emergency cost cap"
+
+    kind = models.CharField(max_length=16, choices=Kind, default=Kind.WORK)
     product = models.ForeignKey(Product, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, null=True, blank=True, related_name="+")
     feature = models.SlugField(max_length=64, blank=True, help_text="Empty: all features.")
+    provider = models.CharField(max_length=64, blank=True)
+    cap_nanos = models.BigIntegerField(null=True, blank=True)
     reason = models.CharField(max_length=200, help_text="Client apps show it.")
     actor = models.CharField(max_length=150, editable=False)
+    approval = models.OneToOneField(Approval, on_delete=models.PROTECT, null=True, editable=False, related_name="+")
     created_at = models.DateTimeField(editable=False)
     ends_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True, editable=False)
     ended_by = models.CharField(max_length=150, editable=False, blank=True)
+    finished_at = models.DateTimeField(null=True, editable=False, help_text="When client apps were told, and what was spooled was charged.")
 
     class Meta:
         constraints = [
             models.CheckConstraint(name="kill_switch_ends", condition=models.Q(ends_at__gt=models.F("created_at"))),
+            models.CheckConstraint(
+                name="kill_switch_ends_within_a_week", condition=models.Q(ends_at__lte=models.F("created_at") + timedelta(days=7))
+            ),
             models.CheckConstraint(name="kill_switch_has_a_reason", condition=~models.Q(reason="")),
             models.CheckConstraint(
                 name="kill_switch_ended_by_somebody",
                 condition=models.Q(ended_at=None, ended_by="") | (models.Q(ended_at__isnull=False) & ~models.Q(ended_by="")),
             ),
+            models.CheckConstraint(
+                name="kill_switch_for_all_has_a_second_person",
+                condition=models.Q(product__isnull=False) | models.Q(approval__isnull=False),
+            ),
+            models.CheckConstraint(
+                name="kill_switch_account_of_a_product", condition=models.Q(account=None) | models.Q(product__isnull=False)
+            ),
+            models.CheckConstraint(name="kill_switch_feature_of_work", condition=models.Q(feature="") | models.Q(kind="work")),
+            models.CheckConstraint(
+                name="kill_switch_of_a_provider",
+                condition=(models.Q(kind="provider") & ~models.Q(provider="")) | (~models.Q(kind="provider") & models.Q(provider="")),
+            ),
+            models.CheckConstraint(
+                name="kill_switch_cap",
+                condition=models.Q(kind="cost_cap", cap_nanos__gte=0) | (~models.Q(kind="cost_cap") & models.Q(cap_nanos=None)),
+            ),
         ]
+        indexes = [models.Index(fields=["created_at"], condition=models.Q(finished_at=None), name="kill_switch_unfinished")]
         ordering = ["-id"]
         verbose_name_plural = "kill switches"
 
     def __str__(self) -> str:
+        cap = f" of ${Decimal(self.cap_nanos or 0).scaleb(-9).normalize():f} a month" if self.kind == self.Kind.COST_CAP else ""
+        provider = f" ({self.provider})" if self.provider else ""
+        return f"{self.get_kind_display()}{cap}{provider}: {self.scope}"
+
+    @property
+    def scope(self) -> str:
+        """``everything``, ``Rover``, ``Rover: chat``, ``Ada (rover)``."""
+        if self.account:
+            return str(self.account)
         return f"{self.product.name if self.product else 'everything'}{': ' + self.feature if self.feature else ''}"
+
+    @property
+    def over_at(self) -> datetime:
+        """When it ended, or ends by itself."""
+        return self.ended_at or self.ends_at
+
+    def is_in_force(self, now: datetime) -> bool:
+        return self.created_at <= now < self.over_at
+
+
+class SpooledUsage(models.Model):
+    """What was asked or reported while usage tracking was off for its account; :mod:`metering.tracking` writes it, and charges it later.
+
+    ``what`` says what it is: work that was let go without a hold, a finished event, or the end of an authorization that had begun before.
+    ``command`` is what was asked or reported; ``quantities`` are what work used, once that was reported. ``at`` is when it happened.
+    """
+
+    class What(models.TextChoices):
+        WORK = "work", "work without a hold"
+        EVENT = "event", "finished work"
+        CAPTURE = "capture", "capture of a hold"
+        RELEASE = "release", "release of a hold"
+
+    class State(models.TextChoices):
+        OPEN = "open", "under way"
+        WAITING = "waiting", "waits to be charged"
+        DONE = "done", "charged"
+        RELEASED = "released", "nothing was used"
+
+    ref = models.UUIDField(unique=True, default=uuid.uuid4, help_text="What client apps know work by.")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
+    what = models.CharField(max_length=8, choices=What)
+    state = models.CharField(max_length=8, choices=State)
+    key_hash = models.UUIDField(null=True)
+    fingerprint = models.UUIDField(null=True)
+    authorization_id = models.UUIDField(null=True)
+    api_key_id = models.BigIntegerField(null=True)
+    command = models.JSONField(default=dict)
+    quantities = models.JSONField(null=True)
+    at = models.DateTimeField()
+    expires_at = models.DateTimeField(null=True)
+    spooled_at = models.DateTimeField()
+    reported_at = models.DateTimeField(null=True)
+    done_at = models.DateTimeField(null=True)
+    record_id = models.UUIDField(null=True, help_text="The usage record that it became.")
+    error = models.TextField(blank=True, help_text="Why it could not be charged yet. It is tried again each minute.")
+
+    class Meta:
+        indexes = [models.Index(fields=["account", "at", "id"], condition=models.Q(state="waiting"), name="spooled_waiting")]
+        constraints = [
+            models.UniqueConstraint(fields=["account", "key_hash"], name="spooled_key_once"),
+            models.UniqueConstraint(fields=["account", "authorization_id"], name="spooled_end_once"),
+            models.CheckConstraint(
+                name="spooled_is_something",
+                condition=models.Q(what__in=["work", "event"], key_hash__isnull=False, fingerprint__isnull=False, authorization_id=None)
+                | models.Q(what__in=["capture", "release"], key_hash=None, fingerprint=None, authorization_id__isnull=False),
+            ),
+            models.CheckConstraint(
+                name="spooled_is_reported",
+                condition=models.Q(state="open", reported_at=None) | (~models.Q(state="open") & models.Q(reported_at__isnull=False)),
+            ),
+            models.CheckConstraint(
+                name="spooled_is_done",
+                condition=models.Q(state__in=["open", "waiting"], done_at=None)
+                | models.Q(state__in=["done", "released"], done_at__isnull=False),
+            ),
+        ]
+        ordering = ["at", "id"]
+        verbose_name_plural = "spooled usage"
+
+    def __str__(self) -> str:
+        return f"{self.get_what_display()} {self.ref}"
 
 
 class Throttle(models.Model):

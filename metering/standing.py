@@ -55,7 +55,8 @@ def of_account(account: Account, *, product: Product, now: datetime) -> Standing
     account.product = product
     allowed = subscriptions.allowed(account=account)
     layers = usage.decide(account=account, ask=None, now=now).layers
-    stop = next((layer for layer in layers if layer.name in ("kill_switch", "throttle") and not layer.allowed), None)
+    refusing = [layer for layer in layers if not layer.allowed and layer.mode == Entitlement.Mode.HARD]
+    stop = next((layer for layer in layers if layer.name in ("kill_switch", "throttle") and layer in refusing), None)
     counted = {layer.meter: layer for layer in layers if layer.meter and layer.limit is not None}
     found = []
     for limit in allowed.plan.limits if allowed else ():

@@ -3,8 +3,10 @@
 from celery import shared_task
 from django.utils import timezone
 
+from accounts.models import Account
 from billing import ledger, top_ups
 from metering import estimates, kill_switches, rerating, throttles
+from metering.models import KillSwitch
 
 SWEEP_BATCH = 100
 #: So many accounts at most are topped up at one ring of the bell; the next ring goes on.
@@ -44,10 +46,16 @@ def follow_throttles() -> int:
 
 
 @shared_task
+def finish_switches() -> int:
+    """Tells client apps of each kill switch that is over; returns how many. Late or twice: the same end."""
+    return kill_switches.finish(now=timezone.now())
+
+
+@shared_task
 def top_up() -> int:
     """Tops accounts up that ask for it and are below their threshold, and goes on with what is under way; returns how many it looked at.
 
-    The kill switch of the feature ``auto_top_up`` of a product stops what has not begun. Late, twice or at once with another: the same end.
+    The kill switch on top-ups stops what has not begun. Late, twice or at once with another: the same end.
     """
     looked = 0
     while looked < TOP_UP_BATCH and top_ups.go_on_next(now=timezone.now()):
@@ -57,6 +65,6 @@ def top_up() -> int:
     return looked
 
 
-def _top_ups_stopped(product_id: int) -> str:
-    switch = kill_switches.in_force(product_id=product_id, feature="auto_top_up", now=timezone.now())
+def _top_ups_stopped(account: Account) -> str:
+    switch = kill_switches.in_force(kind=KillSwitch.Kind.TOP_UPS, product_id=account.product_id, account_id=account.pk, now=timezone.now())
     return switch.reason if switch else ""

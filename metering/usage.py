@@ -20,8 +20,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -33,7 +35,8 @@ from accounts import prepared
 from accounts.models import Account
 from billing import balances, ledger, subscriptions
 from billing.models import Wallet
-from metering import estimates, limits, names, throttles
+from metering import estimates, kill_switches, limits, names, throttles
+from metering.kill_switches import Kind, Switches
 from metering.limits import Decision, Layer
 from metering.models import OpenAuthorization, UsageRecord
 from pricing import catalog, rating
@@ -148,17 +151,24 @@ def authorize(
     :raises InvalidUsage: a quantity that cannot be, or a worst case beyond what the ledger can hold.
     :raises ledger.KeyReused: the key was used for another command.
     """
+    switches = kill_switches.covering(product_id=account.product_id, account_id=account.pk, now=now)
     allowed = subscriptions.allowed(account=account)
-    before = limits.before(account=account, allowed=allowed, feature=ask.feature, quantities=ask.quantities, now=now)
+    before = limits.before(
+        account=account, allowed=allowed, feature=ask.feature, quantities=ask.quantities, now=now, model=ask.model, switches=switches
+    )
     refusal, unknown = limits.Decision(before).refusal, None
     try:
         estimate = _estimate(account, allowed, ask, now)
     except UnknownModel as error:  # a verdict like another: a key that was answered when there was a price is answered again
         estimate, unknown = replace(_NO_ESTIMATE, quantities=ask.quantities), error
     cost_nanos = estimate.rated.cost_nanos
-    counted = limits.counted(account=account, allowed=allowed, counts=ask.counts, cost_nanos=cost_nanos, now=now, lifted=lifted)
+    counted = limits.counted(
+        account=account, allowed=allowed, counts=ask.counts, cost_nanos=cost_nanos, now=now, lifted=lifted, switches=switches
+    )
     try:
-        usage = ledger.hold(
+        usage = _hold(
+            account,
+            switches,
             account_id=account.pk,
             key=ledger.key_hash("usage", key),
             fingerprint=_fingerprint(ask),
@@ -205,26 +215,63 @@ def authorize(
     return Authorization(account, usage, _left(usage), output_tokens, warnings)
 
 
+def _hold(account: Account, switches: Switches, **call: Any) -> ledger.Usage:
+    """:func:`billing.ledger.hold`, and what kill switches let pass that it refuses: a throttle, and too little credit. Then what is free is
+    held, and capturing charges the rest as the product's policy says."""
+    try:
+        return ledger.hold(**call)
+    except ledger.Refused as error:
+        if error.layer != "throttle" or not switches.first(Kind.THROTTLING):
+            raise
+        [throttle, *_] = limits.answered(counted=(), look=error.look, throttling=False)
+        with ledger.throttling_off():
+            usage = _hold(account, switches, **call)
+        _passed(account, throttle)
+        return usage
+    except ledger.InsufficientCredits as error:
+        if not switches.first(Kind.BALANCE_CHECK):
+            raise
+        _passed(account, Layer("credits", allowed=False, mode=Entitlement.Mode.SHADOW, remaining=error.available_nanos, reason=str(error)))
+        lenient = call | {"minimum_nanos": 0, "in_debt": True}
+        try:
+            return ledger.hold(**lenient | {"amount_nanos": max(0, min(error.available_nanos, call["amount_nanos"]))})
+        except ledger.InsufficientCredits:  # somebody was faster
+            return ledger.hold(**lenient | {"amount_nanos": 0})
+
+
 def decide(*, account: Account, ask: Ask | None, now: datetime, lifted: Collection[str] = ()) -> Decision:
     """What :func:`authorize` would say now, without holding anything; without an ``ask``, what the layers have left.
 
     :raises UnknownModel: the model, or a component asked for, has no price.
     """
     allowed = subscriptions.allowed(account=account)
-    feature, quantities, counts = (ask.feature, ask.quantities, ask.counts) if ask else (None, None, None)
-    before = limits.before(account=account, allowed=allowed, feature=feature, quantities=quantities, now=now)
+    switches = kill_switches.covering(product_id=account.product_id, account_id=account.pk, now=now)
+    feature, quantities, counts, model = (ask.feature, ask.quantities, ask.counts, ask.model) if ask else (None, None, None, None)
+    before = limits.before(
+        account=account, allowed=allowed, feature=feature, quantities=quantities, now=now, model=model, switches=switches
+    )
     estimate = _estimate(account, allowed, ask, now) if ask else _NO_ESTIMATE
     rated = estimate.rated
     counted = limits.counted(
-        account=account, allowed=allowed, counts=counts, cost_nanos=rated.cost_nanos, now=now, objects=ask is None, lifted=lifted
+        account=account,
+        allowed=allowed,
+        counts=counts,
+        cost_nanos=rated.cost_nanos,
+        now=now,
+        objects=ask is None,
+        lifted=lifted,
+        switches=switches,
     )
     look = ledger.limits(account_id=account.pk, limits=[item.limit for item in counted])
     needed = max(rated.price_nanos, account.product.minimum_balance_nanos) if charges(estimate.card) else None if ask else 0
-    answered = limits.answered(counted=counted, look=look)
+    answered = limits.answered(counted=counted, look=look, throttling=not switches.first(Kind.THROTTLING))
     refused = any(layer.name == "cost" and not layer.allowed and layer.mode == Entitlement.Mode.HARD for layer in answered)
     if refused and not lifted and (free := throttles.lifted(account_id=account.pk, now=now)):
         return decide(account=account, ask=ask, now=now, lifted=free)
-    return limits.in_order([*before, *answered, _credits(account, now, needed)])
+    credits = _credits(account, now, needed)
+    if not credits.allowed and switches.first(Kind.BALANCE_CHECK):
+        credits = replace(credits, mode=Entitlement.Mode.SHADOW)
+    return limits.in_order([*before, *answered, credits])
 
 
 def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> tuple[ledger.Places, int | None]:
@@ -236,7 +283,8 @@ def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> 
     """
     allowed = subscriptions.allowed(account=account)
     limit = allowed.plan.limit(meter, Entitlement.Window.COUNT) if allowed else None
-    kill_switch, *others = limits.before(account=account, allowed=allowed, feature=None, quantities=None, now=now)
+    switches = kill_switches.covering(product_id=account.product_id, account_id=account.pk, now=now)
+    kill_switch, *others = limits.before(account=account, allowed=allowed, feature=None, quantities=None, now=now, switches=switches)
     if limit is None:
         reason = f"The plan does not include {meter.replace('_', ' ')}."
         others = [Layer("entitlement", allowed=False, meter=f"{meter}/count", reason=reason)]
@@ -244,14 +292,15 @@ def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> 
     refusal = Decision(tuple(layers)).refusal
     at_most, mode = (limit.limit, limit.mode) if limit else (None, Entitlement.Mode.OFF)
     try:
-        places = ledger.reserve(
-            account_id=account.pk,
-            meter=meter,
-            object_ref=object_ref,
-            refusal=refusal.name if refusal else None,
-            allowed=at_most,
-            enforced=mode == Entitlement.Mode.HARD,
-        )
+        with ledger.throttling_off() if switches.first(Kind.THROTTLING) else nullcontext():
+            places = ledger.reserve(
+                account_id=account.pk,
+                meter=meter,
+                object_ref=object_ref,
+                refusal=refusal.name if refusal else None,
+                allowed=at_most,
+                enforced=mode == Entitlement.Mode.HARD,
+            )
     except ledger.Refused as error:
         layers += limits.answered(counted=[], look=error.look)
         if error.layer == "quota":
@@ -351,16 +400,28 @@ def capture(*, account: Account, authorization_id: UUID, quantities: Mapping[str
     except rating.UnpricedUsage as error:
         _report_unpriced(model, account, error)
         return ledger.await_price(account_id=account.pk, authorization_id=authorization_id, quantities=_array(quantities))
-    usage = ledger.capture(
+    capture = partial(
+        ledger.capture,
         account_id=account.pk,
         authorization_id=authorization_id,
         quantities=_array(quantities),
         price_ids=rated.price_row_ids,
         charge=_charge(rated, quantities),
-        overage=account.product.overage,
     )
+    try:
+        usage = capture(overage=account.product.overage)
+    except ledger.HoldExceeded:
+        if not _was_let_go(account, authorization_id):
+            raise
+        usage = capture(overage="cap")
     log.info("Usage recorded", account=account.public_id, model=model, cost_nanos=usage.cost_nanos, price_nanos=usage.price_nanos)
     return usage
+
+
+def _was_let_go(account: Account, authorization_id: UUID) -> bool:
+    """Whether the hold is as small as it is because balances were not checked then: a capture is not refused for that."""
+    begun = OpenAuthorization.objects.filter(account_id=account.pk, pk=authorization_id).values_list("created_at", flat=True).first()
+    return begun is not None and kill_switches.covered(account=account, kind=Kind.BALANCE_CHECK, at=begun)
 
 
 def promised_model(*, account: Account, authorization_id: UUID) -> str:

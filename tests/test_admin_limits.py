@@ -11,9 +11,12 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
+from accounts.models import Approval
 from billing import ledger
+from metering import kill_switches
 from metering.models import KillSwitch, Throttle
 from metering.tests.limited import Shop
+from tests.factories import make_account
 from tests.test_admin import staff, superuser
 
 __all__ = ["superuser"]
@@ -30,7 +33,8 @@ def minute(when: datetime) -> str:
 
 
 def thrown(**more: Any) -> dict[str, Any]:
-    return {"product": "", "feature": "", "reason": "provider outage", "ends_at": minute(timezone.now() + timedelta(hours=1))} | more
+    said = {"kind": "work", "product": "", "account": "", "feature": "", "provider": "", "cap": "", "reason": "provider outage"}
+    return said | {"ends_at": minute(timezone.now() + timedelta(hours=1))} | more
 
 
 @pytest.fixture
@@ -39,9 +43,15 @@ def shop() -> Shop:
 
 
 class TestKillSwitches:
+    def throw(self, client: Client, **form: Any) -> Any:
+        """What staff do: they look whom it touches, and say it again."""
+        shown = client.post(THROW, thrown(**form))
+        preview = (shown.context or {}).get("preview")
+        return client.post(THROW, thrown(**form) | {"confirm": preview.token}) if preview else shown
+
     def test_a_thrown_switch_stops_the_feature_and_is_kept_with_who_and_why(self, superuser: Client, shop: Shop) -> None:
         assert shop.refused_by(feature="chat") is None
-        done = superuser.post(THROW, thrown(product=shop.product.pk, feature="chat"))
+        done = self.throw(superuser, product=shop.product.pk, feature="chat")
         assert (done.status_code, done.headers["Location"]) == (302, LIST)
         assert [shop.refused_by(feature=feature) for feature in ("chat", None)] == ["kill_switch", None]
         switch = KillSwitch.objects.get(product=shop.product)
@@ -50,22 +60,75 @@ class TestKillSwitches:
         listed = superuser.get(LIST).content.decode()
         assert all(word in listed for word in (f"{shop.product.name}: chat", "provider outage", "in force", switch.actor))
 
-    def test_the_form_proposes_four_hours_and_accepts_seven_days_at_most(self, superuser: Client) -> None:
+    def test_whom_it_touches_is_shown_first_and_what_is_thrown_is_what_was_shown(self, superuser: Client, shop: Shop) -> None:
+        shop.use(tokens=5)
+        spender = Shop(make_account(shop.product, credit=1), shop.model)
+        spender.record(spender.event(tokens=20))
+        shown = superuser.post(THROW, thrown(product=shop.product.pk, kind="cost_cap", cap="0.00001"))
+        preview = shown.context["preview"]
+        assert (preview.accounts, preview.plans, preview.uses, preview.cost_nanos) == (2, (("Free", 2),), 2, 25_000)
+        assert [(each.account, each.used_nanos) for each in preview.named] == [(spender.account, 20_000)]
+        text = shown.content.decode()
+        assert all(word in text for word in ("2 accounts", "cut 1 off at once", str(spender.account), "Throw it"))
+        assert not KillSwitch.objects.exists()
+        other = superuser.post(THROW, thrown(product=shop.product.pk, kind="cost_cap", cap="0") | {"confirm": preview.token})
+        assert (other.status_code, other.context["preview"].cut_off) == (200, 2)
+        assert not KillSwitch.objects.exists()
+        assert (
+            superuser.post(THROW, thrown(product=shop.product.pk, kind="cost_cap", cap="0.00001") | {"confirm": preview.token}).status_code
+            == 302
+        )
+        assert KillSwitch.objects.get().cap_nanos == 10_000
+        assert [each.refused_by() for each in (shop, spender)] == [None, "cost"]
+
+    def test_one_for_everything_is_thrown_by_the_second_person_only_and_every_page_says_so(self, superuser: Client, shop: Shop) -> None:
+        asked = self.throw(superuser, kind="work", reason="the bank is on fire")
+        approval = Approval.objects.get()
+        decide = reverse("admin:accounts_approval_decide", args=[approval.pk])
+        assert (asked.status_code, asked.headers["Location"]) == (302, decide)
+        assert not KillSwitch.objects.exists()
+        assert "already asked" not in superuser.get(decide).content.decode()
+        assert "1 act wait" in superuser.get("/admin/").content.decode()
+        assert superuser.post(decide, {"decision": "approve"}).status_code == 403
+        assert "asked for the same" in self.throw(superuser, kind="work", reason="again").content.decode()
+        second = staff("accounts.view_approval", "metering.add_killswitch")
+        assert second.post(decide, {"decision": "approve", "note": "agreed"}).status_code == 302
+        switch = KillSwitch.objects.get()
+        assert (switch.approval, switch.product, switch.reason) == (approval, None, "the bank is on fire")
+        assert timedelta(minutes=58) < switch.ends_at - timezone.now() <= timedelta(hours=1)
+        assert shop.refused_by() == "kill_switch"
+        lines = LogEntry.objects.filter(content_type__model="killswitch").values_list("user__email", "change_message")
+        [(who, line)] = list(lines)
+        assert (who, line.startswith("Approved until")) == (str(Approval.objects.get().decided_by), True)
+        for page in ("/admin/", LIST, "/admin/accounts/account/", THROW, reverse("admin:pricing_product_changelist")):
+            banner = superuser.get(page).content.decode()
+            assert all(word in banner for word in ("Work stopped: everything", "the bank is on fire", switch.actor, who)), page
+        assert "the bank is on fire" in staff().get("/admin/").content.decode()
+        assert "bank" not in Client().get("/admin/login/").content.decode()
+        assert kill_switches.end(switch=switch, actor="ada", now=timezone.now())
+        assert "tg-banner" not in superuser.get("/admin/").content.decode()
+
+    def test_an_account_alone_is_switched_by_its_id(self, superuser: Client, shop: Shop) -> None:
+        other = Shop(make_account(shop.product, credit=1), shop.model)
+        assert self.throw(superuser, account=shop.account.public_id).status_code == 302
+        assert [each.refused_by() for each in (shop, other)] == ["kill_switch", None]
+        assert str(shop.account) in superuser.get(LIST).content.decode()
+
+    def test_the_form_proposes_four_hours_and_accepts_seven_days_at_most(self, superuser: Client, shop: Shop) -> None:
         page = superuser.get(THROW)
         proposed = datetime.fromisoformat(page.context["form"].initial["ends_at"] + "+00:00")
         assert timedelta(hours=3, minutes=58) < proposed - timezone.now() <= timedelta(hours=4)
         week = timezone.now() + timedelta(days=7)
-        assert superuser.post(THROW, thrown(ends_at=minute(week + timedelta(minutes=2)))).status_code == 200
+        assert self.throw(superuser, product=shop.product.pk, ends_at=minute(week + timedelta(minutes=2))).status_code == 200
         assert not KillSwitch.objects.exists()
-        assert superuser.post(THROW, thrown(ends_at=minute(week - timedelta(minutes=1)))).status_code == 302
+        assert self.throw(superuser, product=shop.product.pk, ends_at=minute(week - timedelta(minutes=1))).status_code == 302
 
     def test_a_form_sent_twice_throws_one_switch(self, superuser: Client, shop: Shop) -> None:
-        form = thrown(product=shop.product.pk)
-        assert [superuser.post(THROW, form).status_code for _ in range(2)] == [302, 200]
+        assert [self.throw(superuser, product=shop.product.pk).status_code for _ in range(2)] == [302, 200]
         assert KillSwitch.objects.count() == 1
 
     def test_an_ended_switch_lets_work_go_on_and_ends_once(self, superuser: Client, shop: Shop) -> None:
-        superuser.post(THROW, thrown(product=shop.product.pk))
+        self.throw(superuser, product=shop.product.pk)
         switch = KillSwitch.objects.get()
         end = reverse("admin:metering_killswitch_end", args=[switch.pk])
         assert end in superuser.get(f"{LIST}{switch.pk}/change/").content.decode()
@@ -82,7 +145,7 @@ class TestKillSwitches:
         assert end not in superuser.get(f"{LIST}{switch.pk}/change/").content.decode()
 
     def test_a_switch_is_never_edited_or_deleted(self, superuser: Client, shop: Shop) -> None:
-        superuser.post(THROW, thrown(product=shop.product.pk))
+        self.throw(superuser, product=shop.product.pk)
         before = KillSwitch.objects.values().get()
         superuser.post(f"{LIST}{before['id']}/change/", thrown(reason="another"))
         superuser.post(f"{LIST}{before['id']}/delete/", {"post": "yes"})
@@ -95,17 +158,31 @@ class TestKillSwitches:
             *({"ends_at": value} for value in NO_TIMES), *({"reason": value} for value in [*NO_REASONS, "x" * 201]),
             *({"feature": value} for value in ("Chat", "a b", "a\n", "٣", "x" * 65, "-", "\0", "a/b")),
             *({"product": value} for value in ("0", "x", "-1", "9" * 30, "\0", "٣")),
+            *({"kind": value} for value in ("", "drop", "\0", "WORK")),
+            *({"account": value} for value in ("0", "acct_" + "0" * 20, "\0", "x" * 41, "' or 1=1")),
+            *({"provider": value} for value in ("a b", "\0", "x" * 65, "-", "a:b")),
+            *({"cap": value} for value in ("-1", "ten", "NaN", "Infinity", "1e9", "1.0000000001", "\0", "1000001")),
         ],
     )  # fmt: skip
     def test_a_form_with_garbage_throws_nothing_and_says_so_at_its_field(self, superuser: Client, garbage: dict[str, str]) -> None:
-        answer = superuser.post(THROW, thrown(**garbage))
+        answer = superuser.post(THROW, thrown(**garbage) | {"confirm": "x"})
         assert answer.status_code == 200
         assert set(answer.context["form"].errors) == set(garbage)
+        assert not KillSwitch.objects.exists()
+        assert not Approval.objects.exists()
+
+    @pytest.mark.parametrize(
+        "form", [{"kind": "provider"}, {"kind": "cost_cap"}, {"cap": "1"}, {"provider": "acme"}, {"kind": "tracking", "feature": "chat"}]
+    )
+    def test_what_does_not_fit_its_kind_is_refused_in_words(self, superuser: Client, shop: Shop, form: dict[str, str]) -> None:
+        answer = self.throw(superuser, product=shop.product.pk, **form)
+        assert (answer.status_code, len(answer.context["form"].non_field_errors())) == (200, 1)
         assert not KillSwitch.objects.exists()
 
     def test_staff_need_the_right_for_each_act(self, shop: Shop) -> None:
         viewer, thrower = staff("metering.view_killswitch"), staff("metering.view_killswitch", "metering.add_killswitch")
-        assert [client.post(THROW, thrown()).status_code for client in (viewer, thrower)] == [403, 302]
+        assert viewer.post(THROW, thrown()).status_code == 403
+        assert self.throw(thrower, product=shop.product.pk).status_code == 302
         end = reverse("admin:metering_killswitch_end", args=[KillSwitch.objects.get().pk])
         assert [client.post(end, {"reason": "x"}).status_code for client in (viewer, thrower)] == [403, 403]
         assert staff("metering.change_killswitch").post(end, {"reason": "x"}).status_code == 302

@@ -133,7 +133,7 @@ begin
   if not s.counted and cardinality(p_limits) > 0 then
     select o.count, o.cost_nanos into s.open_count, s.open_cost_nanos from usage_open_work(p_account) o;
   end if;
-  if s.stopped then
+  if s.stopped and current_setting('tollgate.throttling', true) is distinct from 'off' then   -- set by ledger.throttling_off() alone
     select t.reason, t.ends_at into k.throttle_reason, k.throttled_until from usage_throttle t
     where t.account_id = p_account and t.lifted_at is null and (t.ends_at is null or t.ends_at > p_now);
   end if;

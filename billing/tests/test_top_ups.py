@@ -374,8 +374,9 @@ class TestWhyNot:
         turn_on(shop, account)
         now = timezone.now()
         switch = kill_switches.throw(
-            product=account.product, feature="auto_top_up", reason="fraud", actor="ann", ends_at=now + timedelta(hours=1), now=now
-        )
+            wanted=kill_switches.Wanted(kind="top_ups", product=account.product), reason="fraud", actor="ann",
+            ends_at=now + timedelta(hours=1), now=now,
+        )  # fmt: skip
         monkey = kill_switches._kept
         kill_switches._kept = None
         try:

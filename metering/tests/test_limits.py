@@ -19,6 +19,7 @@ from billing.models import Subscription
 from metering import kill_switches, limits, usage
 from metering.models import KillSwitch, Throttle
 from metering.tests.limited import PER_TOKEN, Shop, dollars, plan, plan_version
+from metering.tests.switched import thrown
 from pricing import catalog, catalog_file
 from pricing.models import Plan, Product
 from tests.factories import NANOS, START, give, make_account, make_model
@@ -376,9 +377,7 @@ class TestThrottles:
 
 
 def throw(product: Product | None, *, now: datetime, feature: str = "", minutes: int = 60) -> KillSwitch:
-    return KillSwitch.objects.create(
-        product=product, feature=feature, reason="provider outage", actor="ada", created_at=now, ends_at=now + timedelta(minutes=minutes)
-    )
+    return thrown(product=product, feature=feature, reason="provider outage", now=now, minutes=minutes)
 
 
 @pytest.mark.django_db

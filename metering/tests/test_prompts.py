@@ -146,9 +146,8 @@ class TestPage:
 
     def test_a_kill_switch_says_so(self, client: Client) -> None:
         shop = Shop.new()
-        kill_switches.throw(
-            product=shop.product, feature="", reason="Maintenance.", actor="t", ends_at=now() + timedelta(hours=1), now=now()
-        )
+        wanted = kill_switches.Wanted(product=shop.product)
+        kill_switches.throw(wanted=wanted, reason="Maintenance.", actor="t", ends_at=now() + timedelta(hours=1), now=now())
         assert "is switched off for the moment Why: Maintenance." in page(client, shop.account)
 
     def test_without_credit_it_says_how_to_check_the_balance_and_to_add_credit(self, client: Client) -> None:
