@@ -57,10 +57,10 @@ def of_account(account: Account, *, now: datetime) -> list[Balance]:
         grants.setdefault(unit_id, []).append(_Grant(age, *values))
     balances = []
     for wallet in Wallet.objects.filter(account=account).order_by("unit_id"):
-        seen = _Wallet(wallet.held, wallet.debt, grants.get(wallet.unit_id, []))
+        seen = _Wallet(wallet.held, wallet.debt, grants.get(wallet.unit_id, []), wallet.rollover_cap)
         if wallet.due_at is not None and wallet.due_at <= now:
             schedules = Schedule.objects.filter(account=account, unit_id=wallet.unit_id)
-            seen.apply(schedules.defer("actor", "reason").first(), now)
+            seen.apply(schedules.defer("actor", "reason", "stopped_because").first(), now)
         balances.append(
             Balance(
                 unit_id=wallet.unit_id,
@@ -114,6 +114,7 @@ class _Wallet:
     held: int
     debt: int
     grants: list[_Grant]
+    cap: int | None
 
     def queue(self) -> list[_Grant]:
         """What is left, in the order in which it burns."""
@@ -161,7 +162,8 @@ class _Wallet:
         if grant.rolls_until is None or grant.ends_at is None or grant.rollover_priority is None:
             return
         rollovers = sum(each.left + each.frozen for each in self.grants if each.source == "rollover")
-        rolled = amount if grant.cap is None else min(amount, max(0, grant.cap - rollovers))
+        cap = grant.cap if self.cap is None else self.cap
+        rolled = amount if cap is None else min(amount, max(0, cap - rollovers))
         if rolled:
             self.add(_Grant(0, None, "rollover", rolled, rolled, 0, grant.rollover_priority, grant.ends_at, grant.rolls_until))
 
@@ -176,8 +178,8 @@ class _Wallet:
 
 
 def _due_grants(schedule: Schedule | None) -> Iterator[_Grant]:
-    """What a schedule grants from now on, without end where it has none."""
-    while schedule:
+    """What a schedule grants from now on, without end where it has none; one that was stopped nothing."""
+    while schedule and schedule.stopped_at is None:
         begin, end, rolls_until = (
             periods.anniversary(
                 schedule.anchor_at.astimezone(UTC), months=(schedule.skipped + schedule.granted + periods_on) * schedule.months

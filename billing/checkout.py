@@ -230,7 +230,8 @@ def had_trial(*, account: Account) -> bool:
     owned = Membership.objects.filter(user_id__in=owners, role=Membership.Role.OWNER, account__product_id=account.product_id)
     theirs = Q(account=account) | Q(account_id__in=owned.values("account_id"))
     tried = Checkout.objects.filter(theirs, trial_days__gt=0, state=Checkout.State.PAID)
-    return tried.exists() or StripeSubscription.objects.filter(theirs, trial_ends_at__isnull=False).exists()
+    subscribed = (StripeSubscription.objects.filter(theirs), Subscription.objects.filter(theirs))
+    return tried.exists() or any(rows.filter(trial_ends_at__isnull=False).exists() for rows in subscribed)
 
 
 def plan_for(*, account: Account, now: datetime) -> str:

@@ -2,20 +2,26 @@
 
     apply          expires, rolls over and grants what is due
     close_windows  ends stops whose time is over, and forgets the counters of windows that ended
+    renew          begins the next period of plans that nobody pays for at Stripe, and ends trials of them
 
-Neither changes what anybody may do or owes: the ledger decides by the time, not by what these wrote. They change when rows are written.
+None changes what anybody may do or owes: the ledger decides by the time, not by what these wrote, and so does
+:func:`billing.subscriptions.allowed`. They change when rows are written. Each account is a transaction of its own, with the due time as the
+effective time: late, twice, at once with another, or again after a worker died in the middle, the end is the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from datetime import datetime
 
 from django.db import DatabaseError, connection, transaction
-from django.db.models import DateTimeField, Func
+from django.db.models import DateTimeField, Func, QuerySet
 
-from accounts.models import Account
-from billing import ledger
-from billing.models import Wallet
+from accounts import mails
+from accounts.models import Account, Mail
+from billing import ledger, periods, subscriptions
+from billing.models import Subscription, Wallet
+from pricing.models import Plan, PlanVersion
 
 BATCH = 100
 
@@ -23,8 +29,8 @@ BATCH = 100
 def apply(*, given_up: Collection[str], failed: Callable[[str, Exception], None]) -> int:
     """Applies what is due by the clock of the database; returns for how many accounts. Opens its own transactions.
 
-    A batch that fails is done account by account; ``failed`` is told of each that does, by its public id, and those in ``given_up`` are
-    left out. Late, twice or at once with another: the same end.
+    A batch that fails is gone on with account by account; ``failed`` is told of each that does, by its public id, and those in
+    ``given_up`` are left out. Late, twice or at once with another: the same end.
 
     :raises django.db.DatabaseError: the database is gone.
     """
@@ -48,6 +54,58 @@ def close_windows(*, given_up: Collection[str], failed: Callable[[str, Exception
     return done
 
 
+def renew(*, now: datetime, given_up: Collection[str], failed: Callable[[str, Exception], None]) -> int:
+    """Moves every plan without Stripe whose period is over on to the period that contains ``now``, and ends trials that are over; returns
+    how many. As :func:`apply` in everything else."""
+    done, tried = 0, set[int]()
+    while rows := list(
+        _over(now).exclude(pk__in=tried).exclude(account__public_id__in=given_up).values_list("pk", "account__public_id")[:BATCH]
+    ):
+        for pk, account in rows:
+            try:
+                done += _renew(pk, now)
+            except Exception as error:  # whatever it is, the next account's plan does not wait for it
+                if not connection.in_atomic_block and not connection.is_usable():
+                    raise
+                tried.add(pk)
+                failed(account, error)
+    return done
+
+
+def _over(now: datetime) -> QuerySet[Subscription]:
+    running = Subscription.objects.exclude(status=Subscription.Status.CANCELED)
+    return running.filter(stripe=None, current_period_end__lte=now).order_by("current_period_end", "pk")
+
+
+@transaction.atomic
+def _renew(pk: int, now: datetime) -> bool:
+    """False where somebody else was faster."""
+    locked = _over(now).select_for_update(of=("self",)).select_related("account__product", "plan_version__plan")
+    subscription = locked.filter(pk=pk).first()
+    if subscription is None:
+        return False
+    if subscription.trial_ends_at is not None:
+        _end_trial(subscription, subscription.trial_ends_at, now)
+        return True
+    months = subscriptions.MONTHS[PlanVersion.Interval(subscription.plan_version.interval)]
+    start, end = periods.period_at(subscription.anchor_at, now, months=months)
+    subscription.current_period_start, subscription.current_period_end = start, end
+    subscription.save(update_fields=["current_period_start", "current_period_end"])
+    return True
+
+
+def _end_trial(trial: Subscription, ended_at: datetime, now: datetime) -> None:
+    """The default plan takes over at the moment at which the trial was over, however late we are."""
+    account = trial.account
+    subscriptions.end(account=account, now=ended_at)
+    if account.closed_at is not None:
+        return
+    subscriptions.start(account=account, plan=account.product.default_plan, now=ended_at)
+    next_plan = Plan.objects.get(product=account.product, slug=account.product.default_plan).name
+    context = {"plan": trial.plan_version.plan.name, "ended_at": ended_at, "next_plan": next_plan}
+    mails.queue(account=account, kind=Mail.Kind.PLAN_ENDED, key=f"trial:{trial.pk}", context=context, now=now)
+
+
 def _due(after: int) -> list[int]:
     clock = Func(function="app_now", output_field=DateTimeField())
     due = Wallet.objects.filter(due_at__lte=clock, account_id__gt=after).order_by("account_id")
@@ -55,7 +113,7 @@ def _due(after: int) -> list[int]:
 
 
 def _catch_up(account_id: int) -> None:
-    ledger.catch_up(after=account_id - 1, limit=1)
+    ledger.apply_due(account_id=account_id)
 
 
 def _one_by_one(

@@ -6,7 +6,9 @@
     reverse        undoes the charge of one usage record
     refund         takes back the credits of money that went back; freeze and unfreeze those of a disputed payment
     schedule       grants credits every so many months, by itself; end_schedule until when
-    catch_up       applies what is due for accounts that nobody touches
+    restart_schedule  lets a schedule that was stopped go on
+    cap_rollovers  says how much of the plan's credit may roll over
+    catch_up       applies what is due for accounts that nobody touches; apply_due for one
     hold           reserves credits for work about to happen
     capture        spends a hold and gives the rest back
     await_price    keeps a hold whose usage has no price yet
@@ -48,6 +50,10 @@ from accounts import prepared
 
 #: At most this many events are recorded in one transaction: others that need its accounts wait for it.
 CHUNK = 100
+#: A cap that is none.
+_EVERYTHING = 2**63 - 1
+#: For whom something is due.
+_DUE = "select distinct account_id from wallet where due_at <= app_now() and account_id > %s order by account_id limit %s"
 
 
 class LedgerError(Exception):
@@ -443,14 +449,15 @@ def schedule(
     rollover_periods: int = 0,
     rollover_cap_nanos: int | None = None,
     rollover_priority: int = 0,
-    continues: bool = False,
+    since: datetime | None = None,
 ) -> Operation:
     """Grants ``amount_nanos`` (> 0) at ``anchor_at`` and every ``months`` after it, counted from the anchor in UTC, until ``ends_at``.
 
     Each grant expires when the next is due; with ``rollover_periods`` what is left of it then rolls over for so many periods (see
     :class:`Rollover`). A wallet has one schedule: this one takes the place of the one it has. What is due already is granted at once, in
-    its order; where it ``continues`` the one it has, only the period that has begun, and none that begins before the next of that one: so
-    no period is granted twice. The grants have ``source``, the keys ``<source_key>:<due time>``, ``actor`` and ``reason``.
+    its order. With ``since`` it goes on with the one it has, from the period that contains ``since`` on and with none that begins before
+    the next of that one: so no period is granted twice. The grants have ``source``, the keys ``<source_key>:<due time>``, ``actor`` and
+    ``reason``.
 
     :raises KeyReused: the key was used for another schedule.
     :raises SourceReused: there was a schedule for this source before, under another key.
@@ -468,7 +475,7 @@ def schedule(
             "priority": priority,
             "ends": ends_at,
             "rollover": (rollover_periods, rollover_cap_nanos, rollover_priority),
-            "continues": continues,
+            "since": since,
         }
     )
     return _operation(
@@ -491,7 +498,7 @@ def schedule(
             rollover_periods,
             rollover_cap_nanos,
             rollover_priority,
-            continues,
+            since,
         ],
     )
 
@@ -508,13 +515,58 @@ def end_schedule(*, account_id: int, unit_id: int, ends_at: datetime | None, key
     )
 
 
+def restart_schedule(*, account_id: int, unit_id: int, grants: bool, key: str, actor: str, reason: str) -> Operation:
+    """Lets a schedule go on that was stopped because it was about to grant too often (``Schedule.stopped_because``).
+
+    What was granted is not granted again. With ``grants`` the periods that it missed are granted now, each at its due time; without, it
+    goes on with the next one that begins.
+
+    :raises NotFound: the wallet has no schedule that is stopped.
+    :raises KeyReused: the key was used for another restart.
+    """
+    return _operation(
+        "select * from ledger_restart(%s, %s, %s, %s, %s, %s::smallint, %s)",
+        [account_id, key_hash(key), fingerprint({"unit": unit_id, "grants": grants}), actor, reason, unit_id, grants],
+    )
+
+
+def cap_rollovers(*, account_id: int, unit_id: int, cap_nanos: int | None, key: str, actor: str, reason: str) -> Operation:
+    """From now on the wallet's rollovers together come to no more than ``cap_nanos`` (None: no cap), whatever the grants say that they come
+    from. What there is above it expires now, but for what holds cover.
+
+    :raises KeyReused: the key was used for another cap.
+    """
+    if cap_nanos is not None and cap_nanos < 0:
+        raise ValueError("a cap is not negative")
+    return _operation(
+        "select * from ledger_recap(%s, %s, %s, %s, %s, %s::smallint, %s)",
+        [
+            account_id,
+            key_hash(key),
+            fingerprint({"unit": unit_id, "cap": cap_nanos}),
+            actor,
+            reason,
+            unit_id,
+            _EVERYTHING if cap_nanos is None else cap_nanos,
+        ],
+    )
+
+
 def catch_up(*, after: int, limit: int) -> int | None:
-    """Applies what is due for up to ``limit`` accounts with ids above ``after``, in one transaction.
+    """Applies what is due for up to ``limit`` accounts with ids above ``after``, each in a transaction of its own.
 
     :return: the last of their ids, to go on after; None where nothing more is due.
     """
-    [(last,)] = _call("select ledger_catch_up(%s, %s)", [after, limit])
-    return None if last is None else int(last)
+    due = [id_ for (id_,) in _call(_DUE, [after, limit])]
+    for id_ in due:
+        apply_due(account_id=id_)
+    return due[-1] if due else None
+
+
+def apply_due(*, account_id: int) -> None:
+    """Applies what is due for one account, if anything is."""
+    with transaction.atomic():
+        _call("select ledger_catch_up(%s)", [account_id])
 
 
 def hold(

@@ -29,6 +29,7 @@ class Wallet(models.Model):
     debt = models.BigIntegerField()
     seq = models.BigIntegerField()
     due_at = models.DateTimeField(null=True)
+    rollover_cap = models.BigIntegerField(null=True)
 
     class Meta:
         managed = False
@@ -82,7 +83,8 @@ class Grant(models.Model):
 
 class Schedule(models.Model):
     """What a wallet is granted by itself: ``amount`` at the anchor and every ``months`` after it, but for the first ``skipped`` periods;
-    ``granted`` times so far."""
+    ``granted`` times so far. ``stopped_at``: it was about to grant what it should not, and grants nothing until staff let it go on.
+    """
 
     pk = models.CompositePrimaryKey("account_id", "unit_id")
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="schedules")
@@ -101,6 +103,9 @@ class Schedule(models.Model):
     rollover_priority = models.SmallIntegerField()
     actor = models.CharField(max_length=150)
     reason = models.CharField(max_length=500)
+    stopped_at = models.DateTimeField(null=True)
+    stopped_because = models.CharField(max_length=200, null=True)
+    released_through = models.DateTimeField(null=True)
 
     class Meta:
         managed = False
@@ -236,10 +241,19 @@ class Subscription(models.Model):
     started_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True, blank=True)
     grace_ends_at = models.DateTimeField(null=True, blank=True, help_text="While it is past due: from then on the default plan counts.")
+    trial_ends_at = models.DateTimeField(
+        null=True, blank=True, help_text="Of a trial that nobody pays for at Stripe: from then on the default plan counts."
+    )
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["account"], condition=~Q(status="canceled"), name="subscription_live_once"),
+            models.CheckConstraint(
+                name="subscription_trial",
+                condition=Q(trial_ends_at=None)
+                | Q(stripe=None, status="trialing", trial_ends_at=F("current_period_end"))
+                | Q(stripe=None, status="canceled"),
+            ),
             models.CheckConstraint(name="subscription_period", condition=Q(current_period_start__lt=F("current_period_end"))),
             models.CheckConstraint(name="subscription_seats", condition=Q(seats__gte=1)),
             models.CheckConstraint(

@@ -170,7 +170,10 @@ def align(*, customer: StripeCustomer, now: datetime, unpaid: bool = False) -> N
     live.cancel_at_period_end = best.cancel_at_period_end
     live.seats = max(best.quantity, 1) if version.per_seat else 1
     live.grace_ends_at = best.grace_ends_at
+    begins = live.pk is None
     live.save()
+    if begins:
+        subscriptions.cap_rollovers(subscription=live)
 
 
 def default_plan(customer: StripeCustomer) -> str:

@@ -1,6 +1,6 @@
 """Which plan an account is on.
 
-    start     puts an account on a plan
+    start     puts an account on a plan, or lets it try one
     end       takes it off its plan
     current   the subscription that counts now
     payer     the open account that a request names, its plan read along
@@ -54,36 +54,49 @@ class Allowed:
         return running(period=(self.period_start, self.period_end), anchor_at=self.anchor_at, version=self.plan.version, at=at)
 
 
-def start(*, account: Account, plan: str, now: datetime) -> Subscription:
+def start(*, account: Account, plan: str, now: datetime, trial_ends_at: datetime | None = None) -> Subscription:
     """Puts ``account`` on the version of ``plan`` that is sold at ``now``. A free plan's included credit is granted by itself from now on.
 
     An account that comes back to a free plan goes on with the calendar that it had there: its periods are counted from the first start, and
-    credit or a quota of a period that has begun does not begin anew.
+    credit or a quota of a period that has begun does not begin anew. With ``trial_ends_at`` the account has a plan with a price until then,
+    free and without its included credit, and then the default plan (:mod:`billing.due`).
 
     :raises catalog.NotInCatalog: the product has no such plan, or none yet.
     :raises IntegrityError: the account has a live subscription.
     """
     terms = catalog.plan_version(product_id=account.product_id, slug=plan, at=now)
     version = terms.version
-    first = None
-    if version.price_cents == 0:
-        former = Subscription.objects.filter(account=account, plan_version__plan=version.plan, stripe=None)
-        first = former.order_by("started_at", "pk").first()
-    anchor_at = first.anchor_at if first else now
-    period_start, period_end = periods.period_at(anchor_at, now, months=MONTHS[PlanVersion.Interval(version.interval)])
+    if trial_ends_at is not None and (version.price_cents == 0 or trial_ends_at <= now):
+        raise ValueError("A trial is of a plan with a price, and ends later.")
+    anchor_at = _anchor(account, version, now)
+    period = (now, trial_ends_at) if trial_ends_at else periods.period_at(anchor_at, now, months=_months(version))
     with transaction.atomic():
         subscription = Subscription.objects.create(
             account=account,
             plan_version=version,
+            status=Subscription.Status.TRIALING if trial_ends_at else Subscription.Status.ACTIVE,
             anchor_at=anchor_at,
             started_at=now,
-            current_period_start=period_start,
-            current_period_end=period_end,
+            current_period_start=period[0],
+            current_period_end=period[1],
+            trial_ends_at=trial_ends_at,
         )
         if version.price_cents == 0 and version.included_credit_nanos:
             schedule_included_credit(subscription=subscription)
+        cap_rollovers(subscription=subscription)
         transaction.on_commit(lambda: _terms.forget(account.pk))
     return subscription
+
+
+def _anchor(account: Account, version: PlanVersion, now: datetime) -> datetime:
+    """From when an account that begins on a plan at ``now`` counts its periods there."""
+    former = Subscription.objects.filter(account=account, plan_version__plan=version.plan, stripe=None)
+    first = former.order_by("started_at", "pk").first() if version.price_cents == 0 else None
+    return first.anchor_at if first else now
+
+
+def _months(version: PlanVersion) -> int:
+    return MONTHS[PlanVersion.Interval(version.interval)]
 
 
 def end(*, account: Account, now: datetime) -> None:
@@ -107,7 +120,7 @@ def schedule_included_credit(*, subscription: Subscription) -> ledger.Operation:
         source="monthly",
         source_key=str(subscription.pk),
         anchor_at=subscription.anchor_at,
-        months=MONTHS[PlanVersion.Interval(version.interval)],
+        months=_months(version),
         priority=priority(product=account.product, source="monthly"),
         rollover_periods=version.rollover_periods,
         rollover_cap_nanos=version.rollover_cap_nanos,
@@ -115,8 +128,23 @@ def schedule_included_credit(*, subscription: Subscription) -> ledger.Operation:
         key=f"monthly:{subscription.pk}",
         actor=SYSTEM,
         reason=f"Included in {version.plan.name}",
-        continues=True,
+        since=subscription.started_at,
     )
+
+
+def cap_rollovers(*, subscription: Subscription) -> None:
+    """Has what rolls over of the account's credit come to no more than its plan says, from now on; what there is above that expires. A plan
+    whose credit does not roll over leaves what there is to its end."""
+    account, version = subscription.account, subscription.plan_version
+    if version.rollover_periods:
+        ledger.cap_rollovers(
+            account_id=account.pk,
+            unit_id=account.product.unit_id,
+            cap_nanos=version.rollover_cap_nanos,
+            key=f"plan:{subscription.pk}",
+            actor=SYSTEM,
+            reason=f"{version.plan.name} begins",
+        )
 
 
 def grant_welcome_credit(*, account: Account) -> ledger.Operation:
@@ -137,7 +165,7 @@ def grant_welcome_credit(*, account: Account) -> ledger.Operation:
 def running(*, period: tuple[datetime, datetime], anchor_at: datetime, version: PlanVersion, at: datetime) -> tuple[datetime, datetime]:
     """The billing period that contains ``at``: ``period`` as it is stored, or where that is over the one that follows from the anchor."""
     start, end = period
-    return period if start <= at < end else periods.period_at(anchor_at, at, months=MONTHS[PlanVersion.Interval(version.interval)])
+    return period if start <= at < end else periods.period_at(anchor_at, at, months=_months(version))
 
 
 def priority(*, product: Product, source: str) -> int:
@@ -227,12 +255,14 @@ def _allowed(
     seats: int,
     lapsed_at: datetime | None,
 ) -> Allowed:
-    """``lapsed_at``: when a plan that is not paid ended, while the job that makes it so is late: the default plan counts since then."""
+    """``lapsed_at``: when a plan that is not paid, or a trial, ended, while the job that makes it so is late: the default plan counts since
+    then."""
     plan = catalog.plan_version_by_id(plan_version_id=plan_version_id)
     if lapsed_at is not None:
         default = catalog.product_by_id(product_id=account.product_id).default_plan
-        plan, anchor_at, seats = catalog.plan_version(product_id=account.product_id, slug=default, at=lapsed_at), lapsed_at, 1
-        start, end = periods.period_at(lapsed_at, lapsed_at, months=MONTHS[PlanVersion.Interval(plan.version.interval)])
+        plan, seats = catalog.plan_version(product_id=account.product_id, slug=default, at=lapsed_at), 1
+        anchor_at = _anchor(account, plan.version, lapsed_at)
+        start, end = periods.period_at(anchor_at, lapsed_at, months=_months(plan.version))
     if account.cost_tier:
         plan = replace(plan, cost_tier=catalog.cost_tier(product_id=account.product_id, slug=account.cost_tier))
     if seats > 1 and plan.version.per_seat:
@@ -286,7 +316,7 @@ def _kept() -> tuple[_Payers, _Terms]:
     return (_Kept(), _Kept()) if connection.in_atomic_block else (_payers, _terms)
 
 
-_LAPSED_AT = "case when s.grace_ends_at <= app_now() then s.grace_ends_at end"
+_LAPSED_AT = "case when coalesce(s.grace_ends_at, s.trial_ends_at) <= app_now() then coalesce(s.grace_ends_at, s.trial_ends_at) end"
 _TERMS = f"s.id, s.plan_version_id, s.anchor_at, s.current_period_start, s.current_period_end, s.seats, {_LAPSED_AT}"
 _ENTITLED = f"s.status in {tuple(status.value for status in ENTITLED)}"
 _ENTITLED_TERMS = f"select s.account_id, {_TERMS} from billing_subscription s where s.account_id = any(%s::bigint[]) and {_ENTITLED}"  # noqa: S608

@@ -56,6 +56,10 @@ def _take_dunning_steps(now: datetime, subjects: Subjects) -> int:
     return dunning.take_steps(now=now, given_up=subjects.given_up, failed=subjects.failed)
 
 
+def _renew_plans(now: datetime, subjects: Subjects) -> int:
+    return due.renew(now=now, given_up=subjects.given_up, failed=subjects.failed)
+
+
 def _audit(now: datetime, subjects: Subjects) -> int:
     return audits.run(now=now)
 
@@ -71,6 +75,7 @@ JOBS: tuple[Job, ...] = (
     Job("follow-throttles", "Notes who reached a limit on cost and who is let go, and tells.", _MINUTE, _alone(metering.follow_throttles)),
     Job("learn-holds", "Counts how long answers were whose length nobody had said.", _MINUTE, _alone(metering.learn_holds)),
     Job("look-at-alerts", "Looks at every alert rule.", _MINUTE, _alone(analytics.look_at_alerts)),
+    Job("renew-plans", "Begins the next period of plans without Stripe, and ends trials.", _MINUTE, _renew_plans),
     Job("send-alert-notices", "Tells staff of alerts.", _MINUTE, _alone(analytics.send_alert_notices)),
     Job("send-mails", "Sends what is due of the mails.", _MINUTE, _alone(accounts.send_mails)),
     Job("send-stripe-requests", "Sends again what Stripe has not answered.", _MINUTE, _alone(billing.send_stripe_requests)),

@@ -2,6 +2,9 @@
 -- else; wallet.due_at says when there is something, so that the hot path looks no further while there is not.
 --
 -- Everything happens at its due time, oldest first: expire → roll over → grant. A verb that comes late finds what it would have found.
+--
+-- A schedule that is about to grant what it should not (a third time for one day, or a period again) is stopped and grants nothing more
+-- until staff have looked; everything else of the account goes on. docs/decisions/0050 says why so.
 
 -- Applies what is due by w.now. What holds cover is kept, past its expiry too; whatever frees it comes back here.
 create function ledger_due(w open_wallet) returns open_wallet language plpgsql as $$
@@ -9,6 +12,7 @@ declare
   s credit_schedule;
   v_grant_at timestamptz;
   v_at timestamptz := '-infinity';
+  v_stopped text;
 begin
   select * into s from credit_schedule where account_id = w.account_id and unit_id = w.unit_id;
   v_grant_at := next_grant(s);
@@ -18,8 +22,14 @@ begin
     exit when v_at is null or v_at > w.now;
     w := ledger_expire(w, v_at);
     if v_grant_at = v_at then
-      w := ledger_expire(ledger_grant_due(w, s, v_at), v_at);
-      s.granted := s.granted + 1;
+      v_stopped := ledger_runaway(s, v_at);
+      if v_stopped is null then
+        w := ledger_expire(ledger_grant_due(w, s, v_at), v_at);
+        s.granted := s.granted + 1;
+      else
+        update credit_schedule set stopped_at = w.now, stopped_because = v_stopped
+        where account_id = w.account_id and unit_id = w.unit_id returning * into s;
+      end if;
       v_grant_at := next_grant(s);
     end if;
   end loop;
@@ -65,8 +75,9 @@ declare
   c credit_grant;
   v_cash bigint := w.cash_nanos;
   v_fee bigint := w.fee_nanos;
+  v_cap bigint := coalesce((select rollover_cap from wallet where account_id = w.account_id and unit_id = w.unit_id), g.rollover_cap);
   v_room numeric := (
-    select coalesce(g.rollover_cap - sum(r.remaining::numeric + r.frozen), g.rollover_cap, p_amount) from credit_grant r
+    select coalesce(v_cap - sum(r.remaining::numeric + r.frozen), v_cap, p_amount) from credit_grant r
     where r.account_id = w.account_id and r.unit_id = w.unit_id and r.source = 'rollover' and not r.closed);
   v_rolled bigint := least(p_amount, greatest(0, v_room));
 begin
@@ -87,6 +98,26 @@ begin
   return w;
 end $$;
 
+-- The key that the schedule's grant of the period that begins at p_at has in its source.
+create function schedule_key(s credit_schedule, p_at timestamptz) returns text language sql stable as $$
+  select format('%s:%s', s.source_key, to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+$$;
+
+-- Why a schedule must not grant for p_at: the period was granted before, or schedules have granted twice for that day (of UTC) already.
+-- Null where it may; what is paid for is granted by other verbs and not counted. Periods that are caught up with are of different days.
+create function ledger_runaway(s credit_schedule, p_at timestamptz) returns text language sql stable as $$
+  select case
+    when exists (
+      select from credit_grant where account_id = s.account_id and source = s.source and source_key = schedule_key(s, p_at))
+      then format('The period that began at %s UTC was granted before.', to_char(p_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI'))
+    when p_at > coalesce(s.released_through, '-infinity') and 2 <= (
+      select count(*) from credit_grant g
+      where g.account_id = s.account_id and g.unit_id = s.unit_id and g.source = s.source and g.cash_nanos = 0
+        and date_trunc('day', g.starts_at, 'UTC') = date_trunc('day', p_at, 'UTC'))
+      then format('There are two resets of %s already.', to_char(p_at at time zone 'UTC', 'YYYY-MM-DD'))
+  end
+$$;
+
 -- The schedule's grant of the period that begins at p_at. It repays debt before anything of it is free.
 create function ledger_grant_due(w open_wallet, s credit_schedule, p_at timestamptz) returns open_wallet language plpgsql as $$
 declare
@@ -94,7 +125,7 @@ declare
   v_usage uuid := w.usage_id;
   v_operation bigint := w.operation_id;
   v_periods int := case when s.rollover_periods > 0 then s.rollover_periods end;
-  v_key text := format('%s:%s', s.source_key, to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'));
+  v_key text := schedule_key(s, p_at);
   v_hash uuid := md5(format('%s:%s', s.source, v_key))::uuid;
 begin
   w.usage_id := null;
@@ -119,12 +150,12 @@ begin
 end $$;
 
 -- Gives a wallet its schedule, in the place of the one that it has; what that had to grant by now it has granted. What the new one has to
--- grant by now it grants; where it goes on with the old one (p_continues), only for the period that has begun, and for none that begins before
+-- grant by now it grants; where it goes on with the old one (p_since), from the period that contains p_since on, and for none that begins before
 -- the old one's next would have. One schedule per (account, source, source_key), for ever.
 create function ledger_schedule(
   p_account bigint, p_key uuid, p_fingerprint uuid, p_actor text, p_reason text, p_unit smallint, p_source text, p_source_key text,
   p_amount bigint, p_priority smallint, p_anchor timestamptz, p_months smallint, p_ends timestamptz, p_rollover_periods smallint,
-  p_rollover_cap bigint, p_rollover_priority smallint, p_continues boolean)
+  p_rollover_cap bigint, p_rollover_priority smallint, p_since timestamptz)
 returns operation_answer language plpgsql as $$
 declare
   v_now timestamptz := ledger_lock(p_account);
@@ -142,9 +173,9 @@ begin
     return row('source_reused', null, null, null, null, null, null)::operation_answer;
   end if;
   w := ledger_open(p_account, p_unit, v_now, null, null);
-  if p_continues then
+  if p_since is not null then
     select * into s from credit_schedule where account_id = p_account and unit_id = p_unit;
-    while anniversary(p_anchor, (v_skipped + 1) * p_months) <= v_now
+    while anniversary(p_anchor, (v_skipped + 1) * p_months) <= p_since
       or anniversary(p_anchor, v_skipped * p_months) < anniversary(s.anchor_at, (s.skipped + s.granted) * s.months) loop
       v_skipped := v_skipped + 1;
     end loop;
@@ -159,7 +190,7 @@ begin
     source = excluded.source, source_key = excluded.source_key, amount = excluded.amount, priority = excluded.priority,
     anchor_at = excluded.anchor_at, months = excluded.months, granted = 0, skipped = excluded.skipped, ends_at = excluded.ends_at,
     rollover_periods = excluded.rollover_periods, rollover_cap = excluded.rollover_cap, rollover_priority = excluded.rollover_priority,
-    actor = excluded.actor, reason = excluded.reason;
+    actor = excluded.actor, reason = excluded.reason, stopped_at = null, stopped_because = null, released_through = null;
   w.due_at := ledger_sooner(w.due_at, anniversary(p_anchor, v_skipped * p_months));
   w := ledger_close(w);
   insert into operation_key (account_id, verb, key_hash, fingerprint, id, actor, reason, created_at, amount, balance_after, debt_after)
@@ -195,26 +226,102 @@ begin
   return row('done', v_operation, null, 0, w.balance, w.debt, w.balance - w.held)::operation_answer;
 end $$;
 
--- Applies what is due for up to p_limit accounts after p_after, in the order of their ids: for accounts that nobody touches. The last of
--- them, null where there is none.
-create function ledger_catch_up(p_after bigint, p_limit int) returns bigint language plpgsql as $$
+-- Lets a schedule that was stopped go on: with what it should have granted meanwhile (p_grants), or with the next period that begins. Periods
+-- that were granted are not granted again, whatever the row says.
+create function ledger_restart(
+  p_account bigint, p_key uuid, p_fingerprint uuid, p_actor text, p_reason text, p_unit smallint, p_grants boolean)
+returns operation_answer language plpgsql as $$
 declare
-  v_account bigint;
-  v_last bigint;
-  v_now timestamptz := app_now();
+  v_now timestamptz := ledger_lock(p_account);
+  a operation_answer := ledger_replay(p_account, 'restart', p_key, p_fingerprint);
+  w open_wallet;
+  s credit_schedule;
+  v_operation bigint := nextval(pg_get_serial_sequence('operation_key', 'id'));
+  v_granted int;
+  v_last timestamptz;
+  v_next int;
 begin
-  for v_account in
-    select distinct account_id from wallet where due_at <= v_now and account_id > p_after order by account_id limit p_limit
-  loop
-    v_now := ledger_lock(v_account);
-    perform ledger_close(ledger_open(account_id, unit_id, v_now, null, null)) from wallet where account_id = v_account and due_at <= v_now;
-    v_last := v_account;
+  if a.outcome is not null then
+    return a;
+  end if;
+  w := ledger_open(p_account, p_unit, v_now, null, null);
+  select * into s from credit_schedule where account_id = p_account and unit_id = p_unit and stopped_at is not null;
+  if not found then
+    return row('not_found', null, null, null, null, null, null)::operation_answer;
+  end if;
+  select count(*), coalesce(max(starts_at), '-infinity') into v_granted, v_last from credit_grant g
+  where g.account_id = p_account and g.source = s.source and starts_with(g.source_key, s.source_key || ':') and g.granted = s.amount;
+  v_next := s.skipped + s.granted;
+  while anniversary(s.anchor_at, v_next * s.months) <= case when p_grants then v_last else greatest(v_last, v_now) end loop
+    v_next := v_next + 1;
   end loop;
-  return v_last;
+  update credit_schedule
+  set stopped_at = null, stopped_because = null, granted = v_granted, skipped = v_next - v_granted,
+    released_through = case when p_grants then v_now else released_through end
+  where account_id = p_account and unit_id = p_unit returning * into s;
+  w.due_at := ledger_sooner(w.due_at, next_grant(s));
+  w := ledger_close(w);
+  insert into operation_key (account_id, verb, key_hash, fingerprint, id, actor, reason, created_at, amount, balance_after, debt_after)
+  overriding system value
+  values (p_account, 'restart', p_key, p_fingerprint, v_operation, p_actor, p_reason, v_now, 0, w.balance, w.debt);
+  return row('done', v_operation, null, 0, w.balance, w.debt, w.balance - w.held)::operation_answer;
+end $$;
+
+-- Says what may roll over in all from now on, whatever each grant says. Rollovers above it expire, but for what holds cover; those that would
+-- end first go first.
+create function ledger_recap(
+  p_account bigint, p_key uuid, p_fingerprint uuid, p_actor text, p_reason text, p_unit smallint, p_cap bigint)
+returns operation_answer language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+  a operation_answer := ledger_replay(p_account, 'recap', p_key, p_fingerprint);
+  w open_wallet;
+  g credit_grant;
+  v_operation bigint := nextval(pg_get_serial_sequence('operation_key', 'id'));
+  v_above numeric;
+  v_before bigint := 0;
+  v_cut bigint;
+begin
+  if a.outcome is not null then
+    return a;
+  end if;
+  w := ledger_open(p_account, p_unit, v_now, null, null);
+  update wallet set rollover_cap = p_cap where account_id = p_account and unit_id = p_unit;
+  select coalesce(sum(r.remaining::numeric + r.frozen), 0) - p_cap into v_above from credit_grant r
+  where r.account_id = p_account and r.unit_id = p_unit and r.source = 'rollover' and not r.closed;
+  for g in
+    select * from credit_grant c
+    where c.account_id = p_account and c.unit_id = p_unit and not c.closed and c.remaining > 0
+    order by c.priority, c.expires_at, c.id
+  loop
+    exit when v_above <= 0;
+    v_cut := least(v_above, g.remaining - greatest(0, least(g.remaining, w.held - v_before)));
+    v_before := v_before + g.remaining;
+    if g.source = 'rollover' and v_cut > 0 then
+      w := ledger_move(w, g, 'expiry', -v_cut, 0, v_now);
+      v_above := v_above - v_cut;
+    end if;
+  end loop;
+  w := ledger_close(w);
+  insert into operation_key (account_id, verb, key_hash, fingerprint, id, actor, reason, created_at, amount, balance_after, debt_after)
+  overriding system value
+  values (p_account, 'recap', p_key, p_fingerprint, v_operation, p_actor, p_reason, v_now, p_cap, w.balance, w.debt);
+  return row('done', v_operation, null, p_cap, w.balance, w.debt, w.balance - w.held)::operation_answer;
+end $$;
+
+-- Applies what is due for one account: for those that nobody touches.
+create function ledger_catch_up(p_account bigint) returns void language plpgsql as $$
+declare
+  v_now timestamptz := ledger_lock(p_account);
+begin
+  perform ledger_close(ledger_open(account_id, unit_id, v_now, null, null)) from wallet where account_id = p_account and due_at <= v_now;
 end $$;
 
 revoke all on function
-  ledger_due, ledger_expire, ledger_roll, ledger_grant_due, ledger_schedule, ledger_unschedule, ledger_catch_up from public;
+  ledger_due, ledger_expire, ledger_roll, ledger_grant_due, ledger_runaway, ledger_schedule, ledger_unschedule, ledger_restart, ledger_recap,
+  ledger_catch_up from public;
 alter function ledger_schedule security definer set search_path = public, pg_temp;
 alter function ledger_unschedule security definer set search_path = public, pg_temp;
+alter function ledger_restart security definer set search_path = public, pg_temp;
+alter function ledger_recap security definer set search_path = public, pg_temp;
 alter function ledger_catch_up security definer set search_path = public, pg_temp;

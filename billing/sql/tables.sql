@@ -56,6 +56,7 @@ create table wallet (
   debt not_negative not null default 0,
   seq bigint not null default 0,
   due_at timestamptz,   -- nothing expires, rolls over or is granted by itself before this; null means nothing ever does
+  rollover_cap not_negative,   -- what the plan lets roll over in all (the largest number: everything); null: what each grant says
   primary key (account_id, unit_id),
   constraint wallet_never_overdrawn check (held <= balance),
   constraint wallet_no_debt_beside_free_credit check (debt = 0 or balance = held)
@@ -83,7 +84,7 @@ create table credit_grant (
   fee_nanos not_negative not null,
   currency char(3) not null,
   rollover_expires_at timestamptz,   -- what is left at expires_at rolls over into a grant until then; null: it expires
-  rollover_cap not_negative,   -- the wallet's rollovers together come to no more than this; null: no cap
+  rollover_cap not_negative,   -- the wallet's rollovers together come to no more than this, unless the wallet says another; null: no cap
   rollover_priority smallint,
   closed boolean not null default false,
   primary key (account_id, id),
@@ -115,8 +116,12 @@ create table credit_schedule (
   rollover_priority smallint not null default 0,
   actor text not null check (length(actor) between 1 and 150),   -- who set it, and why: its grants say the same
   reason text not null check (length(reason) between 1 and 500),
+  stopped_at timestamptz,   -- it was about to grant what it should not: it grants nothing until staff let it go on (calendar.sql)
+  stopped_because text,
+  released_through timestamptz,   -- what is due by then, staff have said, is not too much
   primary key (account_id, unit_id),
-  foreign key (account_id, unit_id) references wallet
+  foreign key (account_id, unit_id) references wallet,
+  check ((stopped_at is null) = (stopped_because is null))
 );
 
 -- The nth anniversary of an anchor, in UTC: its own day, or the last of a shorter month. billing/periods.py has the same.
@@ -124,9 +129,10 @@ create function anniversary(p_anchor timestamptz, p_months int) returns timestam
   select (p_anchor at time zone 'UTC' + make_interval(months => p_months)) at time zone 'UTC'
 $$;
 
--- When a schedule grants next; null where it has ended.
+-- When a schedule grants next; null where it has ended or was stopped.
 create function next_grant(s credit_schedule) returns timestamptz language sql immutable as $$
-  select d.at from (select anniversary(s.anchor_at, (s.skipped + s.granted) * s.months) as at) d where s.ends_at is null or d.at < s.ends_at
+  select d.at from (select anniversary(s.anchor_at, (s.skipped + s.granted) * s.months) as at) d
+  where s.stopped_at is null and (s.ends_at is null or d.at < s.ends_at)
 $$;
 
 -- Work that was allowed and is not finished. Whatever ends it moves it into usage_record; a timed-out hold waits here 7 days for its capture.
@@ -242,7 +248,7 @@ create table ledger_entry (
 -- The rare verbs' keys, with who did it and why.
 create table operation_key (
   account_id bigint not null references account_state,
-  verb text not null check (verb in ('grant', 'adjust', 'reverse', 'refund', 'freeze', 'unfreeze', 'schedule', 'unschedule')),
+  verb text not null check (verb in ('grant', 'adjust', 'reverse', 'refund', 'freeze', 'unfreeze', 'schedule', 'unschedule', 'restart', 'recap')),
   key_hash uuid not null,
   fingerprint uuid not null,
   id bigint generated always as identity,
@@ -398,7 +404,8 @@ begin
 end $$;
 create trigger refunds_stay before insert or update of clawed, refunded on credit_grant for each row execute function refund_guard();
 
--- A schedule goes on one period at a time and may be given an end; other terms are another schedule.
+-- A schedule goes on one period at a time and may be given an end; other terms are another schedule. One that was stopped is put right
+-- when it is let go on: which of its periods were granted is recounted.
 create function credit_schedule_guard() returns trigger language plpgsql as $$
 begin
   raise exception 'the terms of the schedule of account % never change', old.account_id using errcode = 'restrict_violation';
@@ -406,8 +413,9 @@ end $$;
 create trigger terms_never_change before update on credit_schedule for each row
   when ((new.account_id, new.unit_id) is distinct from (old.account_id, old.unit_id) or (
         (new.source, new.source_key) = (old.source, old.source_key) and (
-          new.granted not in (old.granted, old.granted + 1)
-          or (new.amount, new.priority, new.anchor_at, new.months, new.skipped, new.rollover_periods, new.rollover_cap, new.rollover_priority, new.actor, new.reason)
+          ((new.granted not in (old.granted, old.granted + 1) or new.skipped <> old.skipped)
+            and (old.stopped_at is null or new.stopped_at is not null))
+          or (new.amount, new.priority, new.anchor_at, new.months, new.rollover_periods, new.rollover_cap, new.rollover_priority, new.actor, new.reason)
              is distinct from
-             (old.amount, old.priority, old.anchor_at, old.months, old.skipped, old.rollover_periods, old.rollover_cap, old.rollover_priority, old.actor, old.reason))))
+             (old.amount, old.priority, old.anchor_at, old.months, old.rollover_periods, old.rollover_cap, old.rollover_priority, old.actor, old.reason))))
   execute function credit_schedule_guard();

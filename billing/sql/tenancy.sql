@@ -11,7 +11,7 @@ begin
     execute format('create policy tenant on %I for select to authenticated using (account_id in (select visible_account_ids()))', v_table);
     select string_agg(quote_ident(attname), ', ') into v_columns
     from pg_attribute
-    where attrelid = v_table::regclass and attnum > 0 and not attisdropped and attname not in ('cost_nanos', 'fee_nanos', 'actor', 'reason');
+    where attrelid = v_table::regclass and attnum > 0 and not attisdropped and attname not in ('cost_nanos', 'fee_nanos', 'actor', 'reason', 'stopped_because');
     execute format('grant select (%s) on %I to authenticated', v_columns, v_table);
   end loop;
 end $$;

@@ -75,13 +75,15 @@ class Schedule:
     ends_at: datetime
     rolls: tuple[int, int | None, int] | None
     granted: int = 0
+    stopped: bool = False
+    released_through: datetime | None = None
 
     def start(self, periods_on: int = 0) -> datetime:
         return periods.anniversary(self.anchor, months=(self.granted + periods_on) * self.months)
 
     @property
     def next(self) -> datetime:
-        return self.start() if self.start() < self.ends_at else NEVER
+        return self.start() if not self.stopped and self.start() < self.ends_at else NEVER
 
 
 @dataclass(eq=False)
@@ -116,6 +118,7 @@ class Wallet:
     lots: dict[int, Lot] = field(default_factory=dict)
     work: list[Work] = field(default_factory=list)
     schedule: Schedule | None = None
+    cap: int | None = None
     debt: int = 0
     moved: Counter[tuple[str, datetime, bool]] = field(default_factory=Counter)
     owed: Counter[tuple[str, datetime]] = field(default_factory=Counter)
@@ -201,7 +204,8 @@ class Wallet:
     def roll(self, lot: Lot, amount: int) -> None:
         """Into a lot of its own, with its cash, as far as there is room under the cap; the rest expires."""
         assert lot.rolls
-        until, cap, priority = lot.rolls
+        until, own_cap, priority = lot.rolls
+        cap = own_cap if self.cap is None else self.cap
         there = sum(each.left + each.frozen for each in self.lots.values() if each.source == "rollover")
         rolled = amount if cap is None else min(amount, max(0, cap - there))
         if rolled:
@@ -213,6 +217,11 @@ class Wallet:
             self.move(lot, "expiry", rolled - amount)
 
     def grant_scheduled(self, schedule: Schedule) -> None:
+        """Never a third time for one day, unless staff have looked."""
+        today = [lot for lot in self.lots.values() if lot.source == schedule.source and not lot.cash and lot.begun.date() == self.at.date()]
+        if len(today) >= 2 and (schedule.released_through is None or self.at > schedule.released_through):
+            schedule.stopped = True
+            return
         rolls = schedule.rolls and (schedule.start(1 + schedule.rolls[0]), *schedule.rolls[1:])
         self.receive("grant", schedule.amount, schedule.source, schedule.source_key, schedule.priority, schedule.start(1), rolls=rolls)
         schedule.granted += 1
@@ -386,6 +395,38 @@ class Account:
         wallet.schedule = Schedule(source, source_key, amount, priority, anchor, months, ends_at or NEVER, rolls)
         wallet.settle(now)
         return self._done("schedule", key, command, self._money(wallet) | {"amount_nanos": amount, "available_nanos": wallet.free})
+
+    def restart_schedule(self, *, now: datetime, key: str, unit: int, grants: bool) -> Answer:
+        command = (unit, grants)
+        if first := self._first("restart_schedule", key, command):
+            return first
+        wallet = self.wallet(unit, now)
+        if wallet.schedule is None or not wallet.schedule.stopped:
+            raise Refusal("NotFound")
+        wallet.schedule.stopped = False
+        if grants:
+            wallet.schedule.released_through = now
+        while not grants and wallet.schedule.start() <= now:
+            wallet.schedule.granted += 1
+        wallet.settle(now)
+        return self._done("restart_schedule", key, command, self._money(wallet) | {"amount_nanos": 0, "available_nanos": wallet.free})
+
+    def cap_rollovers(self, *, now: datetime, key: str, unit: int, cap: int | None) -> Answer:
+        """What is above the cap and not covered by holds is gone, from the front of the queue."""
+        command = (unit, cap)
+        if first := self._first("cap_rollovers", key, command):
+            return first
+        wallet = self.wallet(unit, now)
+        wallet.cap = MOST if cap is None else cap
+        above = sum(lot.left + lot.frozen for lot in wallet.lots.values() if lot.source == "rollover") - wallet.cap
+        free = {lot.age: wallet.uncovered(lot) for lot in wallet.queue()}
+        for lot in wallet.queue():
+            if lot.source == "rollover" and (cut := max(0, min(above, free[lot.age]))):
+                lot.left -= cut
+                wallet.moved["expiry", now, False] -= cut
+                above -= cut
+        wallet.settle(now)
+        return self._done("cap_rollovers", key, command, self._money(wallet) | {"amount_nanos": wallet.cap, "available_nanos": wallet.free})
 
     def end_schedule(self, *, now: datetime, key: str, unit: int, ends_at: datetime | None) -> Answer:
         command = (unit, ends_at)

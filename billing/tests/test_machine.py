@@ -177,6 +177,24 @@ class LedgerMachine(RuleBasedStateMachine):
     def end_schedule(self, wallet: tuple[int, int], ends_in: int | None) -> None:
         self.do("end_schedule", wallet, key=self.new_key(), ends_at=None if ends_in is None else self.now + timedelta(days=ends_in))
 
+    @rule(wallet=WALLETS, amount=AMOUNTS, months=st.sampled_from([1, 2]))
+    def schedule_once_too_often(self, wallet: tuple[int, int], amount: int, months: int) -> None:
+        """Three of one day: the third is stopped, and whatever else is due still happens."""
+        for _ in range(3):
+            key = self.new_key()
+            self.do(
+                "schedule", wallet, key=key, source="monthly", source_key=key, amount=amount, priority=1, anchor=self.now, months=months,
+                rolls=None, ends_at=None,
+            )  # fmt: skip
+
+    @rule(wallet=WALLETS, grants=st.booleans())
+    def restart_schedule(self, wallet: tuple[int, int], grants: bool) -> None:
+        self.do("restart_schedule", wallet, key=self.new_key(), grants=grants)
+
+    @rule(wallet=WALLETS, cap=CAPS)
+    def cap_rollovers(self, wallet: tuple[int, int], cap: int | None) -> None:
+        self.do("cap_rollovers", wallet, key=self.new_key(), cap=cap)
+
     @rule(days=st.sampled_from([10, 31, 75]))
     def wait_for_weeks(self, days: int) -> None:
         self.wait(timedelta(days=days), sweep=False)
@@ -329,6 +347,10 @@ class LedgerMachine(RuleBasedStateMachine):
             arguments = arguments | {"refunded": (arguments["refunded"] + more) % 100}
         elif verb in ("freeze", "unfreeze"):
             arguments = arguments | {"source_key": f"invoice {10 + more}"}
+        elif verb == "restart_schedule":
+            arguments = arguments | {"grants": not arguments["grants"]}
+        elif verb == "cap_rollovers":
+            arguments = arguments | {"cap": 100 + more}
         elif verb == "end_schedule":
             arguments = arguments | {"ends_at": self.now + timedelta(days=100 + more)}
         else:
@@ -446,6 +468,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def ledger_end_schedule(self, account: int, *, unit: int, **terms: Any) -> ledger.Operation:
         return ledger.end_schedule(account_id=account, unit_id=unit, actor="ann", reason="test", **terms)
+
+    def ledger_restart_schedule(self, account: int, *, unit: int, **terms: Any) -> ledger.Operation:
+        return ledger.restart_schedule(account_id=account, unit_id=unit, actor="ann", reason="test", **terms)
+
+    def ledger_cap_rollovers(self, account: int, *, unit: int, cap: int | None, key: str) -> ledger.Operation:
+        return ledger.cap_rollovers(account_id=account, unit_id=unit, cap_nanos=cap, key=key, actor="ann", reason="test")
 
     def ledger_adjust(self, account: int, *, key: str, unit: int, amount: int, priority: int) -> ledger.Operation:
         return ledger.adjust(
