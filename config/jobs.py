@@ -18,6 +18,7 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from django.conf import settings
 
@@ -28,11 +29,13 @@ from analytics.jobs import Job, Schedule, Subjects
 from analytics.models import JobRun
 from billing import due, dunning
 from billing import tasks as billing
+from config import backups, upkeep
 from metering import tasks as metering
 from metering import throttles
 from pricing import price_import
 
 _MINUTE, _TEN_MINUTES = Schedule(timedelta(minutes=1)), Schedule(timedelta(minutes=10))
+_SUNDAYS = Schedule(timedelta(days=7), timedelta(days=3, hours=1))
 
 
 def _daily(hour: int, minute: int) -> Schedule:
@@ -62,6 +65,10 @@ def _renew_plans(now: datetime, subjects: Subjects) -> int:
 
 def _audit(now: datetime, subjects: Subjects) -> int:
     return audits.run(now=now)
+
+
+def _back_up(now: datetime, subjects: Subjects) -> int:
+    return backups.take(url=backups.url(), folder=Path(settings.BACKUP_FOLDER), now=now).rows
 
 
 def _propose_prices(now: datetime, subjects: Subjects) -> int:
@@ -95,6 +102,8 @@ JOBS: tuple[Job, ...] = (
         "expire-rollovers", "Expires what was rolled over and is over.", _daily(0, 10), _apply_due,
         after=("reset-costs", "reset-credits"), each=True,
     ),
+    Job("vacuum", "Clears dead rows and refreshes the planner's figures.", _SUNDAYS, _alone(upkeep.vacuum)),
+    Job("back-up", "Writes the whole database to a file, uploads it, deletes old ones.", _daily(2, 0), _back_up, off=backups.off),
     Job("audit", "Checks every equation of the ledger and the sums; keeps what does not hold.", _daily(3, 0), _audit),
     Job("propose-prices", "Proposes upstream prices that differ from the price book.", _daily(4, 0), _propose_prices),
 )  # fmt: skip

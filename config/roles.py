@@ -37,6 +37,9 @@ LEDGER_TABLES = (
     "rollup_state",
 )
 
+#: Asks whether the present role may take the owner's, whose name is the parameter.
+MAY_BE_OWNER = "select coalesce((select pg_has_role(current_user, oid, 'SET') from pg_roles where rolname = %s), false)"
+
 _SQL = Path(__file__).parent / "sql"
 
 

@@ -82,6 +82,13 @@ CRON_SECRETS = [secret for each in env.list("CRON_SECRET", default=[]) if (secre
 if any(len(secret) < 32 for secret in CRON_SECRETS):
     raise ImproperlyConfigured("CRON_SECRET is too short to be secret: 32 characters or more.")
 
+# Where `back-up` writes to; empty: nowhere. The command that uploads a file names it as {file}.
+BACKUP_FOLDER = env("BACKUP_FOLDER", default="")
+BACKUP_COMMAND = env("BACKUP_COMMAND", default="")
+BACKUP_KEEP_DAYS = env.int("BACKUP_KEEP_DAYS", default=30)
+if BACKUP_KEEP_DAYS < 1:
+    raise ImproperlyConfigured("BACKUP_KEEP_DAYS must be 1 or more.")
+
 # The application ------------------------------------------------------------------------------------------------------------
 
 INSTALLED_APPS = [

@@ -41,5 +41,5 @@ class Command(migrate.Command):
 
 
 def _may_become_owner(cursor: CursorWrapper) -> bool:
-    cursor.execute("select coalesce((select pg_has_role(current_user, oid, 'SET') from pg_roles where rolname = %s), false)", [roles.OWNER])
+    cursor.execute(roles.MAY_BE_OWNER, [roles.OWNER])
     return bool(cursor.fetchone()[0])
