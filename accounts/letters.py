@@ -373,6 +373,43 @@ class Invitation:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardNotice:
+    """Spending is far above the usual. ``step`` is what is done: warn, degrade, slow or block; ``subject`` account, key or session, by
+    its name ``ref``. ``reason`` has the figures. ``ends_at``: of a block. Without ``refuses`` nothing is stopped."""
+
+    step: str
+    subject: str
+    ref: str
+    reason: str
+    ends_at: datetime | None = None
+    refuses: bool = True
+
+    _DONE: ClassVar[Mapping[str, str]] = {
+        "warn": "Nothing is stopped yet: you can go on working.",
+        "degrade": "Until it is calm again, work is asked to use a model that costs less.",
+        "slow": "Until it is calm again, only a few calls a minute may begin.",
+        "block": "New work of it is refused until it is calm again.",
+    }
+
+    def letter(self, desk: Desk) -> Letter:
+        blocked = self.step == "block" and self.refuses
+        said = "Unusual spending was stopped" if blocked else "Your spending is unusually high"
+        rows = [("Where", {"account": "The whole account", "key": f"API key {self.ref}", "session": f"Session {self.ref}"}[self.subject])]
+        if self.ends_at is not None and self.refuses:
+            rows.append(("Ends", desk.at(self.ends_at)))
+        return Letter(
+            subject=f"{said} at {desk.product.name}",
+            heading=said,
+            paragraphs=(self.reason, self._DONE[self.step if self.refuses else "warn"]),
+            rows=tuple(rows),
+            button=("See your spending", desk.page("spending")),
+            notes=(
+                "If a program of yours runs in a loop, stop it. If this is work that you want done, tell support: they end it at once.",
+            ),
+        )
+
+
 Facts: typing.TypeAlias = (
     Receipt
     | PaymentFailed
@@ -385,6 +422,7 @@ Facts: typing.TypeAlias = (
     | TopUpFailed
     | PriceChange
     | Invitation
+    | GuardNotice
 )
 FACTS: Mapping[str, type[Facts]] = {
     Mail.Kind.RECEIPT: Receipt,
@@ -398,6 +436,7 @@ FACTS: Mapping[str, type[Facts]] = {
     Mail.Kind.TOP_UP_FAILED: TopUpFailed,
     Mail.Kind.PRICE_CHANGE: PriceChange,
     Mail.Kind.INVITATION: Invitation,
+    Mail.Kind.GUARD: GuardNotice,
 }
 
 

@@ -48,4 +48,8 @@ def _facts(product: Product, person: User, now: datetime) -> dict[str, dict[str,
             "plan": best, "old_cents": 600, "new_cents": 700, "currency": "usd", "interval": "month", "effective_at": month,
         },
         Mail.Kind.INVITATION: {"invited_by": person.pk, "role": "admin", "url": "/invitations/example/", "expires_at": week},
+        Mail.Kind.GUARD: {
+            "step": "block", "subject": "session", "ref": "agent-7", "ends_at": now + timedelta(minutes=30),
+            "reason": "This session has spent 12.40 USD in 10 minutes; usual is 1.10 USD at most.",
+        },
     }  # fmt: skip

@@ -280,6 +280,7 @@ class Mail(models.Model):
         TOP_UP_FAILED = "top_up_failed"
         PRICE_CHANGE = "price_change"
         INVITATION = "invitation"
+        GUARD = "guard"
 
     class State(models.TextChoices):
         PENDING = "pending"

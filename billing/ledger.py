@@ -208,8 +208,9 @@ class Event:
 class Limit:
     """At most ``allowed`` of ``meter`` in ``[window_start, window_end)``, of which this call would use ``amount`` more.
 
-    ``layer`` is ``requests``, ``concurrency`` (whose meter counts open work, in no window), ``quota`` or ``cost`` (nano-USD). One that is
-    not ``enforced`` is counted and answered, and refuses nothing.
+    ``layer`` is ``requests``, ``concurrency`` (whose meter counts open work, in no window), ``quota``, ``cost`` (nano-USD) or ``cap``. One
+    that is not ``enforced`` is counted and answered, and refuses nothing. A cap is on what ``subject`` spends (nanos of the wallet's
+    unit): its meter is ``spend:<kind>/<window>``, where the kind is run, session, member, key or pool (of all, the subject empty).
     """
 
     layer: str
@@ -219,6 +220,7 @@ class Limit:
     allowed: int
     amount: int
     enforced: bool
+    subject: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -703,7 +705,7 @@ def close_windows(account_id: int) -> None:
 def _limits_sql(limits: Sequence[Limit]) -> str:
     if not limits:
         return "'{}'::usage_limit[]"
-    return "array[" + ",".join(["row(%s,%s,%s,%s,%s,%s,%s)::usage_limit"] * len(limits)) + "]"
+    return "array[" + ",".join(["row(%s,%s,%s,%s,%s,%s,%s,%s)::usage_limit"] * len(limits)) + "]"
 
 
 def _limits_parameters(limits: Sequence[Limit]) -> list[Any]:

@@ -91,6 +91,7 @@ JOBS: tuple[Job, ...] = (
     Job("take-dunning-steps", "Warns of the end of unpaid plans, and ends them.", _MINUTE, _take_dunning_steps),
     Job("top-up", "Buys credit for accounts that ask for it and are low.", _MINUTE, _alone(metering.top_up)),
     Job("warn-customers", "Queues mails about limits and credit that run low.", _MINUTE, _alone(analytics.warn_customers)),
+    Job("watch-spending", "Looks for spend that runs away, and ends what was done about it.", _MINUTE, _alone(metering.watch_spending)),
     Job("work-stripe-inbox", "Works what is due of Stripe's events.", _MINUTE, _alone(billing.work_stripe_inbox)),
     Job("apply-due", "Expires, rolls over and grants for accounts that nobody touches.", _TEN_MINUTES, _apply_due),
     Job("move-prices", "Announces changed prices, and moves renewals to them.", _TEN_MINUTES, _alone(billing.move_prices)),

@@ -74,6 +74,9 @@ class Passed(BaseModel):
     limit: int | str | None
     used: int | str | None
     resets_at: datetime | None
+    step: str | None = Field(None, description="Of `guard`: what the runaway guard does, `warn`, `degrade`, `slow` or `block`.")
+    model: str | None = Field(None, description="Of `guard`: a model that does the same for less.")
+    detail: str | None = Field(None, description="Of `guard`: why, with its figures.")
 
 
 class Problem(BaseModel):

@@ -28,6 +28,8 @@ LEDGER_TABLES = (
     "ledger_entry",
     "operation_key",
     "usage_counter",
+    "usage_spend_window",
+    "usage_spend",
     "usage_object",
     "usage_throttle",
     "rollup_delta",

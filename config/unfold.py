@@ -100,6 +100,7 @@ UNFOLD: dict[str, Any] = {
                     _list("Throttled accounts", "front_hand", "metering", "costthrottle"),
                     _list("Levers", "tune", "pricing", "lever"),
                     _list("Kill switches", "power_settings_new", "metering", "killswitch"),
+                    _list("Guard states", "speed", "metering", "guardstate"),
                 ],
             },
             {

@@ -15,7 +15,7 @@ from billing import selling_api as selling
 from billing import widget as billing_widget
 from config import errors, health, job_api, openapi
 from metering import api as metering
-from metering import limit_pages
+from metering import guard_pages, limit_pages
 from metering import pages as usage_pages
 from metering import reads as usage
 
@@ -45,6 +45,7 @@ urlpatterns = [
     re_path(r"^logo/(?P<digest>[0-9a-f]{32})$", branding.logo, name="logo"),
     re_path(r"^colour/(?P<colour>[0-9a-f]{6})\.css$", branding.stylesheet, name="colour"),
     re_path(ACCOUNT + "limit/$", limit_pages.limit, name="limit"),
+    re_path(ACCOUNT + "spending/$", guard_pages.spending, name="spending"),
     re_path(ACCOUNT + "billing/$", plan_pages.billing, name="billing"),
     re_path(ACCOUNT + r"billing/plan/(?P<slug>[a-z0-9_-]{1,64})/$", plan_pages.plan, name="plan"),
     re_path(ACCOUNT + "billing/cancel/$", plan_pages.cancel, name="cancel"),

@@ -25,9 +25,9 @@ from accounts.models import ApiKey, User
 from accounts.templatetags.amounts import exact_amount
 from billing.admin import LedgerAdmin, exactly, link, unit, within
 from billing.models import LedgerEntry, Operation
-from metering import charges, kill_switches, switch_preview
+from metering import charges, guard, kill_switches, ladder, switch_preview
 from metering.forms import ISO_MINUTE, ThrowForm
-from metering.models import CostThrottle, KillSwitch, OpenAuthorization, SpooledUsage, UsageRecord
+from metering.models import CostThrottle, GuardState, GuardStep, KillSwitch, OpenAuthorization, SpooledUsage, UsageRecord
 from metering.throttle_pages import CostThrottleAdmin, LeverAdmin
 from pricing import catalog, rating
 from pricing.admin import CappedPaginator, ReadOnlyAdmin
@@ -309,3 +309,96 @@ class SpooledUsageAdmin(ReadOnlyAdmin):
     @display(description="Why not yet", empty_value="–")
     def why(self, spooled: SpooledUsage) -> str | None:
         return spooled.error[:100] or None
+
+
+@admin.register(GuardState)
+class GuardStateAdmin(ReadOnlyAdmin):
+    """Where accounts, keys and sessions stand with the runaway guard. Steps are taken by the job, and ended here or by themselves."""
+
+    list_display = ("account", "kind", "ref", "step_", "spent", "usual", "looked_at", "ends")
+    list_filter = ("step", "kind", "account__product")
+    list_select_related = ("account__product__unit",)
+    search_fields = ("ref", "=account__public_id", "=account__external_id")
+    search_help_text = "A session, a key's number, or an account's id."
+    fieldsets = (
+        (None, {"fields": ("account", "kind", "ref", "step_", "why", "since", "ends", "excused")}),
+        ("At the last look", {"fields": ("looked_at", "spent", "usual", "peak", "available", "blocks")}),
+        ("What was done", {"fields": ("history",)}),
+    )
+    change_form_before_template = "admin/metering/release_link.html"
+
+    @display(
+        description="Step", label={"none": "info", "warned": "warning", "cheaper model": "warning", "slowed": "danger", "blocked": "danger"}
+    )
+    def step_(self, state: GuardState) -> str:
+        return state.get_step_display()
+
+    @display(description="Why")
+    def why(self, state: GuardState) -> str:
+        return guard.why(state, unit=state.account.product.unit)
+
+    @display(description="Ends", empty_value="when spending is low again")
+    def ends(self, state: GuardState) -> str | None:
+        if not state.step:
+            return "–"
+        return f"{state.releases_at:%Y-%m-%d %H:%M} UTC" if state.releases_at else None
+
+    @display(description="Excused", empty_value="no")
+    def excused(self, state: GuardState) -> str | None:
+        if state.excused_until is None:
+            return None
+        most = exactly(state.excused_nanos, state.account.product.unit)
+        return f"until {state.excused_until:%Y-%m-%d %H:%M} UTC, up to {most} in {state.window_minutes} minutes"
+
+    @display(description="Spent in the window")
+    def spent(self, state: GuardState) -> str:
+        return exactly(state.spent_nanos, state.account.product.unit)
+
+    @display(description="Usual at most")
+    def usual(self, state: GuardState) -> str:
+        return exactly(state.usual_nanos, state.account.product.unit)
+
+    @display(description="Most of this spike")
+    def peak(self, state: GuardState) -> str:
+        return exactly(state.peak_nanos, state.account.product.unit)
+
+    @display(description="Could be spent", empty_value="no wallet is charged")
+    def available(self, state: GuardState) -> str | None:
+        return None if state.available_nanos is None else exactly(state.available_nanos, state.account.product.unit)
+
+    @display(description="Steps, the newest first", empty_value="none")
+    def history(self, state: GuardState) -> SafeString | None:
+        steps = GuardStep.objects.filter(account_id=state.account_id, kind=state.kind, ref=state.ref)[:50]
+        return render_to_string("admin/metering/guard_steps.html", {"steps": steps}) if steps else None
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(self.release_view)
+        return [path("<int:state_id>/release/", view, name="metering_guardstate_release"), *super().get_urls()]
+
+    def release_view(self, request: HttpRequest, state_id: int) -> HttpResponse:
+        """Ends a step at once."""
+        if not request.user.has_perm("metering.change_guardstate"):
+            raise PermissionDenied
+        state = GuardState.objects.select_related("account__product__unit").filter(pk=state_id).first()
+        if state is None:
+            raise Http404
+        back = reverse("admin:metering_guardstate_change", args=[state_id])
+        form = ReasonForm(request.POST or None)
+        if form.is_valid():
+            reason = form.cleaned_data["reason"]
+            try:
+                with transaction.atomic():
+                    guard.release(state=state, actor=actor(request), reason=reason, now=timezone.now())
+                    self.log_change(request, state, f"Released from {state.get_step_display()}: {reason}")
+            except guard.NothingToRelease as error:
+                self.message_user(request, str(error), messages.WARNING)
+            else:
+                self.message_user(request, f"Released: {state}.", messages.SUCCESS)
+            return HttpResponseRedirect(back)
+        most = exactly(ladder.EXCUSED_TIMES * state.peak_nanos, state.account.product.unit)
+        says = (
+            f"{guard.why(state, unit=state.account.product.unit)} It works again at once, and for a day nothing is done about it unless it"
+            f" spends more than {most} in {state.window_minutes} minutes."
+        )
+        context = {"title": f"Release {state}", "opts": self.opts, "form": form, "says": says, "button": "Release it", "cancel": back}
+        return TemplateResponse(request, "admin/metering/ask.html", self.admin_site.each_context(request) | context)

@@ -37,14 +37,18 @@ REFUSED_AS = {
     "kill_switch": (503, "switched_off"),
     "provider": (503, "provider_switched_off"),
     "throttle": (429, "throttled"),
+    "guard": (429, "throttled"),
     "entitlement": (403, "not_entitled"),
     "request_size": (422, "request_too_large"),
     "requests": (429, "rate_limited"),
     "concurrency": (429, "concurrency_limit_reached"),
     "quota": (429, "quota_exceeded"),
     "cost": (429, "cost_limit_reached"),
+    "cap": (429, "spend_cap_reached"),
     "credits": (402, "insufficient_credits"),
 }
+#: What the runaway guard's refusals are called.
+STEPS = {"degrade": "model_degraded", "slow": "slowed_down", "block": "throttled"}
 OUTCOMES = {"done": "created", "replayed": "duplicate", "key_reused": "conflict"}
 #: What a caller did wrong. Any other failure to capture or record leaves work that was done and is not deducted.
 CALLERS_OWN = (api.Problem, usage.InvalidUsage, ledger.NotFound, ledger.KeyReused, ledger.AlreadyResolved)
@@ -146,6 +150,7 @@ def authorize(request: HttpRequest, principal: api_keys.Principal) -> HttpRespon
                     "used": _measure(layer, layer.used, wholesale=False),
                     "resets_at": layer.resets_at,
                 }
+                | _steps(layer)
                 for layer in done.warnings
             ],
         },
@@ -278,11 +283,14 @@ def _refusal(error: usage.Refused, account: Account | None) -> api.Problem:
     headers = {}
     if layer.provider:
         members["provider"] = layer.provider
+    if layer.name == "guard":
+        code = STEPS[layer.step]
+        members |= {"step": layer.step, "model": layer.model}
     if layer.name == "credits":
         members["balance"] = api.amount(layer.remaining or 0)
     if layer.resets_at is not None:
         members["resets_at"] = layer.resets_at
-    if status in (429, 503):
+    if status in (429, 503) and not (layer.name == "cap" and layer.resets_at is None):  # a lifetime's cap never ends
         seconds = RETRY_SECONDS if layer.resets_at is None else max(1, math.ceil((layer.resets_at - now).total_seconds()))
         headers["Retry-After"] = str(seconds)
     offer = limits.upgrade(account=account, allowed=error.allowed, layer=layer, now=now) if account else None
@@ -325,9 +333,14 @@ def _measure(layer: limits.Layer, value: int | None, wholesale: bool) -> int | s
     match layer.name:
         case "cost":
             return api.amount(value) if value is not None and wholesale else None
-        case "credits":
+        case "credits" | "cap":
             return None if value is None else api.amount(value)
     return value
+
+
+def _steps(layer: limits.Layer) -> dict[str, Any]:
+    """What the runaway guard says beside what every limit does."""
+    return {"step": layer.step, "model": layer.model, "detail": layer.reason} if layer.name == "guard" else {}
 
 
 def _idempotency_key(request: HttpRequest) -> str:

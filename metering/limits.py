@@ -2,6 +2,7 @@
 
     before    the layers that cached reads decide: kill switch, entitlement, request size
     counted   the limits that the ledger counts under the account's lock: requests, concurrency, quotas, wholesale cost
+    caps      what the runaway guard lets a run, a session, a member, a key or the account spend, asked under the same lock
     answered  what the ledger said of them, as layers
     upgrade   the plan that would allow what a layer refused
 
@@ -17,26 +18,35 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from accounts.models import Account
+from accounts.templatetags.amounts import plain_amount
 from billing import ledger, periods, subscriptions
 from metering import kill_switches
 from metering.kill_switches import Kind, Switches
 from metering.models import KillSwitch
 from pricing import catalog, rating
-from pricing.models import Entitlement
+from pricing.models import Entitlement, Guard, GuardCap, Unit
 
 #: The names of all layers, in order.
-ORDER = ("kill_switch", "throttle", "entitlement", "request_size", "requests", "concurrency", "quota", "cost", "credits")
+ORDER = (
+    "kill_switch", "throttle", "guard", "entitlement", "request_size", "requests", "concurrency", "quota", "cost", "cap", "credits",
+)  # fmt: skip
 #: A usage that says nothing else counts as one message.
 ONE_MESSAGE: Mapping[str, int] = {"messages": 1}
 _WINDOWS = (Entitlement.Window.HOUR, Entitlement.Window.DAY, Entitlement.Window.PERIOD, Entitlement.Window.LIFETIME)
+_SPANS = {"lifetime": "in all", "period": "in this billing period", "day": "today", "hour": "in this hour"}
+_CAPPED = {
+    "spend:run": "This run", "spend:session": "This session", "spend:member": "This member", "spend:key": "This API key",
+    "spend:pool": "This account",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """What one limit says. ``limit`` None means no limit, 0 nothing allowed.
 
-    Amounts of ``credits`` are nanos of the wallet's unit, those of ``cost`` nano-USD (wholesale), all others counts. ``remaining`` is what
-    is left before the request that is asked about; once it is authorized, what is left after it.
+    Amounts of ``credits`` and ``cap`` are nanos of the wallet's unit, those of ``cost`` nano-USD (wholesale), all others counts.
+    ``remaining`` is what is left before the request that is asked about; once it is authorized, what is left after it. Of ``guard``,
+    ``step`` is what is done and ``model`` the cheaper one to use instead.
     """
 
     name: str
@@ -51,6 +61,8 @@ class Layer:
     #: A kill switch says so, and no plan lifts it; of one provider, its name.
     switched: bool = False
     provider: str = ""
+    step: str = ""
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +83,13 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A limit that the ledger counts, and its mode. ``cap``: the kill switch that made it lower than the plan does."""
+    """A limit that the ledger counts, and its mode. ``cap``: the kill switch that made it lower than the plan does. ``unit``: of a cap of
+    the runaway guard."""
 
     limit: ledger.Limit
     mode: str
     cap: KillSwitch | None = None
+    unit: Unit | None = None
 
 
 # From cached reads ------------------------------------------------------------------------------------------------------------
@@ -208,6 +222,35 @@ def counted(
     return sorted(found, key=lambda item: ORDER.index(item.limit.layer))
 
 
+@dataclass(frozen=True, slots=True)
+class Spender:
+    """Who would spend, as the client app names them; None: it does not say, and no cap of that kind is asked."""
+
+    run: str | None = None
+    session: str | None = None
+    member: str | None = None
+    key: str | None = None
+    pool: str = ""
+
+
+def caps(
+    *, account: Account, allowed: subscriptions.Allowed, terms: catalog.GuardTerms, spender: Spender, price_nanos: int, now: datetime
+) -> list[Counted]:
+    """The caps of the account's guard on this spender, of which ``price_nanos`` would be spent. What costs nothing passes a full cap."""
+    found = []
+    for (kind, span), most in terms.caps.items():
+        subject: str | None = getattr(spender, kind)
+        if subject is None:
+            continue
+        start, end = window_at(account, allowed, span, now)
+        if span == GuardCap.Span.LIFETIME:  # counted from the day on which it is first asked about
+            start = periods.day_at(now, ZoneInfo("UTC"))[0]
+        enforced = terms.guard.mode == Guard.Mode.HARD and price_nanos > 0
+        limit = ledger.Limit("cap", f"spend:{kind}/{span}", start, end, most, price_nanos, enforced, subject)
+        found.append(Counted(limit, terms.guard.mode, unit=account.product.unit))
+    return found
+
+
 def window_at(account: Account, allowed: subscriptions.Allowed, window: str, now: datetime) -> tuple[datetime, datetime]:
     """The window that contains ``now``, in UTC."""
     match window:
@@ -261,10 +304,12 @@ def _reason(item: Counted, used: int) -> str:
             return f"{used} of {limit.allowed} {name} are running."
         case "cost":
             return f"The usage limit for this {window} is reached."
+        case "cap" if item.unit is not None:
+            most, spent, more = (plain_amount(nanos, item.unit) for nanos in (limit.allowed, used, limit.amount))
+            return f"{_CAPPED[key]} may spend {most} {_SPANS[window]}: {spent} is spent or held, and this could take {more} more."
     if window == Entitlement.Window.COUNT:
         return f"There are {used} {name}; the plan has room for {limit.allowed}."
-    spans = {"lifetime": "in all", "period": "in this billing period", "day": "today", "hour": "in this hour"}
-    return f"{used} of {limit.allowed} {name} are used {spans[window]}."
+    return f"{used} of {limit.allowed} {name} are used {_SPANS[window]}."
 
 
 def in_order(layers: Sequence[Layer]) -> Decision:

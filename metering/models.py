@@ -378,3 +378,112 @@ class CostThrottle(models.Model):
 
     def __str__(self) -> str:
         return f"{self.meter} of account {self.account_id}"
+
+
+class Spend(models.Model):
+    """What one subject of a cap has spent in a window (``billing/sql/spend.sql``), in nanos of the wallet's unit."""
+
+    pk = models.CompositePrimaryKey("account_id", "kind", "span", "window_start", "subject")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
+    kind = models.TextField()
+    span = models.TextField()
+    window_start = models.DateTimeField()
+    subject = models.TextField()
+    spent = models.BigIntegerField()
+
+    class Meta:
+        managed = False
+        db_table = "usage_spend"
+        ordering = ["-spent", "subject"]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.subject}: {self.spent}"
+
+
+class GuardState(models.Model):
+    """Where an account, one of its API keys or one of its sessions stands with the runaway guard: :mod:`metering.guard` alone writes it.
+
+    The figures are those of the last look: spent in the window before it, usual in such a window, free in the wallet (None: no wallet is
+    charged), in nanos of the wallet's unit. ``slow_next_at`` is the bucket of a slowed subject: when the next call would be due at an even
+    pace.
+    """
+
+    class Kind(models.TextChoices):
+        ACCOUNT = "account"
+        KEY = "key", "API key"
+        SESSION = "session"
+
+    class Step(models.IntegerChoices):
+        NONE = 0, "none"
+        WARN = 1, "warned"
+        DEGRADE = 2, "cheaper model"
+        SLOW = 3, "slowed"
+        BLOCK = 4, "blocked"
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="guard_states")
+    kind = models.CharField(max_length=10, choices=Kind)
+    ref = models.CharField(max_length=128, blank=True, help_text="The key's number, the session's name; empty for the account.")
+    step = models.PositiveSmallIntegerField(choices=Step, default=Step.NONE)
+    since = models.DateTimeField(null=True)
+    calm_since = models.DateTimeField(null=True)
+    peak_nanos = models.BigIntegerField(default=0)
+    blocks = models.PositiveSmallIntegerField(default=0)
+    blocked_until = models.DateTimeField(null=True)
+    excused_until = models.DateTimeField(null=True)
+    excused_nanos = models.BigIntegerField(default=0)
+    slow_next_at = models.DateTimeField(null=True)
+    looked_at = models.DateTimeField()
+    window_minutes = models.PositiveSmallIntegerField()
+    spent_nanos = models.BigIntegerField()
+    usual_nanos = models.BigIntegerField()
+    available_nanos = models.BigIntegerField(null=True)
+    releases_at = models.DateTimeField(null=True, help_text="When the step ends by itself; empty while spending is not low.")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["account", "kind", "ref"], name="guard_state_once"),
+            models.CheckConstraint(
+                name="guard_state_of_somebody",
+                condition=models.Q(kind="account", ref="") | (~models.Q(kind="account") & ~models.Q(ref="")),
+            ),
+            models.CheckConstraint(name="guard_state_step", condition=models.Q(step__lte=4)),
+        ]
+        indexes = [models.Index(fields=["account"], condition=~models.Q(step=0), name="guard_state_taken")]
+        ordering = ["-looked_at", "-step"]
+
+    def __str__(self) -> str:
+        return f"{self.account}: {self.get_kind_display()} {self.ref}".rstrip()
+
+
+class GuardStep(models.Model):
+    """One change of a :class:`GuardState`: to which step, when, by whom and why. Never edited or deleted."""
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="guard_steps")
+    kind = models.CharField(max_length=10, choices=GuardState.Kind)
+    ref = models.CharField(max_length=128, blank=True)
+    before = models.PositiveSmallIntegerField(choices=GuardState.Step)
+    step = models.PositiveSmallIntegerField(choices=GuardState.Step)
+    mode = models.CharField(max_length=10, help_text="The policy's: shadow and soft refuse nothing.")
+    at = models.DateTimeField()
+    actor = models.CharField(max_length=150)
+    reason = models.CharField(max_length=500)
+
+    class Meta:
+        indexes = [models.Index(fields=["account", "-id"], name="guard_step_newest")]
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.get_before_display()} → {self.get_step_display()}"
+
+
+class GuardPeak(models.Model):
+    """The most that an account spent in any window of a day (UTC), in nanos of the wallet's unit: what its usual spend is learned from."""
+
+    pk = models.CompositePrimaryKey("account_id", "day", "window_minutes")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
+    day = models.DateField()
+    window_minutes = models.PositiveSmallIntegerField()
+    peak_nanos = models.BigIntegerField()
+
+    def __str__(self) -> str:
+        return f"{self.day}: {self.peak_nanos}"

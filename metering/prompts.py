@@ -42,21 +42,21 @@ class Prompt:
 
     @property
     def used(self) -> int | None:
-        return None if self.layer.name in ("cost", "credits", "request_size") else self.layer.used
+        return None if self.layer.name in ("cost", "cap", "credits", "request_size") else self.layer.used
 
     @property
     def limit(self) -> int | None:
-        return None if self.layer.name in ("cost", "credits") else self.layer.limit
+        return None if self.layer.name in ("cost", "cap", "credits") else self.layer.limit
 
     @property
     def why(self) -> str:
-        """What staff wrote who stopped the account, or all work."""
+        """The guard's figures, or what staff wrote who stopped the account, or all work."""
         return self.layer.reason.removeprefix("The account is stopped: ").removeprefix("Switched off: ").rstrip(".")
 
     @property
     def counted(self) -> str:
         """What is counted: ``messages``."""
-        return words.meter(*_meter(self.layer)) if self.layer.meter else ""
+        return words.meter(*_meter(self.layer)) if self.layer.meter and self.layer.name != "cap" else ""
 
 
 def reached(*, account: Account, now: datetime) -> list[Prompt]:
@@ -114,12 +114,16 @@ def _meter(layer: Layer) -> tuple[str, str]:
 def _told(account: Account, layer: Layer) -> tuple[str, str]:
     """The heading, and when it ends where that is no instant."""
     key, window = _meter(layer)
-    counted = words.meter(key, window) if key else ""
-    if layer.limit == 0 and layer.name not in ("cost", "requests"):
+    counted = words.meter(key, window) if key and layer.name != "cap" else ""
+    if layer.limit == 0 and layer.name not in ("cost", "requests", "cap"):
         return f"Your plan does not include {counted}", ""
     match layer.name:
         case "kill_switch":
             return f"{account.product.name} is switched off for the moment", "Nothing is lost; nothing that you can do ends it sooner."
+        case "guard":
+            return "Spending here is unusually high", "It ends by itself once spending is low again." if layer.resets_at is None else ""
+        case "cap":
+            return "What may be spent here is spent", "It does not begin anew." if layer.resets_at is None else ""
         case "throttle":
             return "This account is stopped", "It lasts until it is lifted: ask support." if layer.resets_at is None else ""
         case "entitlement":

@@ -67,7 +67,8 @@ def of_account(account: Account, *, product: Product, now: datetime) -> Standing
             found.append(_limit(layer))
         elif limit.limit is None:
             found.append(Limit(_name(limit.key, limit.window), None, None, None, reached=False, soft=False))
-    found += [_limit(layer) for layer in counted.values() if layer.mode in _TOLD]
+    # Caps have a page of their own: they are of members and runs.
+    found += [_limit(layer) for layer in counted.values() if layer.mode in _TOLD and layer.name != "cap"]
     return Standing(tuple(found), stop.reason if stop else "", stop.resets_at if stop else None)
 
 

@@ -5,7 +5,7 @@ from django.utils import timezone
 
 from accounts.models import Account
 from billing import ledger, top_ups
-from metering import estimates, kill_switches, rerating, throttles
+from metering import estimates, guard, kill_switches, rerating, throttles
 from metering.models import KillSwitch
 
 SWEEP_BATCH = 100
@@ -49,6 +49,12 @@ def follow_throttles() -> int:
 def finish_switches() -> int:
     """Tells client apps of each kill switch that is over; returns how many. Late or twice: the same end."""
     return kill_switches.finish(now=timezone.now())
+
+
+@shared_task
+def watch_spending() -> int:
+    """Looks for spend that runs away; returns how many steps were taken or ended. Late, twice or at once with another: the same end."""
+    return guard.watch(now=timezone.now())
 
 
 @shared_task

@@ -35,12 +35,13 @@ from accounts import prepared
 from accounts.models import Account
 from billing import balances, ledger, subscriptions
 from billing.models import Wallet
-from metering import estimates, kill_switches, limits, names, throttles
+from metering import estimates, guard, kill_switches, limits, names, throttles
 from metering.kill_switches import Kind, Switches
+from metering.ladder import Step
 from metering.limits import Decision, Layer
-from metering.models import OpenAuthorization, UsageRecord
+from metering.models import GuardState, OpenAuthorization, UsageRecord
 from pricing import catalog, rating
-from pricing.models import Entitlement
+from pricing.models import Entitlement, Guard
 
 #: What ``remaining`` arrays in the ledger begin with; what counted limits left follows, named by ``meters``. Never changed.
 LAYERS = ("request_size", "credits")
@@ -153,10 +154,10 @@ def authorize(
     """
     switches = kill_switches.covering(product_id=account.product_id, account_id=account.pk, now=now)
     allowed = subscriptions.allowed(account=account)
-    before = limits.before(
+    before: Sequence[Layer] = limits.before(
         account=account, allowed=allowed, feature=ask.feature, quantities=ask.quantities, now=now, model=ask.model, switches=switches
     )
-    refusal, unknown = limits.Decision(before).refusal, None
+    refusal, unknown = limits.Decision(tuple(before)).refusal, None
     try:
         estimate = _estimate(account, allowed, ask, now)
     except UnknownModel as error:  # a verdict like another: a key that was answered when there was a price is answered again
@@ -165,6 +166,12 @@ def authorize(
     counted = limits.counted(
         account=account, allowed=allowed, counts=ask.counts, cost_nanos=cost_nanos, now=now, lifted=lifted, switches=switches
     )
+    terms = guard.terms(account=account, allowed=allowed)
+    if terms is not None:
+        watched = _guarded(account, allowed, terms, ask, estimate, api_key_id, now, switches, take=refusal is None)
+        before = [before[0], watched, *before[1:]]
+        refusal = limits.Decision(tuple(before)).refusal
+        counted += _caps(account, allowed, terms, ask, estimate, api_key_id, now)
     try:
         usage = _hold(
             account,
@@ -239,7 +246,7 @@ def _hold(account: Account, switches: Switches, **call: Any) -> ledger.Usage:
             return ledger.hold(**lenient | {"amount_nanos": 0})
 
 
-def decide(*, account: Account, ask: Ask | None, now: datetime, lifted: Collection[str] = ()) -> Decision:
+def decide(*, account: Account, ask: Ask | None, now: datetime, lifted: Collection[str] = (), api_key_id: int | None = None) -> Decision:
     """What :func:`authorize` would say now, without holding anything; without an ``ask``, what the layers have left.
 
     :raises UnknownModel: the model, or a component asked for, has no price.
@@ -247,9 +254,9 @@ def decide(*, account: Account, ask: Ask | None, now: datetime, lifted: Collecti
     allowed = subscriptions.allowed(account=account)
     switches = kill_switches.covering(product_id=account.product_id, account_id=account.pk, now=now)
     feature, quantities, counts, model = (ask.feature, ask.quantities, ask.counts, ask.model) if ask else (None, None, None, None)
-    before = limits.before(
-        account=account, allowed=allowed, feature=feature, quantities=quantities, now=now, model=model, switches=switches
-    )
+    before: list[Layer] = [
+        *limits.before(account=account, allowed=allowed, feature=feature, quantities=quantities, now=now, model=model, switches=switches)
+    ]
     estimate = _estimate(account, allowed, ask, now) if ask else _NO_ESTIMATE
     rated = estimate.rated
     counted = limits.counted(
@@ -262,12 +269,16 @@ def decide(*, account: Account, ask: Ask | None, now: datetime, lifted: Collecti
         lifted=lifted,
         switches=switches,
     )
+    terms = guard.terms(account=account, allowed=allowed)
+    if terms is not None:
+        before.append(_guarded(account, allowed, terms, ask, estimate, api_key_id, now, switches, take=False))
+        counted += _caps(account, allowed, terms, ask, estimate, api_key_id, now)
     look = ledger.limits(account_id=account.pk, limits=[item.limit for item in counted])
     needed = max(rated.price_nanos, account.product.minimum_balance_nanos) if charges(estimate.card) else None if ask else 0
     answered = limits.answered(counted=counted, look=look, throttling=not switches.first(Kind.THROTTLING))
     refused = any(layer.name == "cost" and not layer.allowed and layer.mode == Entitlement.Mode.HARD for layer in answered)
     if refused and not lifted and (free := throttles.lifted(account_id=account.pk, now=now)):
-        return decide(account=account, ask=ask, now=now, lifted=free)
+        return decide(account=account, ask=ask, now=now, lifted=free, api_key_id=api_key_id)
     credits = _credits(account, now, needed)
     if not credits.allowed and switches.first(Kind.BALANCE_CHECK):
         credits = replace(credits, mode=Entitlement.Mode.SHADOW)
@@ -362,8 +373,90 @@ def _assumed_at_first(account: Account, id_: UUID) -> int:
     raise ledger.NotFound("No such authorization.")
 
 
+def _guarded(
+    account: Account,
+    allowed: subscriptions.Allowed | None,
+    terms: catalog.GuardTerms,
+    ask: Ask | None,
+    estimate: _Estimate,
+    api_key_id: int | None,
+    now: datetime,
+    switches: Switches,
+    *,
+    take: bool,
+) -> Layer:
+    """What the runaway guard says of this call. ``take``: a slowed one begins now, if it may."""
+    state = guard.standing(account_id=account.pk, api_key_id=api_key_id, session=ask.session if ask else None, now=now)
+    if state is None:
+        return Layer("guard")
+    policy, step, ends_at = terms.guard, Step(state.step), state.releases_at
+    if switches.first(Kind.THROTTLING):  # staff have switched throttling off: what would have been is noted
+        return Layer("guard", allowed=False, mode=Guard.Mode.SHADOW, resets_at=ends_at, step=step.name.lower())
+    refuses, model = False, None
+    if step in (Step.DEGRADE, Step.SLOW) and policy.degrade_at_ppm is not None and ask is not None:
+        model = _cheaper(account, allowed, policy, ask, estimate, now)
+    if model is not None and (policy.dear_models == Guard.Dear.REFUSE or policy.mode != Guard.Mode.HARD):
+        step, refuses = Step.DEGRADE, True
+    elif step == Step.SLOW and ask is not None:
+        begins_at = guard.pace(state=state, per_minute=policy.slow_per_minute, now=now, take=take and policy.mode == Guard.Mode.HARD)
+        refuses, ends_at = begins_at is not None, begins_at or ends_at
+    elif step == Step.BLOCK:  # the whole account's is a throttle, which says so itself, and which a person may lift there
+        refuses = state.kind != GuardState.Kind.ACCOUNT or policy.mode != Guard.Mode.HARD
+        if not refuses:
+            return Layer("guard")
+    mode = policy.mode if refuses or policy.mode == Guard.Mode.SHADOW else Guard.Mode.SOFT.value
+    reason = guard.why(state, unit=account.product.unit)
+    if model is not None:
+        reason += f" Use {model} instead: it costs less for the same."
+    elif refuses and step == Step.SLOW:
+        reason += f" It may begin {policy.slow_per_minute} calls a minute."
+    return Layer("guard", allowed=False, mode=mode, resets_at=ends_at, reason=reason, step=step.name.lower(), model=model)
+
+
+def _cheaper(
+    account: Account, allowed: subscriptions.Allowed | None, policy: Guard, ask: Ask, estimate: _Estimate, now: datetime
+) -> str | None:
+    """A model that does the same call for less: the first of the policy's that does, or without a list of its own the cheapest of the rate
+    card's. None where the model asked for is as good as it gets."""
+    asked = estimate.rated
+    if ask.model in policy.cheaper_models or not estimate.quantities:
+        return None
+    card = estimate.card
+    found: list[tuple[int, int, str]] = []
+    for model in policy.cheaper_models or sorted({*card.markups, *card.multipliers, *card.retail}):
+        try:
+            rated = _estimate_of(card, _book(model, now, ask.service_level), replace(ask, model=model), estimate.quantities).rated
+        except (rating.UnpricedUsage, InvalidUsage):  # nobody can be sent to what has no price
+            continue
+        less = (rated.price_nanos, rated.cost_nanos)
+        if less != (asked.price_nanos, asked.cost_nanos) and less[0] <= asked.price_nanos and less[1] <= asked.cost_nanos:
+            if policy.cheaper_models:
+                return model
+            found.append((*less, model))
+    return min(found)[2] if found else None
+
+
+def _caps(
+    account: Account,
+    allowed: subscriptions.Allowed | None,
+    terms: catalog.GuardTerms,
+    ask: Ask | None,
+    estimate: _Estimate,
+    api_key_id: int | None,
+    now: datetime,
+) -> list[limits.Counted]:
+    if allowed is None or not terms.caps:
+        return []
+    key = None if api_key_id is None else str(api_key_id)
+    spender = limits.Spender(ask.run, ask.session, ask.user, key) if ask else limits.Spender()
+    price_nanos = estimate.rated.price_nanos if charges(estimate.card) else 0
+    return limits.caps(account=account, allowed=allowed, terms=terms, spender=spender, price_nanos=price_nanos, now=now)
+
+
 def _layer_of(meter: str) -> str:
     key, _, window = meter.partition("/")
+    if key.startswith("spend:"):
+        return "cap"
     return "concurrency" if window == Entitlement.Window.OPEN else key if key in limits.ORDER else "quota"
 
 

@@ -4,6 +4,7 @@
     plan_version               a plan's terms and allowances; plan_version_by_id the ones somebody is on
     plans                      the plans on offer to everybody
     cost_tier                  how much wholesale cost is allowed
+    guard                      what is done about spend that runs away; guarded the products that have one
     flags                      the features that plans of a product grant or withhold
     overridden                 a limit, or what the operator's environment says in its place
     packs, pack                credit on sale
@@ -30,7 +31,7 @@ from django.db import connection
 from prometheus_client import Counter
 
 from pricing import rating
-from pricing.models import CostTier, CreditPack, Entitlement, PlanVersion, PriceRow, Product, RateCard
+from pricing.models import CostTier, CreditPack, Entitlement, Guard, Plan, PlanVersion, PriceRow, Product, RateCard
 
 MAX_AGE_SECONDS = 60
 #: Model names come from outside: beyond this many answers everything is forgotten and read again.
@@ -136,6 +137,25 @@ def cost_tier(*, product_id: int, slug: str) -> CostTier:
         _kept("cost_tier", (product_id, slug), lambda: list(CostTier.objects.filter(product_id=product_id, slug=slug))),
         f"cost tier {slug!r}",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class GuardTerms:
+    """A guard, and its caps by kind and span, in nanos of the wallet's unit."""
+
+    guard: Guard
+    caps: dict[tuple[str, str], int]
+
+
+def guard(*, product_id: int, slug: str) -> GuardTerms | None:
+    """The guard of this name; None where the product has none, or no longer: a plan that was read a minute ago may still name it."""
+    return next(iter(_kept("guard", (product_id, slug), lambda: _guards(product_id, slug))), None)
+
+
+def guarded() -> list[int]:
+    """The products some or all of whose accounts are guarded."""
+    named = Plan.objects.exclude(guard="").values_list("product_id", flat=True)
+    return sorted({*Product.objects.exclude(guard="").values_list("id", flat=True), *named})
 
 
 def flags(*, product_id: int) -> frozenset[str]:
@@ -253,6 +273,7 @@ _HITS = {
         "plan_version",
         "plans",
         "cost_tier",
+        "guard",
         "flags",
         "packs",
         "rate_card",
@@ -323,6 +344,11 @@ def _terms(version: PlanVersion, entitlements: list[Entitlement]) -> PlanTerms:
         ),
         cost_tier=version.cost_tier,
     )
+
+
+def _guards(product_id: int, slug: str) -> list[GuardTerms]:
+    rows = Guard.objects.prefetch_related("caps").filter(product_id=product_id, slug=slug)
+    return [GuardTerms(row, {(cap.kind, cap.span): cap.most_nanos for cap in row.caps.all()}) for row in rows]
 
 
 def _cards(**lookup: object) -> list[Card]:

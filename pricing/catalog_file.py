@@ -10,7 +10,7 @@ A *document* is the file as plain data in canonical form: amounts as decimal str
 export. So file and database are compared as documents, and ``export`` after ``apply`` gives a canonical file back byte for byte.
 
 Terms are never edited: whatever decides a charge (a plan's price and allowances, a pack, a rate card, a price) gets a new version or row
-from ``effective`` on. Policies of the product, cost tiers and a plan's name, rank and visibility are changed in place.
+from ``effective`` on. Policies of the product, cost tiers, guards and a plan's name, rank, visibility and guard are changed in place.
 
 Where staff have pulled a **lever** (:class:`pricing.models.Lever`), a file that still says otherwise leaves those terms alone, and the
 lines say so (``=``): a deployment must not undo what somebody did in an emergency. The lever ends when it is undone, or when a file says
@@ -20,6 +20,7 @@ the same.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import tomllib
@@ -44,6 +45,8 @@ from pricing.models import (
     CostTier,
     CreditPack,
     Entitlement,
+    Guard,
+    GuardCap,
     Lever,
     Plan,
     PlanVersion,
@@ -220,6 +223,14 @@ def _origin(value: Any) -> str:
     return str(value)
 
 
+def _model(value: Any) -> str:
+    try:
+        catalog.split_model(value)
+    except (catalog.InvalidModel, AttributeError):
+        raise _Expected("provider:model") from None
+    return str(value)
+
+
 SLUG = _text(SLUG_PATTERN, "lower-case letters, digits, - and _", 64)
 NAME = _text(r".*\S.*", "a text")
 SETTING = _text(r"[A-Z][A-Z0-9_]*", "the name of an environment variable", 80)
@@ -259,6 +270,7 @@ PRODUCT = (
     Field("name", "name", NAME),
     Field("default_plan", "default_plan", SLUG),
     Field("guest_plan", "guest_plan", SLUG, ""),
+    Field("guard", "guard", SLUG, ""),
     Field("time_zone", "time_zone", Kind(_time_zone), "UTC"),
     Field("visibility", "visibility", _choice(*Product.Visibility.values)),
     Field("overage", "overage", _choice(*Product.Overage.values)),
@@ -298,6 +310,24 @@ COST_TIER = (
     Field("staff_only", "staff_only", BOOLEAN, False),
     Field("notes", "notes", NOTES, ""),
 )
+GUARD = (
+    Field("mode", "mode", _choice(*Guard.Mode.values), "hard"),
+    Field("window_minutes", "window_minutes", _integer(1, 60), 10),
+    Field("floor", "floor_nanos", UNIT_AMOUNT, None),
+    Field("warn_at", "warn_at_ppm", FACTOR, None),
+    Field("degrade_at", "degrade_at_ppm", FACTOR, None),
+    Field("slow_at", "slow_at_ppm", FACTOR, None),
+    Field("block_at", "block_at_ppm", FACTOR, None),
+    Field("warn_empty_minutes", "warn_empty_minutes", _integer(1, 100_000), None),
+    Field("release_below_percent", "release_below_ppm", PERCENT, 500_000),
+    Field("calm_minutes", "calm_minutes", _integer(1, 1440), 10),
+    Field("block_minutes", "block_minutes", _integer(1, 1440), 30),
+    Field("slow_per_minute", "slow_per_minute", _integer(1, 1000), 6),
+    Field("dear_models", "dear_models", _choice(*Guard.Dear.values), "refuse"),
+    Field("cheaper_models", "cheaper_models", _list(Kind(_model)), []),
+    Field("notes", "notes", NOTES, ""),
+)
+STEPS = ("warn_at", "degrade_at", "slow_at", "block_at")
 RATE_CARD = (
     Field("mode", "mode", _choice(*RateCard.Mode.values)),
     Field("markup_percent", "markup_ppm", PERCENT, 0),
@@ -313,6 +343,7 @@ PLAN = (
     Field("rank", "rank", _integer(0, 1000)),
     Field("public", "public", BOOLEAN, True),
     Field("member_plan", "member_plan", SLUG, ""),
+    Field("guard", "guard", SLUG, ""),
 )
 PLAN_VERSION = (
     Field("price", "price_cents", CENTS_OR_CUSTOM),
@@ -400,13 +431,14 @@ class _Reader:
         self.decimals = 2
 
     def read(self, raw: dict[str, Any]) -> Document:
-        sections = ("product", "unit", "cost_tiers", "rate_cards", "plans", "packs", "prices")
+        sections = ("product", "unit", "cost_tiers", "guards", "rate_cards", "plans", "packs", "prices")
         self.refuse_unknown("", raw, sections)
         unit = self.fields("unit", self.table("unit", raw.get("unit")), UNIT)
         if isinstance(unit.get("decimals"), int):
             self.decimals = unit["decimals"]
         document: Document = {"product": self.fields("product", self.table("product", raw.get("product")), PRODUCT), "unit": unit}
         document["cost_tiers"] = self.each("cost_tiers", raw, lambda path, table: self.fields(path, table, COST_TIER))
+        document["guards"] = self.each("guards", raw, self.guard)
         document["rate_cards"] = self.each("rate_cards", raw, self.rate_card)
         document["plans"] = self.each("plans", raw, self.plan)
         document["packs"] = self.each("packs", raw, lambda path, table: self.fields(path, table, PACK))
@@ -460,6 +492,23 @@ class _Reader:
             if field.default is REQUIRED or value != _shown_default(field, self.decimals):
                 found[field.key] = value
         return found
+
+    def guard(self, path: str, raw: dict[str, Any]) -> dict[str, Any]:
+        guard = self.fields(path, raw, GUARD, also=("caps",))
+        caps, kinds = {}, tuple(GuardCap.Kind.values)
+        tables = self.table(f"{path}.caps", raw.get("caps", {}))
+        self.refuse_unknown(f"{path}.caps", tables, kinds)
+        for kind in kinds:
+            if kind in tables:
+                caps[kind] = self.caps(f"{path}.caps.{kind}", self.table(f"{path}.caps.{kind}", tables[kind]))
+        return guard | ({"caps": caps} if caps else {})
+
+    def caps(self, path: str, raw: dict[str, Any]) -> dict[str, Any]:
+        spans = tuple(GuardCap.Span.values)
+        self.refuse_unknown(path, raw, spans)
+        if not raw and not isinstance(raw, _NoTable):
+            self.problem(path, f"a cap for at least one of {', '.join(spans)}")
+        return {span: self.value(f"{path}.{span}", raw[span], UNIT_AMOUNT) for span in spans if span in raw}
 
     def rate_card(self, path: str, raw: dict[str, Any]) -> dict[str, Any]:
         card = self.fields(path, raw, RATE_CARD, also=("multipliers", "markup_percents", "prices"))
@@ -562,8 +611,14 @@ class _Reader:
             tier = plan.get("cost_tier")
             if tier is not None and tier not in document["cost_tiers"]:
                 self.problem(f"{path}.cost_tier", "a cost tier of this file", tier)
+            if plan.get("guard") not in (None, *document["guards"]):
+                self.problem(f"{path}.guard", "a guard of this file", plan["guard"])
             if "rollover_cap" in plan and not plan.get("rollover_periods"):
                 self.problem(f"{path}.rollover_cap", "rollover_periods above 0 beside it")
+        if product.get("guard") not in (None, *document["guards"]):
+            self.problem("product.guard", "a guard of this file", product["guard"])
+        for slug, guard in document["guards"].items():
+            self.check_guard(f"guards.{slug}", guard)
         for slug, card in cards.items():
             self.check_rate_card(f"rate_cards.{slug}", card)
         for slug, pack in document["packs"].items():
@@ -597,6 +652,18 @@ class _Reader:
             self.problem(f"plans.{slug}", 'the price "0.00" and no included_credit; it is the guest plan')
         if plan.get("public", True):
             self.problem(f"plans.{slug}.public", "false; guests are put on it and nobody buys it")
+
+    def check_guard(self, path: str, guard: dict[str, Any]) -> None:
+        """A higher step begins later, no step is ordinary use, and none begins at nothing."""
+        steps = [(key, _multiplier(guard[key])) for key in STEPS if key in guard]
+        if steps and not all(later > earlier for (_, earlier), (_, later) in itertools.pairwise([("", 1_000_000), *steps])):
+            self.problem(path, f"factors above 1 in rising order for {', '.join(key for key, _ in steps)}")
+        if (steps or "warn_empty_minutes" in guard) and not _amount(guard.get("floor", "0")):
+            self.problem(f"{path}.floor", "an amount above 0; below it nothing is unusual")
+        if not 0 < _percent(guard.get("release_below_percent", "50")) < 1_000_000:
+            self.problem(f"{path}.release_below_percent", "more than 0 and less than 100", guard["release_below_percent"])
+        if "floor" in guard and not _amount(guard["floor"]) and not steps:
+            self.problem(f"{path}.floor", "an amount above 0", guard["floor"])
 
     def check_rate_card(self, path: str, card: dict[str, Any]) -> None:
         mode = card["mode"]
@@ -634,6 +701,7 @@ def _ordered(document: Document) -> Document:
     """The one order of a document, whatever order the file or the database had. Empty sections are left out."""
     ordered = dict(document)
     ordered["cost_tiers"] = dict(sorted(document["cost_tiers"].items()))
+    ordered["guards"] = dict(sorted(document["guards"].items()))
     ordered["rate_cards"] = {slug: _ordered_card(card) for slug, card in sorted(document["rate_cards"].items())}
     ordered["plans"] = {
         slug: plan | ({"entitlements": dict(sorted(plan["entitlements"].items()))} if "entitlements" in plan else {})
@@ -689,6 +757,7 @@ def current(*, slug: str) -> Document | None:
             "product": _shown(product, PRODUCT, decimals),
             "unit": _shown(product.unit, UNIT, decimals),
             "cost_tiers": {tier.slug: _shown(tier, COST_TIER, decimals) for tier in CostTier.objects.filter(product=product)},
+            "guards": {guard.slug: _guard_document(guard, decimals) for guard in Guard.objects.filter(product=product)},
             "rate_cards": {card.slug: _card_document(card, decimals) for card in _latest(RateCard, product)},
             "plans": plans,
             "packs": {pack.slug: _shown(pack, PACK, decimals) for pack in _latest(CreditPack, product) if pack.available},
@@ -746,6 +815,16 @@ def _plan_version_document(version: PlanVersion, decimals: int) -> dict[str, Any
         for key, value in entitlements.items()
     }
     return _shown(version, PLAN_VERSION, decimals) | ({"entitlements": entitlements} if entitlements else {})
+
+
+def _guard_document(guard: Guard, decimals: int) -> dict[str, Any]:
+    rows = {(cap.kind, cap.span): UNIT_AMOUNT.show(cap.most_nanos, decimals) for cap in guard.caps.all()}
+    caps = {
+        kind: {span: rows[kind, span] for span in GuardCap.Span.values if (kind, span) in rows}
+        for kind in GuardCap.Kind.values
+        if any(capped == kind for capped, _ in rows)
+    }
+    return _shown(guard, GUARD, decimals) | ({"caps": caps} if caps else {})
 
 
 def _card_document(card: RateCard, decimals: int) -> dict[str, Any]:
@@ -929,6 +1008,13 @@ class _Writer:
         self.refuse_removal("rate_cards", "accounts may be on it")
         for slug, tier in self.section("cost_tiers"):
             CostTier.objects.update_or_create(product=product, slug=slug, defaults=_columns(tier, COST_TIER))
+        for slug, guard in self.section("guards"):
+            self.guard(product, slug, guard)
+        gone = Guard.objects.filter(product=product).exclude(slug__in=self.document.get("guards", {}))
+        Plan.objects.filter(product=product, guard__in=list(gone.values_list("slug", flat=True))).update(
+            guard=""
+        )  # plans no longer on offer
+        gone.delete()
         for slug, card in self.section("rate_cards"):
             self.rate_card(product, slug, card)
         for slug, plan in self.section("plans"):
@@ -977,6 +1063,15 @@ class _Writer:
         unit, _ = Unit.objects.update_or_create(code=unit_columns["code"], defaults=unit_columns)
         product, _ = Product.objects.update_or_create(slug=columns["slug"], defaults=columns | {"unit": unit})
         return product
+
+    def guard(self, product: Product, slug: str, guard: dict[str, Any]) -> None:
+        row, _ = Guard.objects.update_or_create(product=product, slug=slug, defaults=_columns(guard, GUARD))
+        row.caps.all().delete()
+        GuardCap.objects.bulk_create(
+            GuardCap(guard=row, kind=kind, span=span, most_nanos=_amount(most))
+            for kind, spans in guard.get("caps", {}).items()
+            for span, most in spans.items()
+        )
 
     def rate_card(self, product: Product, slug: str, card: dict[str, Any]) -> None:
         if self.unchanged("rate_cards", slug):

@@ -59,6 +59,9 @@ class Product(models.Model):
     unit = models.ForeignKey(Unit, on_delete=models.PROTECT, related_name="products")
     default_plan = models.CharField(max_length=64, help_text="Slug of the plan that a new account is on.")
     guest_plan = models.CharField(max_length=64, blank=True, help_text="Slug of the plan that a guest is on; empty = no guests.")
+    guard = models.CharField(
+        max_length=64, blank=True, help_text="Slug of the runaway guard of all accounts whose plan names none; empty = none."
+    )
     time_zone = models.CharField(max_length=64, default="UTC", help_text="Where a day quota rolls over, unless the account says otherwise.")
     visibility = models.CharField(max_length=20, choices=Visibility, default=Visibility.AMOUNT)
     overage = models.CharField(max_length=10, choices=Overage, default=Overage.CHARGE)
@@ -135,6 +138,98 @@ class CostTier(models.Model):
 
     def __str__(self) -> str:
         return f"{self.product.slug}/{self.slug}"
+
+
+class Guard(models.Model):
+    """What a product does about spend that runs away. Policy, changed in place; a step or a cap that is not there is not taken or asked.
+
+    The usual spend of an account in a window is learned, and taken as ``floor_nanos`` (of the wallet's unit) where it is less. Each step
+    begins at so many times that, and ends below ``release_below_ppm`` of where it began, for ``calm_minutes``. See
+    ``metering/ladder.py``.
+    """
+
+    class Mode(models.TextChoices):
+        SHADOW = "shadow", "watch and record, refuse nothing, tell nobody"
+        SOFT = "soft", "warn, refuse nothing"
+        HARD = "hard", "warn and refuse"
+
+    class Dear(models.TextChoices):
+        REFUSE = "refuse", "refuse the dearer model and name the cheaper one"
+        ADVISE = "advise", "let the work pass and name the cheaper one"
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="guards")
+    slug = models.CharField(max_length=64, validators=[SLUG])
+    mode = models.CharField(max_length=10, choices=Mode, default=Mode.HARD)
+    window_minutes = models.PositiveSmallIntegerField(default=10)
+    floor_nanos = models.BigIntegerField(null=True, blank=True, help_text="The usual spend of a window is taken as at least this.")
+    warn_at_ppm = models.PositiveIntegerField(null=True, blank=True, help_text="Times the usual spend of a window; empty = no such step.")
+    degrade_at_ppm = models.PositiveIntegerField(null=True, blank=True)
+    slow_at_ppm = models.PositiveIntegerField(null=True, blank=True)
+    block_at_ppm = models.PositiveIntegerField(null=True, blank=True)
+    warn_empty_minutes = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Warns too where the credit would be gone within so many minutes."
+    )
+    release_below_ppm = models.PositiveIntegerField(default=500_000)
+    calm_minutes = models.PositiveSmallIntegerField(default=10)
+    block_minutes = models.PositiveSmallIntegerField(
+        default=30, help_text="The first block of a day; each further one lasts twice as long."
+    )
+    slow_per_minute = models.PositiveSmallIntegerField(default=6, help_text="How many calls a slowed subject may begin in a minute.")
+    dear_models = models.CharField(max_length=10, choices=Dear, default=Dear.REFUSE)
+    cheaper_models = ArrayField(models.CharField(max_length=193), default=list, help_text="provider:model, the best first.")
+    notes = models.TextField(blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["product", "slug"], name="guard_once"),
+            models.CheckConstraint(
+                name="guard_amounts",
+                condition=Q(
+                    window_minutes__gte=1, window_minutes__lte=60, calm_minutes__gte=1, block_minutes__gte=1, slow_per_minute__gte=1
+                )
+                & Q(release_below_ppm__gte=1, release_below_ppm__lt=1_000_000)
+                & (Q(floor_nanos__gt=0) | Q(floor_nanos=None)),
+            ),
+            models.CheckConstraint(
+                name="guard_steps_have_a_floor",
+                condition=Q(floor_nanos__isnull=False)
+                | Q(warn_at_ppm=None, degrade_at_ppm=None, slow_at_ppm=None, block_at_ppm=None, warn_empty_minutes=None),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.product.slug}/{self.slug}"
+
+
+class GuardCap(models.Model):
+    """The most that one subject may spend in one window, in nanos of the wallet's unit. 0 allows nothing."""
+
+    class Kind(models.TextChoices):
+        RUN = "run"
+        SESSION = "session"
+        MEMBER = "member"
+        KEY = "key", "API key"
+        POOL = "pool", "the whole account"
+
+    class Span(models.TextChoices):
+        HOUR = "hour"
+        DAY = "day"
+        PERIOD = "period"
+        LIFETIME = "lifetime"
+
+    guard = models.ForeignKey(Guard, on_delete=models.CASCADE, related_name="caps")
+    kind = models.CharField(max_length=10, choices=Kind)
+    span = models.CharField(max_length=10, choices=Span)
+    most_nanos = models.BigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["guard", "kind", "span"], name="guard_cap_once"),
+            models.CheckConstraint(name="guard_cap_not_negative", condition=Q(most_nanos__gte=0)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.guard}: {self.kind} a {self.span}"
 
 
 class RateCard(models.Model):
@@ -243,6 +338,7 @@ class Plan(models.Model):
     member_plan = models.CharField(
         max_length=64, blank=True, help_text="Slug of the plan that takes this one's place for teams and for persons who belong to one."
     )
+    guard = models.CharField(max_length=64, blank=True, help_text="Slug of the runaway guard of its accounts; empty = the product's.")
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["product", "slug"], name="plan_once")]

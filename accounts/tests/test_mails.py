@@ -48,6 +48,13 @@ FACTS: dict[str, dict[str, object]] = {
     "top_up_failed": {"amount_cents": 2_000, "currency": "usd", "why": "The card was declined."},
     "price_change": {"plan": "Pro", "old_cents": 600, "new_cents": 700, "currency": "usd", "interval": "month", "effective_at": AT},
     "invitation": {"invited_by": str(uuid.UUID(int=0)), "role": "admin", "url": "/join/secret-token"},
+    "guard": {
+        "step": "block",
+        "subject": "session",
+        "ref": "agent-7",
+        "reason": "This session has spent $12.40 in 10 minutes; usual is $1.10 at most.",
+        "ends_at": datetime(2026, 3, 1, 12, 30, tzinfo=UTC),
+    },
 }  # fmt: skip
 
 

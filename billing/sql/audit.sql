@@ -37,15 +37,29 @@ left join (select account_id, sum(cost_nanos) as total from open_authorization w
 where s.open_cost_nanos <> case when s.counted then coalesce(a.total, 0) else 0 end;
 
 -- name: stops and counters are known to the account's row
-select s.account_id, format('stopped %s, counted %s', s.stopped, s.counted)
+select s.account_id, format('stopped %s, counted %s, capped %s', s.stopped, s.counted, s.capped)
 from account_state s
 where (not s.stopped and exists (select from usage_throttle t where t.account_id = s.account_id and t.lifted_at is null))
-   or (not s.counted and exists (select from usage_counter c where c.account_id = s.account_id));
+   or (not s.counted and exists (select from usage_counter c where c.account_id = s.account_id))
+   or (s.capped and not s.counted)
+   or (not s.capped and exists (select from usage_spend_window w where w.account_id = s.account_id));
 
 -- name: every counter is the recount of its records
 select c.account_id, format('counter %s from %s: %s, recounted %s', c.meter, c.window_start, c.used, r.used)
 from usage_counter c, lateral (select usage_recount(c.account_id, c.meter, c.window_start, c.window_end) as used) r
 where c.used <> r.used;
+
+-- name: what is capped is the recount of its records
+select w.account_id, format('spend of %s %s (%s from %s): %s, recounted %s', w.kind, x.subject, w.span, w.window_start, x.spent, x.recounted)
+from usage_spend_window w, lateral (
+  select b.subject, sum(b.spent) as spent, sum(b.recounted) as recounted
+  from (
+    select s.subject, s.spent, 0 as recounted from usage_spend s
+    where s.account_id = w.account_id and s.kind = w.kind and s.span = w.span and s.window_start = w.window_start
+    union all
+    select r.subject, 0, r.spent from usage_spend_recount(w.account_id, w.kind, null, w.window_start, w.window_end) r) b
+  group by 1) x
+where x.spent <> x.recounted;
 
 -- name: a grant's movements leave what remains
 select g.account_id, format('grant %s: remaining %s, Σ entries %s', g.id, g.remaining, coalesce(e.total, 0))

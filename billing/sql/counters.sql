@@ -44,9 +44,9 @@ create table usage_throttle (
 create unique index usage_throttle_in_force on usage_throttle (account_id) where lifted_at is null;
 
 -- One limit as metering asks about it: at most p_allowed in the window, of which this call would use p_amount more. A limit that is not
--- enforced is counted and answered, and refuses nothing.
+-- enforced is counted and answered, and refuses nothing. Only a cap has a subject: see spend.sql.
 create type usage_limit as (
-  layer text, meter text, window_start timestamptz, window_end timestamptz, allowed bigint, amount bigint, enforced boolean);
+  layer text, meter text, window_start timestamptz, window_end timestamptz, allowed bigint, amount bigint, enforced boolean, subject text);
 
 -- How much of a meter the records (and open work) of [p_start, p_end) used. Reads the account's rows from p_start on, and no older ones.
 create function usage_recount(p_account bigint, p_meter text, p_start timestamptz, p_end timestamptz) returns bigint language plpgsql stable as $$
@@ -144,6 +144,8 @@ begin
     c := null;
     if l.layer = 'concurrency' then
       v_used := s.open_count;
+    elsif l.layer = 'cap' then
+      select o.spent, o.window_end into v_used, c.window_end from usage_spend_of(p_account, l, p_now) o;
     elsif l.window_start is null then
       v_used := usage_objects(p_account, split_part(l.meter, '/', 1));
     else
@@ -188,6 +190,12 @@ declare
   c usage_counter;
 begin
   foreach l in array p_limits loop
+    if l.layer = 'cap' then
+      if not usage_keep_spend(p_account, l, p_now) then
+        return false;
+      end if;
+      continue;
+    end if;
     continue when l.window_start is null or exists (
       select from usage_counter where account_id = p_account and meter = l.meter and window_start <= p_now and window_end > p_now);
     if p_now < l.window_start or l.window_end <= p_now then

@@ -424,7 +424,7 @@ begin
         said.available := w.balance - w.held;
         said.debt := w.debt;
       end if;
-      if said.state not in ('concurrency', 'cost', 'quota', 'credits') or usage_sweep_account(p_account, v_now) = 0 then
+      if said.state not in ('concurrency', 'cost', 'quota', 'cap', 'credits') or usage_sweep_account(p_account, v_now) = 0 then
         return said;
       end if;
     end loop;
@@ -433,7 +433,7 @@ begin
   said.remaining := p_remaining || (f.balance - f.held - p_hold);
   if f.limited then
     select array_agg(l.meter order by n), said.remaining || array_agg(greatest(0, l.allowed - l.amount - k.used[n]) order by n)
-    into said.meters, said.remaining from unnest(p_limits) with ordinality l(layer, meter, window_start, window_end, allowed, amount, enforced, n);
+    into said.meters, said.remaining from unnest(p_limits) with ordinality l(layer, meter, window_start, window_end, allowed, amount, enforced, subject, n);
   end if;
   if f.counted or f.limited then
     perform usage_count(p_account, v_now, 0, 1, p_call.counts, 1);
@@ -520,6 +520,7 @@ begin
   if u.outcome = 'captured' and u.assumed_output_tokens is not null then
     insert into output_delta values (u.account_id, u.model_id, u.feature_id, u.quantities);
   end if;
+  perform usage_spent(u.account_id, u.id, u.price_nanos);
   return u;
 end $$;
 
@@ -534,6 +535,7 @@ declare
   a open_authorization;
   u usage_record;
   w open_wallet;
+  v_capped boolean;
 begin
   -- What the usual capture depends on, in one statement: the hold is open, nothing is due or owed, and the grant that comes first in burn
   -- order covers the price.
@@ -584,7 +586,11 @@ begin
     end if;
     if f.counted then
       perform usage_count(p_account, f.created_at, p_cost, 0, u.counts, 0);
-      update account_state set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - f.cost_nanos where account_id = p_account;
+      update account_state set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - f.cost_nanos where account_id = p_account
+      returning capped into v_capped;
+      if v_capped then
+        perform usage_spent(p_account, p_id, p_price);
+      end if;
     end if;
     return row('done', p_id, 'captured', u.hold, p_price, p_cost, 0, 0, f.balance - p_price, null, 0, f.created_at, u.expires_at, u.remaining,
                u.meters, null, null, null, null)::usage_answer;

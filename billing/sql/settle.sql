@@ -166,16 +166,28 @@ create function usage_record_many(
 returns setof usage_answer language plpgsql as $$
 declare
   v_locked int;
+  v_known int;
+  v_capped boolean;
+  v_answers usage_answer[];
 begin
   perform ledger_wait(account) from (select distinct account from unnest(p_account) account order by account) one_by_one;
   get diagnostics v_locked = row_count;
-  if v_locked <> (select count(*) from account_state where account_id = any (p_account)) then
+  select count(*), bool_or(capped) into v_known, v_capped from account_state where account_id = any (p_account);
+  if v_locked <> v_known then
     raise exception 'an account of the set has no ledger' using errcode = 'no_data_found';
   end if;
   begin
-    return query select a.* from unnest(usage_settle(
+    v_answers := usage_settle(
       app_now(), p_account, p_key, p_fingerprint, p_model, p_feature, p_api_key, p_rate_card, p_price_ids, p_quantities, p_user, p_session,
-      p_run, p_counts, p_service_level, p_unit, p_event_at, p_closes_at, p_tokens, p_cost, p_price, p_value)) a;
+      p_run, p_counts, p_service_level, p_unit, p_event_at, p_closes_at, p_tokens, p_cost, p_price, p_value);
+    if v_capped then
+      perform usage_spent(p_account[n], id, price_nanos)
+      from (select * from unnest(v_answers) with ordinality) as a (
+        outcome, id, state, hold, price_nanos, cost_nanos, waived_nanos, owed_nanos, balance, available, debt, created_at, expires_at,
+        remaining, meters, used, resets_at, throttle_reason, throttled_until, n)
+      where outcome = 'done';
+    end if;
+    return query select a.* from unnest(v_answers) a;
     return;
   exception when numeric_value_out_of_range then
     null;   -- settled below, one by one
@@ -262,6 +274,7 @@ begin
     p_account, (u.event_at at time zone 'UTC')::date, u.model_id, u.feature_id, 1, p_tokens, r.cost_nanos, r.price_nanos, r.value_nanos,
     coalesce(w.cash_nanos, 0), coalesce(w.fee_nanos, 0));
   perform usage_count(p_account, coalesce(u.counted_at, u.event_at), r.cost_nanos, 0, null, 0);
+  perform usage_spent(p_account, p_id, r.price_nanos);
   return usage_replayed(usage_rated(u), 'done');
 end $$;
 

@@ -43,6 +43,7 @@ create table account_state (
   account_id bigint primary key references accounts_account,
   stopped boolean not null default false,   -- a stop was not lifted yet (usage_throttle); it may have run out
   counted boolean not null default false,   -- a limit was asked about: there may be counters (usage_counter), and open work is counted here
+  capped boolean not null default false,   -- a cap was asked about: spend is added up too (usage_spend)
   open_count not_negative not null default 0,
   -- What open and unpriced work is expected to cost us: part of every cost limit, and of no window yet.
   open_cost_nanos not_negative not null default 0

@@ -5,7 +5,7 @@ declare
   v_table text;
   v_columns text;
 begin
-  foreach v_table in array array['wallet', 'credit_grant', 'credit_schedule', 'open_authorization', 'usage_record', 'usage_rating', 'ledger_entry', 'billing_subscription'] loop
+  foreach v_table in array array['wallet', 'credit_grant', 'credit_schedule', 'open_authorization', 'usage_record', 'usage_rating', 'ledger_entry', 'usage_spend', 'billing_subscription'] loop
     execute format('alter table %I enable row level security', v_table);
     execute format('create policy others on %I using (current_user <> ''authenticated'')', v_table);
     execute format('create policy tenant on %I for select to authenticated using (account_id in (select visible_account_ids()))', v_table);

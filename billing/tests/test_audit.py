@@ -59,6 +59,8 @@ BREAKS = {
     "the cost of open work is counted": "update account_state set open_cost_nanos = open_cost_nanos + 1",
     "every counter is the recount of its records": "insert into usage_counter"
     " select account_id, 'cost/day', '2000-01-01', '2100-01-01', 1 from account_state",
+    "what is capped is the recount of its records": "insert into usage_spend_window"
+    " select account_id, 'pool', 'day', '2000-01-01', '2100-01-01' from account_state",
     "stops and counters are known to the account's row": "insert into usage_throttle (account_id, key_hash, reason, actor, created_at)"
     " select account_id, gen_random_uuid(), 'r', 'ann', now() from account_state",
     "open work is counted": "update account_state set open_count = open_count + 1",

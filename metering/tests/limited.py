@@ -15,7 +15,8 @@ from accounts.models import Account
 from billing import ledger
 from billing.models import Subscription
 from metering import limits, usage
-from pricing.models import CostTier, Entitlement, Plan, PlanVersion, Product
+from pricing import catalog
+from pricing.models import CostTier, Entitlement, Guard, GuardCap, Plan, PlanVersion, Product
 from tests.factories import NANOS, START, make_account, make_model, make_product
 
 #: A price list on which an input token costs 1,000 nano-USD and nothing else costs anything: a thousand tokens are 0.001 USD.
@@ -80,6 +81,16 @@ class Shop:
     def put_on(self, version: PlanVersion) -> None:
         """Another plan, in the middle of everything."""
         Subscription.objects.filter(account=self.account).update(plan_version=version)
+
+    def guard(self, *caps: tuple[str, str, int], **policy: Any) -> Guard:
+        """Puts the product under a guard with these caps: whose, of which window, and how much of the wallet's unit, in nanos."""
+        made = Guard.objects.create(product=self.product, slug=f"guard-{Guard.objects.count()}", **policy)
+        for kind, span, most in caps:
+            GuardCap.objects.create(guard=made, kind=kind, span=span, most_nanos=most)
+        self.product.guard = made.slug
+        self.product.save()
+        catalog.clear()
+        return made
 
     # What it does -----------------------------------------------------------------------------------------------------------
 

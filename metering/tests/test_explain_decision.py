@@ -9,7 +9,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from billing import ledger
-from metering.models import OpenAuthorization
+from metering.models import GuardState, OpenAuthorization
 from metering.tests.limited import PER_TOKEN, Shop, plan
 from tests.factories import make_account, make_product
 
@@ -120,3 +120,27 @@ def test_the_end_of_a_window_is_shown_beside_its_limit() -> None:
     printed = explain(shop.account.public_id)[1]
     ends = {f"{now.replace(minute=0) + timedelta(hours=1):%Y-%m-%d %H:%M}" for now in (before, datetime.now(UTC))}
     assert " ".join(rows(printed)["messages/hour"][6:8]) in ends
+
+
+def test_the_runaway_guard_and_caps_are_explained_with_their_figures() -> None:
+    shop = Shop.new()
+    shop.guard(("run", "lifetime", 3 * PER_TOKEN), floor_nanos=1, slow_at_ppm=2_000_000)
+    now = datetime.now(UTC)
+    GuardState.objects.create(
+        account=shop.account, kind="session", ref="s", step=1, looked_at=now, window_minutes=10, spent_nanos=12 * 10**9, usual_nanos=10**9,
+        available_nanos=6 * 10**9, releases_at=now + timedelta(minutes=4),
+    )  # fmt: skip
+    work = (shop.account.public_id, "--model", shop.model, "--input-tokens", "1", "--max-output-tokens", "0")
+    code, printed = explain(*work, "--session", "s", "--run", "r")
+    assert code == 0
+    figures = "This session has spent $12.00 in 10 minutes; usual is $1.00 at most. At this speed the credit is gone in 5 minutes."
+    assert f"guard, warn: {figures} It ends" in printed
+    assert rows(printed)["spend:run/lifetime"][3:5] == ["0.000003000", "USD"]
+    code, printed = explain(*work[:4], "3", *work[5:], "--run", "r")
+    assert code == 1
+    assert "REFUSED by cap: This run may spend" in printed
+
+
+@pytest.mark.parametrize("option", ["--session=", "--user=\0", "--run=" + "x" * 129, "--key-id=one", "--key-id=-1"])
+def test_a_garbage_name_is_a_wrong_question(option: str) -> None:
+    assert explain(Shop.new().account.public_id, "--model", "acme:model", option)[0] != 0

@@ -17,7 +17,7 @@ from accounts.models import Account
 from billing import ledger, subscriptions
 from billing.models import Subscription
 from metering import kill_switches, limits, usage
-from metering.models import KillSwitch, Throttle
+from metering.models import GuardState, KillSwitch, Throttle
 from metering.tests.limited import PER_TOKEN, Shop, dollars, plan, plan_version
 from metering.tests.switched import thrown
 from pricing import catalog, catalog_file
@@ -188,10 +188,17 @@ class TestOrder:
         now = datetime.now(UTC)
         switch = throw(shop.product, now=now)
         ledger.throttle(account_id=shop.account.pk, actor="ada", reason="abuse")
-        seen = [shop.refused_by(feature="chat")]
+        shop.guard(("pool", "day", 0))
+        runaway = GuardState.objects.create(
+            account=shop.account, kind="session", ref="s", step=4, blocked_until=now + timedelta(hours=1), looked_at=now, window_minutes=10,
+            spent_nanos=9, usual_nanos=1,
+        )  # fmt: skip
+        seen = [shop.refused_by(feature="chat", session="s")]
         KillSwitch.objects.filter(pk=switch.pk).update(ended_at=now, ended_by="ada")
         seen.append(shop.refused_by(feature="chat"))
         ledger.resume(account_id=shop.account.pk, actor="ada")
+        seen.append(shop.refused_by(feature="chat", session="s"))
+        runaway.delete()
         seen.append(shop.refused_by(feature="chat"))
         left: list[Any] = [("request_tokens", "request", 0), ("requests", "hour", 0), ("tasks", "open", 0), ("messages", "day", 0)]
         while True:
@@ -202,6 +209,8 @@ class TestOrder:
             left.pop(0)
         shop.put_on(plan_version(free, flags={"chat": True}))
         seen.append(shop.refused_by(feature="chat"))
+        shop.guard()
+        seen.append(shop.refused_by(feature="chat"))
         assert tuple(seen) == limits.ORDER
 
     def test_every_layer_stands_in_the_decision_in_that_order(self) -> None:
@@ -209,6 +218,7 @@ class TestOrder:
             ("messages", "lifetime", 9), ("messages", "day", 9), ("tasks", "open", 9), ("requests", "hour", 9),
             tier={"requests_per_hour": 5, "daily_cost_nanos": 9, "monthly_cost_nanos": 9},
         )  # fmt: skip
+        shop.guard(("pool", "day", 9))
         names = [layer.name for layer in shop.decide().layers]
         assert names == sorted(names, key=limits.ORDER.index)
         assert set(names) == set(limits.ORDER)

@@ -517,3 +517,89 @@ class TestCommand:
     def test_who_and_when_are_needed_and_readable(self, path: Path, arguments: list[str]) -> None:
         with pytest.raises(CommandError, match=r"--actor|--effective"):
             self.run("apply", path, *arguments)
+
+
+GUARDED = SMALL.replace("burn_order = [", 'guard = "standard"\nburn_order = [').replace(
+    "\n[rate_cards.standard]",
+    """
+[guards.standard]
+floor = "20"
+warn_at = "3"
+degrade_at = "5"
+slow_at = "8"
+block_at = "12.5"
+cheaper_models = [
+    "acme:small",
+]
+
+[guards.standard.caps.run]
+lifetime = "50"
+
+[guards.standard.caps.member]
+day = "10"
+period = "100"
+
+[rate_cards.standard]""",
+)
+
+
+class TestGuards:
+    @pytest.mark.django_db
+    def test_a_guard_is_applied_exported_edited_in_place_and_removed(self) -> None:
+        text = tomli_w.dumps(catalog_file.parse(GUARDED.encode())).encode()
+        catalog_file.apply(catalog_file.parse(text), actor="ada")
+        assert catalog_file.export(slug="acme") == text
+        product = Product.objects.get(slug="acme")
+        terms = catalog.guard(product_id=product.pk, slug=product.guard)
+        assert terms is not None
+        assert (terms.guard.floor_nanos, terms.guard.block_at_ppm, terms.guard.mode) == (20 * 10**9, 12_500_000, "hard")
+        assert terms.caps == {("run", "lifetime"): 50 * 10**9, ("member", "day"): 10 * 10**9, ("member", "period"): 100 * 10**9}
+        changed = text.replace(b'lifetime = "50"', b'lifetime = "60"')
+        assert catalog_file.apply(catalog_file.parse(changed), actor="ada") == ['~ guards.standard.caps.run.lifetime = "50" → "60"']
+        catalog_file.apply(catalog_file.parse(SMALL.encode()), actor="ada")
+        assert catalog.guard(product_id=product.pk, slug="standard") is None
+
+    @pytest.mark.django_db
+    def test_a_plan_has_a_guard_of_its_own_without_a_new_version(self) -> None:
+        catalog_file.apply(catalog_file.parse(GUARDED.encode()), actor="ada")
+        own = GUARDED.replace('name = "Free"\n', 'name = "Free"\nguard = "standard"\n')
+        assert catalog_file.apply(catalog_file.parse(own.encode()), actor="ada") == ['+ plans.free.guard = "standard"']
+        assert Plan.objects.get(product__slug="acme", slug="free").versions.count() == 1
+        catalog_file.apply(catalog_file.parse(SMALL.encode()), actor="ada")
+        assert catalog.guarded() == []
+
+    @pytest.mark.parametrize(
+        ("old", "new", "said"),
+        [
+            ('guard = "standard"', 'guard = "other"', 'product.guard: expected a guard of this file; found "other"'),
+            ('name = "Free"', 'name = "Free"\nguard = "other"', 'plans.free.guard: expected a guard of this file; found "other"'),
+            (
+                'warn_at = "3"',
+                'warn_at = "6"',
+                "guards.standard: expected factors above 1 in rising order for warn_at, degrade_at, slow_at",
+            ),
+            ('warn_at = "3"', 'warn_at = "1"', "guards.standard: expected factors above 1 in rising order"),
+            ('warn_at = "3"', 'warn_at = "0"', "guards.standard.warn_at: expected a factor above 0"),
+            ('warn_at = "3"', "warn_at = 3", "guards.standard.warn_at: expected a factor as a string"),
+            ('floor = "20"\n', "", "guards.standard.floor: expected an amount above 0; below it nothing is unusual"),
+            ('floor = "20"', 'floor = "0"', "guards.standard.floor: expected an amount above 0"),
+            ('floor = "20"', 'floor = "-1"', "guards.standard.floor: expected an amount as a string"),
+            ('floor = "20"', 'floor = "20"\nmode = "off"', "guards.standard.mode: expected one of shadow, soft, hard"),
+            ('floor = "20"', 'floor = "20"\nwindow_minutes = 61', "guards.standard.window_minutes: expected a whole number from 1 to 60"),
+            ('floor = "20"', 'floor = "20"\nslow_per_minute = 0', "guards.standard.slow_per_minute: expected a whole number from 1"),
+            ('floor = "20"', 'floor = "20"\nrelease_below_percent = "100"', "guards.standard.release_below_percent: expected more than 0"),
+            ('floor = "20"', 'floor = "20"\nrelease_below_percent = "0"', "guards.standard.release_below_percent: expected more than 0"),
+            ('floor = "20"', 'floor = "20"\nblocks = 1', "guards.standard.blocks: expected one of mode, window_minutes"),
+            ('"acme:small"', '"small"', "guards.standard.cheaper_models: expected provider:model"),
+            ('"acme:small"', "7", "guards.standard.cheaper_models: expected provider:model"),
+            ("caps.run]", "caps.team]", "guards.standard.caps.team: expected one of run, session, member, key, pool; this key is unknown"),
+            ("lifetime =", "week =", "guards.standard.caps.run.week: expected one of hour, day, period, lifetime; this key is unknown"),
+            ('lifetime = "50"', 'lifetime = "unlimited"', "guards.standard.caps.run.lifetime: expected an amount as a string"),
+            ('lifetime = "50"', "lifetime = -5", "guards.standard.caps.run.lifetime: expected an amount as a string"),
+            ('lifetime = "50"\n', "", "guards.standard.caps.run: expected a cap for at least one of hour, day, period, lifetime"),
+        ],
+    )
+    def test_a_guard_that_makes_no_sense_is_refused_with_its_place(self, old: str, new: str, said: str) -> None:
+        assert old in GUARDED
+        found = problems(GUARDED.replace(old, new, 1))
+        assert any(problem.startswith(said) for problem in found), found

@@ -15,6 +15,7 @@ from billing import subscriptions
 from metering import limits, usage
 from pricing import rating
 
+_SAID = ("feature", "user", "session", "run")
 HEADINGS = ("layer", "meter", "mode", "limit", "used", "left", "resets (UTC)", "says")
 
 
@@ -31,13 +32,17 @@ class Command(BaseCommand):
         parser.add_argument("--input-tokens", type=_tokens, help="How many tokens would go in.")
         parser.add_argument("--max-output-tokens", type=_tokens, help="How many may come out (default: as many as usual).")
         parser.add_argument("--feature", help="The feature of the product that would work.")
+        parser.add_argument("--user", type=_name, help="Who would work, as the client app names them: for the caps of members.")
+        parser.add_argument("--session", type=_name, help="The session: for caps, and for the runaway guard.")
+        parser.add_argument("--run", type=_name, help="The run: for caps.")
+        parser.add_argument("--key-id", type=_number, help="The number of the API key: for caps, and for the runaway guard.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         now = timezone.now()
         account = _account(options["account"], options["product"])
         ask = _ask(options)
         try:
-            decision = usage.decide(account=account, ask=ask, now=now)
+            decision = usage.decide(account=account, ask=ask, now=now, api_key_id=options["key_id"])
         except usage.UnknownModel as error:
             raise CommandError(f"REFUSED: {error}", returncode=1) from error
         except usage.UsageError as error:
@@ -54,6 +59,10 @@ class Command(BaseCommand):
             )
             self.stdout.write("  " + "  ".join(cells).rstrip())
         self.stdout.write("")
+        for layer in decision.passed:
+            if layer.name == "guard":
+                advice = f" It ends {_until(layer.resets_at, now)}." if layer.resets_at else " It ends when spending is low again."
+                self.stdout.write(f"guard, {layer.step}: {layer.reason}{advice}")
         refusal = decision.refusal
         if refusal is None:
             self.stdout.write("ALLOWED: no layer refuses.")
@@ -78,7 +87,7 @@ def _amount(layer: limits.Layer, value: int | None, unit: str) -> str:
     match layer.name:
         case "cost":
             return f"{api.amount(value)} USD"
-        case "credits":
+        case "credits" | "cap":
             return f"{api.amount(value)} {unit}"
     return f"{value:,}"
 
@@ -106,12 +115,24 @@ def _account(name: str, product: str | None) -> Account:
 
 def _ask(options: dict[str, Any]) -> usage.Ask | None:
     if options["model"] is None:
-        if any(options[name] is not None for name in ("input_tokens", "max_output_tokens", "feature")):
+        if any(options[name] is not None for name in ("input_tokens", "max_output_tokens", *_SAID)):
             raise CommandError("Name the --model that would be called.", returncode=2)
         return None
     output = options["max_output_tokens"]
     quantities = {"input_tokens": options["input_tokens"] or 0} | ({} if output is None else {"output_tokens": output})
-    return usage.Ask(options["model"], quantities, feature=options["feature"], open_ended=output is None)
+    return usage.Ask(options["model"], quantities, **{name: options[name] for name in _SAID}, open_ended=output is None)
+
+
+def _name(text: str) -> str:
+    if not (text.isprintable() and 1 <= len(text) <= 128):
+        raise ArgumentTypeError(f"expected a name of 1 to 128 characters, got {text[:40]!r}")
+    return text
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise ArgumentTypeError(f"expected a key's number, got {text!r}")
+    return int(text)
 
 
 def _tokens(text: str) -> int:
