@@ -369,7 +369,7 @@ class GuardStateAdmin(ReadOnlyAdmin):
     @display(description="Steps, the newest first", empty_value="none")
     def history(self, state: GuardState) -> SafeString | None:
         steps = GuardStep.objects.filter(account_id=state.account_id, kind=state.kind, ref=state.ref)[:50]
-        return render_to_string("admin/metering/guard_steps.html", {"steps": steps}) if steps else None
+        return render_to_string("admin/metering/guard_steps.html", {"steps": steps, "now": timezone.now()}) if steps else None
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view(self.release_view)
