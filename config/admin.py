@@ -72,7 +72,7 @@ class JobRunAdmin(ReadOnlyAdmin):
         context = {
             "title": "Jobs",
             "opts": self.opts,
-            "standings": found,
+            "standings": sorted(found, key=lambda each: not each.bad),
             "bad": sum(each.bad for each in found),
             "given_up": given_up[:GIVEN_UP_SHOWN],
             "findings": AuditFinding.objects.filter(gone_at=None).count(),

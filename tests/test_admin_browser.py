@@ -116,6 +116,9 @@ def test_every_page_is_quiet_local_and_fits(server: str, ada: Account, context: 
         "key": reverse("admin:accounts_apikey_add") + f"?account={ada.public_id}",
         "proposals": reverse("admin:pricing_priceproposal_changelist"),
         "product": reverse("admin:pricing_product_change", args=[ada.product_id]),
+        "jobs": reverse("admin:analytics_jobrun_changelist"),
+        "run": reverse("admin:analytics_jobrun_run", args=["sweep-holds"]),
+        "runs": reverse("admin:analytics_jobrun_changelist") + "?job__exact=sweep-holds",
         "change": reverse("admin:pricing_catalogchange_change", args=[CatalogChange.objects.latest("pk").pk]),
     }
     page, complaints = watched(context, server)

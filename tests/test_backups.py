@@ -42,7 +42,7 @@ def administrator(fresh_database: str) -> str:
 
 def all_rows(server: psycopg.Connection) -> dict[str, list[tuple[str]]]:
     tables = [name for (name,) in server.execute(COUNTS).fetchall()]
-    return {name: server.execute(f'select t::text from "{name}" t order by 1').fetchall() for name in tables}  # type: ignore[arg-type]
+    return {name: server.execute(f'select t::text from "{name}" t order by 1').fetchall() for name in tables}
 
 
 @pytest.mark.usefixtures("committed")

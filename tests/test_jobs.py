@@ -18,9 +18,12 @@ from django.utils import timezone
 
 from analytics import audits, jobs
 from analytics.models import AuditFinding, JobRun
+from billing import audit, due, ledger
 from config import jobs as table
 from config import tasks
 from config.celery import app as celery
+from metering.models import Throttle, UsageCounter
+from metering.tests.limited import Shop
 from tests.factories import make_account, make_key, make_product
 from tests.test_admin import staff, superuser
 
@@ -257,7 +260,7 @@ class TestAdmin:
         AuditFinding.objects.create(check_name="x", text="y", first_seen_at=timezone.now(), last_seen_at=timezone.now())
         page = superuser.get(PAGE).content.decode()
         assert f"1 of {len(table.JOBS)} jobs needs somebody to look" in page
-        assert "late by 1\xa0day" in page
+        assert '<p class="bad">late</p>' in page
         assert "1 audit finding" in page
 
     def test_run_now_asks_for_a_reason_and_is_in_the_audit_log(self, superuser: Client) -> None:
@@ -333,3 +336,34 @@ class TestAudit:
         finding.refresh_from_db()
         assert finding.gone_at == now + 3 * DAY
         assert not audits.open_findings().exists()
+
+
+@pytest.mark.django_db
+class TestResetCosts:
+    def test_it_ends_stops_that_are_over_and_forgets_counters_of_windows_long_over_and_nothing_else(self) -> None:
+        shop = Shop.new(("messages", "day", 5))
+        shop.use()
+        now = timezone.now()
+        ledger.throttle(account_id=shop.account.pk, actor="ann", reason="test", ends_at=now + timedelta(hours=1))
+        other = make_account()
+        ledger.throttle(account_id=other.pk, actor="ann", reason="until it is lifted")
+
+        def fail(subject: str, error: Exception) -> None:
+            raise error
+
+        def close(after: timedelta) -> int:
+            with ledger.clock(at=now + after):
+                return due.close_windows(given_up=(), failed=fail)
+
+        counters = UsageCounter.objects.filter(account=shop.account)
+        assert counters.exists()
+        assert close(timedelta()) == 0
+        assert close(timedelta(hours=2)) == 1
+        ended, standing = Throttle.objects.get(account=shop.account), Throttle.objects.get(account=other)
+        assert (ended.lifted_at, ended.lifted_by) == (ended.ends_at, "tollgate")
+        assert standing.lifted_at is None
+        assert counters.exists()
+        assert close(3 * DAY) == 1
+        assert not counters.exists()
+        assert close(3 * DAY) == 0
+        assert audit.run() == []
