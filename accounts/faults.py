@@ -55,6 +55,7 @@ def flush() -> int:
         with _lock:
             for key, (count, about) in taken.items():
                 _counted[key] = (_counted.get(key, (0, ""))[0] + count, about)
+            _schedule(RETRY_SECONDS)
         raise
     return sum(row.count for row in rows)
 
@@ -70,14 +71,16 @@ def _schedule(seconds: float) -> None:
 
 def _write() -> None:
     global _writer
-    again = False
+    again = True
     try:
         flush()
+        again = False
     except Exception as error:  # noqa: BLE001 (whatever it is, the counts are kept and the next try is not far)
         log.warning("faults not written", error=type(error).__name__)
-        again = True
-    finally:
+    try:
         connection.close()
+    except Exception as error:  # noqa: BLE001 (the thread must come to its end, or nothing is ever written again)
+        log.warning("connection not closed", error=type(error).__name__)
     with _lock:
         _writer = None
         if again or _counted:

@@ -29,6 +29,7 @@ from metering.forms import ISO_MINUTE
 from pricing.admin import ReadOnlyAdmin
 
 STATES = {"open": "danger", "acknowledged": "warning", "resolved": "success"}
+RANK = Case(*(When(state=state, then=Value(rank)) for rank, state in enumerate(STATES)), output_field=IntegerField())
 SEVERITIES = {"critical": "danger", "warning": "warning"}
 
 
@@ -45,6 +46,7 @@ class AlertAdmin(ReadOnlyAdmin):
     list_filter = ("state", "severity", "product", "rule")
     list_select_related = ("rule", "product")
     search_fields = ("text",)
+    ordering = (RANK.asc(), "-opened_at", "-pk")
     show_full_result_count = False
     fieldsets = (
         (None, {"fields": ("text", "state_", "severity_", "about", "look_there", "rule_")}),
@@ -54,15 +56,7 @@ class AlertAdmin(ReadOnlyAdmin):
     )
     change_form_before_template = "admin/analytics/alert_acts.html"
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Alert]:
-        ranks = [When(state=state, then=Value(rank)) for rank, state in enumerate(STATES)]
-        found: QuerySet[Alert] = super().get_queryset(request)
-        return found.annotate(rank=Case(*ranks, output_field=IntegerField()))
-
-    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
-        return ("rank", "-opened_at", "-pk")
-
-    @display(description="State", label=STATES, ordering="rank")
+    @display(description="State", label=STATES, ordering="state")
     def state_(self, alert: Alert) -> str:
         return str(alert.state)
 
@@ -100,7 +94,7 @@ class AlertAdmin(ReadOnlyAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view(self.act_view)
-        return [path("<int:alert_id>/<str:verb>/", view, name="analytics_alert_act"), *super().get_urls()]
+        return [path("<int:alert_id>/act/<str:verb>/", view, name="analytics_alert_act"), *super().get_urls()]
 
     def act_view(self, request: HttpRequest, alert_id: int, verb: str) -> HttpResponse:
         acts = {"acknowledge": (alerts.acknowledge, "Acknowledge"), "resolve": (alerts.resolve, "Resolve")}

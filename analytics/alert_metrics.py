@@ -28,7 +28,7 @@ from django.urls import reverse
 from accounts.models import Fault, Mail, WebhookDelivery
 from analytics import audits, jobs, rollups
 from analytics.models import AlertNotice, AlertRule, JobRun
-from billing.models import StripeEvent, StripeReconciliation
+from billing.models import Schedule, StripeEvent, StripeReconciliation
 from metering import throttles
 from metering.models import OpenAuthorization, UsageRecord
 from pricing.models import Product
@@ -320,6 +320,15 @@ def late_jobs(ask: Ask) -> Reading:
 def failed_jobs(ask: Ask) -> Reading:
     """Runs of jobs, and single subjects of them, that failed for the last time."""
     return _runs(jobs.given_up(since=ask.since).filter(ended_at__lte=ask.now))
+
+
+@_metric("schedules stopped because they granted again and again", "count")
+def runaways(ask: Ask) -> Reading:
+    """Schedules of credit that were about to grant too often, and were stopped for it until staff let them go on."""
+    stopped = Schedule.objects.filter(stopped_at__isnull=False, stopped_at__lte=ask.now).select_related("account").order_by("stopped_at")
+    named = [f"{each.account.public_id}: {each.stopped_because}" for each in stopped[:NAMES]]
+    accounts = [each.account.public_id for each in stopped[:NAMES]]
+    return Reading(Fraction(stopped.count()), "; ".join(named), named, reverse("admin:accounts_account_changelist") + _one(accounts))
 
 
 @_metric("findings of the audit", "count")

@@ -302,6 +302,20 @@ def job_failed(scene: Scene, loud: bool) -> tuple[Product | None, str]:
     return None, "Runs given up in the last 7 days: 1. fail."
 
 
+@shows("runaway")
+def runaway(scene: Scene, loud: bool) -> tuple[Product | None, str]:
+    """A loop that schedules monthly credit again and again."""
+    account = make_account()
+    with ledger.clock(at=NOW):
+        for number in range(5 if loud else 2):
+            ledger.schedule(
+                account_id=account.pk, unit_id=account.product.unit_id, amount_nanos=NANOS, source="monthly", source_key=f"loop {number}",
+                anchor_at=NOW, months=1, key=f"loop {number}", actor="test", reason="test", priority=10,
+            )  # fmt: skip
+    title = "Schedules stopped because they granted again and again"
+    return None, f"{title}: 1. {account.public_id}: There are two resets of 2026-01-10 already."
+
+
 @shows("audit-finding")
 def audit_finding(scene: Scene, loud: bool) -> tuple[Product | None, str]:
     account = make_account(credit=10)
