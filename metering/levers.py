@@ -184,7 +184,10 @@ def _before(rows: Any, price: Any) -> Any:
 
 def preview(*, changes: Sequence[Change], now: datetime) -> Preview:
     """What these changes would mean, as things stand."""
-    throttled, freed, accounts, notes = [], [], 0, []
+    throttled: list[throttles.Spending] = []
+    freed: list[throttles.Spending] = []
+    notes: list[str] = []
+    accounts = 0
     for product in {change.product for change in changes}:
         theirs = [change for change in changes if change.product == product]
         tiers = _changed_tiers(product, theirs)

@@ -63,7 +63,8 @@ class CostThrottleAdmin(ReadOnlyAdmin):
         product = next((one for one in products if str(one.pk) == request.GET.get("product")), None)
         throttled, at_risk = throttles.everybody(now=now, product=product), throttles.at_risk(now=now, product=product)
         share = throttles.share(now=now, product=product)
-        emails = throttles.addresses([one.account for one in [*throttled[:SHOWN], *at_risk[:SHOWN]]])
+        shown = [one.account for one in throttled[:SHOWN]] + [one.account for one in at_risk[:SHOWN]]
+        emails = throttles.addresses(shown)
         context = {
             "title": "Throttled accounts", "opts": self.opts, "now": now, "dollar": DOLLAR, "products": products, "product": product,
             "share": share, "percent": f"{share.ppm // 10_000}.{share.ppm % 10_000 // 1_000}", "shown": SHOWN,

@@ -259,6 +259,7 @@ def _lift(one: Throttled, actor: str, reason: str, now: datetime) -> str:
         return f"a stop by {stopped.actor}" if resume(account=account, actor=actor, reason=reason, now=now) else ""
     assert stopped.until is not None
     assert stopped.limit_nanos is not None
+    assert stopped.used_nanos is not None
     if stopped.meter in lifted(account_id=account.pk, now=now):
         return ""
     row, _ = CostThrottle.objects.get_or_create(

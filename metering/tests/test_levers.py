@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -37,7 +38,7 @@ def prpm() -> Product:
 
 
 def pull(kind: str, changes: Sequence[Change], **more: Any) -> Lever:
-    terms = {"token": uuid4(), "actor": "ada", "reason": "too many are throttled", "now": timezone.now()} | more
+    terms: dict[str, Any] = {"token": uuid4(), "actor": "ada", "reason": "too many are throttled", "now": timezone.now()} | more
     return levers.pull(kind=Kind(kind), changes=changes, **terms)[0]
 
 
@@ -308,3 +309,13 @@ def test_who_is_on_a_tier_of_their_own_counts_there_in_the_preview(prpm: Product
     )
     assert found.accounts == 1
     assert subscriptions.allowed(account=account) is not None
+
+
+@pytest.mark.parametrize("slug", sorted(path.stem for path in CATALOGS.glob("*.toml")))
+def test_every_tier_with_a_monthly_limit_names_the_shares_that_it_warns_at(slug: str) -> None:
+    for name, tier in document(slug).get("cost_tiers", {}).items():
+        shares = [Decimal(share) for share in tier.get("warn_at_percent", [])]
+        if tier["monthly_cost"] != catalog_file.UNLIMITED:
+            assert shares, name
+        assert shares == sorted(set(shares))
+        assert all(0 < share <= 100 for share in shares)
