@@ -28,7 +28,8 @@ from django.db.models import Min, Q, QuerySet
 from accounts import acts, webhooks
 from accounts.models import Account, Membership, User
 from billing import ledger, subscriptions
-from metering import limits
+from metering import kill_switches, limits
+from metering.kill_switches import Kind
 from metering.models import CostThrottle, Throttle, UsageCounter
 from pricing.models import CostTier, Entitlement, Product
 
@@ -38,7 +39,8 @@ GUARD = "runaway guard"
 AT_RISK_PPM = 750_000
 #: So many accounts are worked on in one transaction.
 CHUNK = 500
-_METERS = {f"cost/{Entitlement.Window.DAY}": "daily_cost_nanos", f"cost/{Entitlement.Window.PERIOD}": "monthly_cost_nanos"}
+_PERIOD = f"cost/{Entitlement.Window.PERIOD}"
+_METERS = {f"cost/{Entitlement.Window.DAY}": "daily_cost_nanos", _PERIOD: "monthly_cost_nanos"}
 #: What an account has used, and until when that counts, by meter.
 Costs: TypeAlias = Mapping[str, tuple[int, datetime]]
 T = TypeVar("T")
@@ -136,6 +138,8 @@ class Share:
 
 def of_account(*, account: Account, now: datetime) -> Standing:
     stops = [_stopped(row) for row in _stops(now).filter(account=account)]
+    if _is_off(account, now):
+        stops = []
     free = tuple(_lifted(now).filter(account=account))
     costs = tuple(_costs(account, {row.meter for row in free}, now))
     if any(one.throttled for one in costs):
@@ -189,7 +193,8 @@ def resume(*, account: Account, actor: str, reason: str, now: datetime) -> bool:
 
 def everybody(*, now: datetime, product: Product | None = None) -> list[Throttled]:
     """Every open account that is throttled, stops first, the longest stopped first."""
-    found = [Throttled(row.account, _stopped(row)) for row in _stops(now, product).select_related("account__product").order_by("id")]
+    stops = _stops(now, product).select_related("account__product").order_by("id")
+    found = [Throttled(row.account, _stopped(row)) for row in stops if not _is_off(row.account, now)]
     return found + [Throttled(one.account, _reached(one)) for one in _spending(now, product, 1_000_000) if one.throttled]
 
 
@@ -346,6 +351,12 @@ def _stops(now: datetime, product: Product | None = None) -> QuerySet[Throttle]:
     return Throttle.objects.filter(Q(ends_at=None) | Q(ends_at__gt=now), lifted_at=None, account__closed_at=None, **of)
 
 
+def _is_off(account: Account, now: datetime) -> bool:
+    """Whether a kill switch has throttling off for the account. Kept for a second, like all that is switched."""
+    switch = kill_switches.in_force(kind=Kind.THROTTLING, product_id=account.product_id, account_id=account.pk, now=now)
+    return switch is not None
+
+
 def _stopped(row: Throttle) -> Stop:
     return Stop(row.reason, row.actor, row.created_at, row.ends_at)
 
@@ -382,8 +393,8 @@ def _accounts(
     """
     least = Q() if ppm is None else Q(pk__in=[])
     if ppm is not None:
-        for product_id, meter, limit in _lowest(product):
-            least |= Q(account__product_id=product_id, meter=meter, used__gte=max(limit * ppm // 1_000_000, 1))
+        for of, meter, limit in _lowest(product, now):
+            least |= of & Q(meter=meter, used__gte=max(limit * ppm // 1_000_000, 1))
     rows = _counters(now, product).filter(least).select_related("account__product").order_by("account_id", "meter")
     grouped = ((account, list(theirs)) for account, theirs in groupby(rows.iterator(CHUNK), key=lambda row: row.account))
     for chunk in _chunks(grouped):
@@ -397,13 +408,23 @@ def _accounts(
                 yield account, plans[account.pk], costs, free.get(account.pk, ())
 
 
-def _lowest(product: Product | None) -> Iterator[tuple[int, str, int]]:
-    """The lowest limit on cost of each product and meter; in an emergency, its cap."""
+def _lowest(product: Product | None, now: datetime) -> Iterator[tuple[Q, str, int]]:
+    """The lowest limit on cost of each product and meter; in an emergency, its cap, which may be of everybody or of one account."""
     tiers = CostTier.objects.filter(product=product) if product else CostTier.objects.all()
     for meter, column in _METERS.items():
         lowest = tiers.filter(**{f"{column}__isnull": False}).values_list("product_id").annotate(Min(column)).order_by()
         for product_id, limit in lowest:
-            yield product_id, meter, limit
+            yield Q(account__product_id=product_id), meter, limit
+    for switch in kill_switches.all_in_force(now=now):
+        if switch.kind == Kind.COST_CAP and switch.cap_nanos is not None:
+            of = (
+                {"account_id": switch.account_id}
+                if switch.account_id
+                else {"account__product_id": switch.product_id}
+                if switch.product_id
+                else {}
+            )
+            yield Q(**of), _PERIOD, switch.cap_nanos
 
 
 def _of(account: Account, allowed: subscriptions.Allowed, costs: Costs, free: Collection[str], now: datetime) -> Iterator[Spending]:
@@ -412,13 +433,16 @@ def _of(account: Account, allowed: subscriptions.Allowed, costs: Costs, free: Co
         meter = item.limit.meter
         if meter in costs:
             used, ends = costs[meter]
-            enforced = item.mode == Entitlement.Mode.HARD
-            yield Spending(account, tier.slug if tier else "", meter, used, item.limit.allowed, ends, enforced, meter in free)
+            if item.cap is not None:
+                ends = min(ends, item.cap.over_at)
+            enforced, lifted = item.mode == Entitlement.Mode.HARD, meter in free and item.cap is None  # a cap holds for everybody
+            yield Spending(account, tier.slug if tier else "", meter, used, item.limit.allowed, ends, enforced, lifted)
 
 
 def _cost_limits(account: Account, allowed: subscriptions.Allowed | None, now: datetime) -> list[limits.Counted]:
-    """As the hot path knows them; a limit of 0 allows nothing anyhow, and is no throttle."""
-    found = limits.counted(account=account, allowed=allowed, counts={}, cost_nanos=0, now=now)
+    """As the hot path knows them, with what is switched for the account. A limit of 0 allows nothing anyhow, and is no throttle."""
+    switches = kill_switches.covering(product_id=account.product_id, account_id=account.pk, now=now)
+    found = limits.counted(account=account, allowed=allowed, counts={}, cost_nanos=0, now=now, switches=switches)
     return [item for item in found if item.limit.layer == "cost" and item.limit.allowed > 0]
 
 

@@ -13,8 +13,8 @@ from django.test.utils import CaptureQueriesContext
 from accounts.models import User, WebhookEvent
 from billing import ledger
 from billing.models import Subscription
-from metering import throttles, usage
-from metering.models import CostThrottle
+from metering import kill_switches, throttles, usage
+from metering.models import CostThrottle, KillSwitch
 from metering.tests.limited import PER_TOKEN, Shop
 from pricing.models import CostTier
 from tests.factories import make_account
@@ -284,3 +284,32 @@ def test_an_account_whose_plan_has_ended_is_not_throttled_but_refused_otherwise(
         shop.account.rate_card = "standard"
         with pytest.raises(usage.Refused, match="no active plan"):
             shop.authorize()
+
+
+class TestSwitches:
+    def throw(self, kind: str, now: datetime, **more: Any) -> None:
+        wanted = kill_switches.Wanted(kind=kind, **more)
+        kill_switches.throw(wanted=wanted, reason="a bad deployment", actor="grace", ends_at=now + timedelta(hours=1), now=now)
+
+    def test_while_throttling_is_off_nobody_is_throttled_and_afterwards_who_was_is_again(self) -> None:
+        shop, now = limited(10), datetime.now(UTC)
+        shop.use(tokens=10)
+        throttles.stop(account=shop.account, actor="grace", reason="odd", ends_at=None, now=now)
+        now = datetime.now(UTC)
+        assert [one.account for one in throttles.everybody(now=now, product=shop.product)] == [shop.account] * 2
+        self.throw("throttling", now, product=shop.product)
+        assert throttles.everybody(now=now, product=shop.product) == []
+        assert throttles.of_account(account=shop.account, now=now).stops == ()
+        kill_switches.end(switch=KillSwitch.objects.get(), actor="grace", now=now + timedelta(seconds=1))
+        assert len(throttles.everybody(now=now + timedelta(seconds=2), product=shop.product)) == 2
+
+    def test_an_emergency_cap_throttles_also_who_was_lifted_and_says_until_when(self, ada: User) -> None:
+        shop = Shop.new(tier={"monthly_cost_nanos": 100 * PER_TOKEN})
+        shop.use(tokens=100)
+        now = datetime.now(UTC)
+        assert lift(shop, ada, now) == 1
+        assert throttles.everybody(now=now, product=shop.product) == []
+        self.throw("cost_cap", now, product=shop.product, cap_nanos=40 * PER_TOKEN)
+        [one] = throttles.everybody(now=now, product=shop.product)
+        assert (one.stop.limit_nanos, one.stop.until) == (40 * PER_TOKEN, now + timedelta(hours=1))
+        assert shop.refused_by() == "cost"
