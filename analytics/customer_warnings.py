@@ -1,4 +1,4 @@
-"""Tells customers that much of a limit is used, or that little credit is left.
+"""Tells customers, and their client apps, that much of a limit is used, or that little credit is left.
 
     look   looks at the accounts that used something since the last look, some of them a transaction
 
@@ -21,7 +21,7 @@ from datetime import datetime
 import structlog
 from django.db import transaction
 
-from accounts import mails
+from accounts import api, mails, webhooks
 from accounts.models import Account, Mail
 from analytics.models import UsedLately
 from billing import balances, ledger, periods, subscriptions
@@ -115,6 +115,18 @@ def _tell(
         context |= {"what": "", "used": None, "allowed": None}
     key = f"{about}{ppm}"
     mails.queue(account=account, kind=Mail.Kind.LIMIT_WARNING, key=key, context=context, now=now, useless_at=ends_at)
+    hidden = item.limit.layer == "cost"
+    data = {
+        "layer": item.limit.layer,
+        "meter": meter,
+        "percent": min(used * 100 // of, 100),
+        "used": None if hidden else used,
+        "allowed": None if hidden else of,
+        "stops": item.mode == Entitlement.Mode.HARD,
+        "resets_at": ends_at.isoformat() if ends_at else None,
+    }
+    kind = webhooks.Kind.LIMIT_REACHED if ppm >= 1_000_000 else webhooks.Kind.LIMIT_WARNING
+    webhooks.queue(account=account, kind=kind, key=key, data=data, now=now)
 
 
 def _credit(account: Account, now: datetime) -> None:
@@ -126,3 +138,5 @@ def _credit(account: Account, now: datetime) -> None:
         return
     context = {"balance_nanos": wallet.balance}
     mails.queue(account=account, kind=Mail.Kind.LOW_BALANCE, key=str(came.pk), context=context, now=now)
+    data = {"balance": api.amount(wallet.balance), "unit": account.product.unit.code}
+    webhooks.queue(account=account, kind=webhooks.Kind.BALANCE_LOW, key=str(came.pk), data=data, now=now)

@@ -91,6 +91,8 @@ def _renew(pk: int, now: datetime) -> bool:
     start, end = periods.period_at(subscription.anchor_at, now, months=months)
     subscription.current_period_start, subscription.current_period_end = start, end
     subscription.save(update_fields=["current_period_start", "current_period_end"])
+    if subscription.account.closed_at is None and subscription.account.kind != Account.Kind.GUEST:
+        subscriptions.announce(subscription=subscription, now=now)
     return True
 
 

@@ -152,6 +152,7 @@ def align(*, customer: StripeCustomer, now: datetime, unpaid: bool = False) -> N
     standing = [(version, each) for each in paid.select_related("plan_version__plan") if (version := counts(each)) is not None]
     paid_version, best = max(standing, key=lambda pair: (pair[0].plan.rank, pair[1].started_at, pair[1].pk), default=(None, None))
     live = subscriptions.current(account_id=account.pk)
+    before = live and _seen(live)
     if best is None or paid_version is None:
         if live is not None and live.stripe_id is not None:
             _end(customer, live, StripeSubscription.objects.get(pk=live.stripe_id), now, unpaid=unpaid)
@@ -174,6 +175,13 @@ def align(*, customer: StripeCustomer, now: datetime, unpaid: bool = False) -> N
     live.save()
     if begins:
         subscriptions.cap_rollovers(subscription=live)
+    if _seen(live) != before:
+        subscriptions.announce(subscription=live, now=now)
+
+
+def _seen(live: Subscription) -> tuple[object, ...]:
+    """What client apps are told of."""
+    return live.pk, live.status, live.seats, live.cancel_at_period_end, live.current_period_start, live.current_period_end
 
 
 def default_plan(customer: StripeCustomer) -> str:

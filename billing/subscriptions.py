@@ -2,6 +2,7 @@
 
     start     puts an account on a plan, or lets it try one
     end       takes it off its plan
+    announce  tells client apps what the account has now
     current   the subscription that counts now
     payer     the open account that a request names, its plan read along
     payers    the accounts, open or closed, whose work is reported; payer_of for one
@@ -21,7 +22,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from django.db import connection, transaction
 
-from accounts import prepared
+from accounts import prepared, webhooks
 from accounts.models import Account
 from billing import ledger, periods
 from billing.models import Subscription
@@ -84,6 +85,8 @@ def start(*, account: Account, plan: str, now: datetime, trial_ends_at: datetime
         if version.price_cents == 0 and version.included_credit_nanos:
             schedule_included_credit(subscription=subscription)
         cap_rollovers(subscription=subscription)
+        if account.kind != Account.Kind.GUEST:
+            announce(subscription=subscription, now=now)
         transaction.on_commit(lambda: _terms.forget(account.pk))
     return subscription
 
@@ -104,6 +107,21 @@ def end(*, account: Account, now: datetime) -> None:
     live = Subscription.objects.filter(account=account).exclude(status=Subscription.Status.CANCELED)
     live.update(status=Subscription.Status.CANCELED, ended_at=now)
     transaction.on_commit(lambda: _terms.forget(account.pk))
+
+
+def announce(*, subscription: Subscription, now: datetime) -> None:
+    """Tells client apps of the account's subscription as it is now, in the caller's transaction. :func:`start` does so by itself; whatever
+    else changes a subscription calls this after its last change."""
+    data: dict[str, str | int | None] = {
+        "plan": subscription.plan_version.plan.slug,
+        "status": str(subscription.status),
+        "period_start": subscription.current_period_start.isoformat(),
+        "period_end": subscription.current_period_end.isoformat(),
+        "cancel_at_period_end": subscription.cancel_at_period_end,
+        "seats": subscription.seats,
+    }
+    key = ":".join(map(str, (subscription.pk, now.isoformat(), *data.values())))
+    webhooks.queue(account=subscription.account, kind=webhooks.Kind.SUBSCRIPTION_CHANGED, key=key, data=data, now=now)
 
 
 def schedule_included_credit(*, subscription: Subscription) -> ledger.Operation:

@@ -32,7 +32,7 @@ from django.db.models import F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 from prometheus_client import Counter
 
-from accounts import mails
+from accounts import mails, webhooks
 from accounts.models import Account
 from billing import balances, checkout, stripe_api, stripe_inbox, stripe_prices, stripe_requests
 from billing.models import AutoTopUp, CardDecline, Checkout, Operation, StripeCustomer, StripePayment, StripeRequest, TopUp, Wallet
@@ -411,6 +411,13 @@ def _declined(top_up: TopUp, why: str, now: datetime) -> None:
             context={"amount_cents": top_up.amount_cents, "currency": top_up.currency, "why": top_up.reason, "retry_at": breaker.retry_at},
             now=now,
         )
+        told = {
+            "amount": f"{top_up.amount_cents // 100}.{top_up.amount_cents % 100:02}",
+            "currency": top_up.currency,
+            "reason": top_up.reason,
+            "retry_at": breaker.retry_at.isoformat() if breaker.retry_at else None,
+        }
+        webhooks.queue(account=top_up.account, kind=webhooks.Kind.TOP_UP_FAILED, key=str(top_up.pk), data=told, now=now)
     stripe_requests.send(void, now=now)
 
 

@@ -58,7 +58,7 @@ def created(product: Product, receiver: Receiver) -> webhook_endpoints.Created:
 
 
 def register(product: Product, url: str, *kinds: str, now: datetime = NOW) -> webhook_endpoints.Created:
-    return webhook_endpoints.create(product=product, url=url, kinds=kinds or webhook_endpoints.KINDS, created_by="a test", now=now)
+    return webhook_endpoints.create(product=product, url=url, kinds=kinds or ("balance.low",), created_by="a test", now=now)
 
 
 def happen(account: Account, *, key: str = "1", kind: str = "balance.low", now: datetime = NOW) -> WebhookEvent:

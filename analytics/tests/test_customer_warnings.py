@@ -11,7 +11,8 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts import mail_delivery
-from accounts.models import Account, Mail
+from accounts.models import Account, Mail, WebhookEvent
+from accounts.tests.webhook_page import as_documented
 from analytics import customer_warnings, rollups, tasks
 from analytics.models import UsedLately
 from metering import limits
@@ -24,6 +25,13 @@ NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 def heard(account: Account, kind: str = "limit_warning") -> list[dict[str, object]]:
     assert not Mail.objects.filter(account=account, state="dead").exists()
     return [mail.context for mail in Mail.objects.filter(account=account, kind=kind).order_by("pk")]
+
+
+def events(account: Account, *kinds: str) -> list[tuple[str, dict[str, object]]]:
+    """What client apps were told, each in the fields that docs/webhooks.md promises."""
+    found = list(WebhookEvent.objects.filter(account=account, kind__in=kinds).order_by("pk").values_list("kind", "data"))
+    assert all(as_documented(kind, data) for kind, data in found)
+    return found
 
 
 def percents(shop: Shop) -> list[object]:
@@ -54,6 +62,14 @@ class TestLimits:
         assert told[13:15] == [[], [75]]
         assert told[15:18] == [[75, 80], [75, 80], [75, 80, 90]]
         assert told[18:] == [[75, 80, 90], [75, 80, 90, 100]]
+        apps = events(shop.account, "limit.warning", "limit.reached")
+        assert [(kind, data["percent"]) for kind, data in apps] == [
+            ("limit.warning", 75), ("limit.warning", 80), ("limit.warning", 90), ("limit.reached", 100)
+        ]  # fmt: skip
+        assert apps[-1][1] == {
+            "layer": "quota", "meter": "messages/day", "percent": 100, "used": 20, "allowed": 20, "stops": True,
+            "resets_at": "2026-03-11T00:00:00+00:00",
+        }  # fmt: skip
 
     def test_a_jump_tells_the_highest_alone_and_then_none_below_it(self) -> None:
         shop = Shop.new(("messages", "day", 100))
@@ -179,6 +195,10 @@ class TestCost:
         assert {(facts["what"], facts["used"], facts["allowed"], facts["window"]) for facts in heard(shop.account)} == {
             ("", None, None, "period")
         }
+        apps = events(shop.account, "limit.warning", "limit.reached")
+        assert [(kind, data["percent"], data["used"], data["allowed"]) for kind, data in apps] == [
+            ("limit.warning", 75, None, None), ("limit.warning", 80, None, None), ("limit.reached", 100, None, None)
+        ]  # fmt: skip
 
     def test_what_open_work_may_cost_is_not_used(self) -> None:
         shop = self.shop()
@@ -227,6 +247,9 @@ class TestCredit:
         assert len(heard(shop.account, "low_balance")) == 1
         self.spent(shop, dollars("2.4"))
         assert len(heard(shop.account, "low_balance")) == 2
+        apps = events(shop.account, "balance.low")
+        assert len(apps) == 2
+        assert apps[0] == ("balance.low", {"balance": "0.599998500", "unit": shop.account.product.unit.code})
 
     def test_the_last_of_it_is_told_as_used_up(self) -> None:
         shop = Shop.new(credit=3)

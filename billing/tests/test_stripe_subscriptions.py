@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from django.db import transaction
 
-from accounts.models import Account
+from accounts.models import Account, WebhookEvent
+from accounts.tests.webhook_page import as_documented
 from billing import audit, ledger, stripe_inbox, subscriptions
 from billing.models import Checkout, Grant, LedgerEntry, Schedule, StripeCustomer, StripePayment, StripeSubscription, Subscription, Wallet
 from billing.tests.stripe_stub import FEBRUARY, JANUARY, MARCH, Obj, Stub, listed, new
@@ -167,6 +168,28 @@ class TestPlan:
             seen.append(live.cancel_at_period_end)
         assert seen == [True, False, True]
         assert Subscription.objects.filter(account=shop).count() == 2
+
+    def test_client_apps_hear_of_each_change_once_and_of_nothing_that_did_not_change(
+        self, stub: Stub, shop: Account, customer: str, pro: PlanVersion
+    ) -> None:
+        subscription = stub.subscription(customer, "price_core", start=THIS, end=NEXT)
+        steps: list[dict[str, Any]] = [{}, {}, {"cancel_at_period_end": True}, {}, {"cancel_at_period_end": False, "status": "past_due"}]
+        for fields in steps:
+            subscription |= fields
+            happen(("customer.subscription.updated", subscription))
+        subscription["status"] = "active"
+        item(subscription)["price"]["id"] = "price_pro"
+        happen(*[("customer.subscription.updated", subscription)] * 2)
+        renew(subscription, NEXT, LATER)
+        happen(("customer.subscription.updated", subscription))
+        subscription |= {"status": "canceled", "ended_at": LATER}
+        happen(("customer.subscription.deleted", subscription))
+        told = list(WebhookEvent.objects.filter(account=shop, kind="subscription.changed").order_by("pk").values_list("data", flat=True))
+        assert [(data["plan"], data["status"], data["cancel_at_period_end"]) for data in told] == [
+            ("free", "active", False), ("core", "active", False), ("core", "active", True), ("core", "past_due", False),
+            ("pro", "active", False), ("pro", "active", False), ("free", "active", False),
+        ]  # fmt: skip
+        assert all(as_documented("subscription.changed", data) for data in told)
 
     def test_an_upgrade_is_felt_at_once(self, stub: Stub, shop: Account, customer: str, pro: PlanVersion) -> None:
         subscription = stub.subscription(customer, "price_core")

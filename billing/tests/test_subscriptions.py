@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 import pytest
 from django.db import IntegrityError, transaction
 
+from accounts.models import WebhookEvent
+from accounts.tests.webhook_page import as_documented
 from billing import subscriptions
 from billing.models import Grant, Subscription
 from pricing.models import PlanVersion
@@ -22,6 +24,24 @@ def test_new_account_is_on_the_default_plan_with_its_welcome_credit_once() -> No
     subscription = Subscription.objects.get(account=account)
     assert (subscription.plan_version.plan.slug, subscription.status) == ("free", "active")
     assert list(Grant.objects.filter(account=account).values_list("source", "granted", "cash_nanos")) == [("welcome", 10 * NANOS, 0)]
+
+
+def test_client_apps_hear_of_an_accounts_first_plan_and_of_no_guests() -> None:
+    product = make_product(guest_plan="free")
+    account = make_account(product)
+    subscription = Subscription.objects.get(account=account)
+    event = WebhookEvent.objects.get(account=account)
+    assert (event.kind, as_documented(event.kind, event.data)) == ("subscription.changed", True)
+    assert event.data == {
+        "plan": "free",
+        "status": "active",
+        "period_start": subscription.current_period_start.isoformat(),
+        "period_end": subscription.current_period_end.isoformat(),
+        "cancel_at_period_end": False,
+        "seats": 1,
+    }
+    guest = make_account(product, kind="guest")
+    assert not WebhookEvent.objects.filter(account=guest).exists()
 
 
 def test_included_credit_of_a_free_plan_is_granted_for_the_period_and_expires_with_it() -> None:

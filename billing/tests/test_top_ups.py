@@ -12,7 +12,8 @@ import pytest
 from django.db import IntegrityError, connections
 from django.utils import timezone
 
-from accounts.models import Account, Mail
+from accounts.models import Account, Mail, WebhookEvent
+from accounts.tests.webhook_page import as_documented
 from billing import audit, ledger, stripe_customers, stripe_requests, top_ups
 from billing.models import AutoTopUp, CardDecline, Checkout, Grant, TopUp, Wallet
 from billing.tests.selling import Shop, double, shop
@@ -250,6 +251,11 @@ class TestBreaker:
         assert (breaker.declines, breaker.retry_at) == (3, None)
         assert "Replace it" in last(account).reason
         assert Mail.objects.filter(account=account, kind="top_up_failed").count() == 3
+        events = list(WebhookEvent.objects.filter(account=account, kind="top_up.failed").order_by("pk").values_list("data", flat=True))
+        assert [(data["amount"], data["currency"], data["retry_at"] is None) for data in events] == [
+            ("10.00", "usd", index == 2) for index in range(3)
+        ]
+        assert all(as_documented("top_up.failed", data) for data in events)
         card(shop, account, "pm_card_mastercard")
         look(account)
         run(now + timedelta(hours=8))
