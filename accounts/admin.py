@@ -494,3 +494,6 @@ class ApprovalAdmin(ReadOnlyAdmin):
 def actor(request: HttpRequest) -> str:
     """Who acts, as the ledger and the audit trail keep it: at most 150 characters."""
     return request.user.get_username()[:150]
+
+
+from accounts import webhook_admin as webhook_admin  # noqa: E402 (registers its pages, which use what is above)

@@ -6,7 +6,7 @@ The secret of an endpoint is in the answers that make one, and in no other.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
@@ -159,6 +159,6 @@ def _with_secret(endpoint: WebhookEndpoint, secret: str) -> HttpResponse:
     return api.as_json(answer.model_dump(mode="json"), headers={"Cache-Control": "no-store"})
 
 
-def _shown(endpoint: WebhookEndpoint) -> dict[str, object]:
+def _shown(endpoint: WebhookEndpoint) -> dict[str, Any]:
     names = ("url", "description", "kinds", "created_at", "disabled_at", "disabled_reason", "failing_since")
     return {"id": endpoint.public_id} | {name: getattr(endpoint, name) for name in names}

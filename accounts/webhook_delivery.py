@@ -121,7 +121,7 @@ def headers(*, event: WebhookEvent, body: bytes, secrets: Collection[str], now: 
 
 def delay(*, attempts: int) -> timedelta:
     """How long to wait after so many attempts, with its jitter."""
-    return min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempts - 1)) * (1 + JITTER * random.random())  # noqa: S311 (no secret hangs on it)
+    return min(LONGEST_DELAY, FIRST_DELAY * (1 << attempts - 1)) * (1 + JITTER * random.random())  # noqa: S311 (no secret hangs on it)
 
 
 def _send(delivery: WebhookDelivery, now: datetime) -> int:

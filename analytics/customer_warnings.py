@@ -116,7 +116,7 @@ def _tell(
     key = f"{about}{ppm}"
     mails.queue(account=account, kind=Mail.Kind.LIMIT_WARNING, key=key, context=context, now=now, useless_at=ends_at)
     hidden = item.limit.layer == "cost"
-    data = {
+    data: dict[str, str | int | None] = {
         "layer": item.limit.layer,
         "meter": meter,
         "percent": min(used * 100 // of, 100),

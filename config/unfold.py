@@ -68,6 +68,9 @@ UNFOLD: dict[str, Any] = {
                     _list("API keys", "key", "accounts", "apikey"),
                     _list("Brands", "palette", "accounts", "brand"),
                     _list("Mails", "outgoing_mail", "accounts", "mail"),
+                    _list("Webhook endpoints", "webhook", "accounts", "webhookendpoint"),
+                    _list("Webhook events", "campaign", "accounts", "webhookevent"),
+                    _list("Webhook deliveries", "send", "accounts", "webhookdelivery"),
                 ],
             },
             {

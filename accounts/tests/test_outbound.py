@@ -138,7 +138,7 @@ class TestCalls:
     ) -> None:
         trusted, context = certificate(tmp_path, name="hooks.test")
         asked: list[str | None] = []
-        context.sni_callback = lambda connection, name, _: asked.append(name)  # type: ignore[misc, assignment, func-returns-value]
+        context.sni_callback = lambda connection, name, _: asked.append(name)
         names.answers |= {"hooks.test": [["127.0.0.1"]], "other.test": [["127.0.0.1"]]}
         with receiving(context=context) as secure:
             with pytest.raises(outbound.Unreachable, match="certificate"):
@@ -219,7 +219,7 @@ class TestCalls:
         ],
     )
     def test_what_is_no_answer_of_http_is_unreachable_and_shows_nothing_of_it(self, receiver: Receiver, raw: bytes) -> None:
-        receiver.answer = lambda handler: handler.wfile.write(raw) and None  # type: ignore[assignment, func-returns-value]
+        receiver.answer = lambda handler: handler.wfile.write(raw) and None  # type: ignore[assignment]
         with pytest.raises(outbound.Unreachable) as raised:
             send(receiver.url)
         assert str(raised.value) == "It gave no answer of HTTP."
