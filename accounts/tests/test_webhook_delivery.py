@@ -394,9 +394,15 @@ class TestCommitted:
         slow = webhook_delivery._claim(LATER, ())
         assert slow is not None
         again = LATER + webhook_delivery.LEASE
-        assert sent(now=again).state == State.DELIVERED
+        receiver.answers(503)
+        theirs = sent(now=again)
+        assert (theirs.state, theirs.last_status) == (State.PENDING, 503)
         webhook_delivery._failed(slow, webhook_delivery.NotTaken("It answered 500.", status=500), again)
-        assert event.deliveries.get().state == State.DELIVERED
+        webhook_delivery._finish(slow, State.DEAD, "", again)
+        found = event.deliveries.get()
+        assert (found.state, found.last_status, found.next_attempt_at) == (State.PENDING, 503, theirs.next_attempt_at)
+        receiver.answers(200)
+        assert sent(now=found.next_attempt_at + timedelta(minutes=1)).state == State.DELIVERED
 
     @pytest.mark.failure(78)
     def test_eight_workers_at_once_send_each_event_once(self, receiver: Receiver) -> None:
