@@ -83,7 +83,11 @@ class CostThrottleAdmin(ReadOnlyAdmin):
         preview = form.is_valid() and "edit" not in request.POST
         if form.is_valid():
             said = form.cleaned_data
-            found = [one for one in throttles.everybody(now=now, product=said["product"]) if one.stop.meter or said["stops"]]
+            found = [
+                one
+                for one in throttles.everybody(now=now, product=said["product"])
+                if (one.stop.meter or said["stops"]) and not one.stop.capped
+            ]
             if "confirm" in request.POST:
                 lifted = throttles.lift(throttled=found, by=signed_in(request), actor=actor(request), reason=said["reason"], now=now)
                 self.message_user(request, f"{lifted} account{'' if lifted == 1 else 's'} may work again.", messages.SUCCESS)

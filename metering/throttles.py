@@ -50,7 +50,8 @@ T = TypeVar("T")
 class Stop:
     """One reason for which an account may begin no work. ``meter`` is empty where ``actor`` stopped it, else the limit that it has reached.
 
-    Amounts are nano-USD of wholesale cost. ``since`` None: it was not noted yet. ``until`` None: until it is lifted.
+    Amounts are nano-USD of wholesale cost. ``since`` None: it was not noted yet. ``until`` None: until it is lifted. ``capped``: it is the
+    cap of a kill switch, which holds for everybody and is not lifted here.
     """
 
     reason: str
@@ -60,6 +61,7 @@ class Stop:
     meter: str = ""
     used_nanos: int | None = None
     limit_nanos: int | None = None
+    capped: bool = False
 
     @property
     def by(self) -> Literal["cost_limit", "staff", "guard"]:
@@ -85,6 +87,7 @@ class Spending:
     resets_at: datetime
     enforced: bool
     lifted: bool = False
+    capped: bool = False
 
     @property
     def reached(self) -> bool:
@@ -244,7 +247,8 @@ def _shared(tier: CostTier, theirs: CostTier, stored: CostTier) -> CostTier:
 def lift(*, throttled: Sequence[Throttled], by: User, actor: str, reason: str, now: datetime) -> int:
     """Lets these accounts work again; returns how many. Each has a line in the audit log; ``CHUNK`` of them are one transaction.
 
-    A limit on cost that is lifted does not count until its window ends. Who is not throttled any more is left alone: twice is once.
+    A limit on cost that is lifted does not count until its window ends. Who is not throttled any more is left alone: twice is once. So is
+    who is capped by a kill switch: end the switch.
     """
     done = 0
     for chunk in _chunks(sorted(throttled, key=lambda one: one.account.pk)):
@@ -265,7 +269,7 @@ def _lift(one: Throttled, actor: str, reason: str, now: datetime) -> str:
     assert stopped.until is not None
     assert stopped.limit_nanos is not None
     assert stopped.used_nanos is not None
-    if stopped.meter in lifted(account_id=account.pk, now=now):
+    if stopped.capped or stopped.meter in lifted(account_id=account.pk, now=now):
         return ""
     row, _ = CostThrottle.objects.get_or_create(
         account=account,
@@ -362,7 +366,8 @@ def _stopped(row: Throttle) -> Stop:
 
 
 def _reached(one: Spending) -> Stop:
-    return Stop(_reason(one.meter), ACTOR, None, one.resets_at, one.meter, one.used_nanos, one.limit_nanos)
+    reason = "Usage is limited for everybody for the moment." if one.capped else _reason(one.meter)
+    return Stop(reason, ACTOR, None, one.resets_at, one.meter, one.used_nanos, one.limit_nanos, one.capped)
 
 
 def _reason(meter: str) -> str:
@@ -436,7 +441,8 @@ def _of(account: Account, allowed: subscriptions.Allowed, costs: Costs, free: Co
             if item.cap is not None:
                 ends = min(ends, item.cap.over_at)
             enforced, lifted = item.mode == Entitlement.Mode.HARD, meter in free and item.cap is None  # a cap holds for everybody
-            yield Spending(account, tier.slug if tier else "", meter, used, item.limit.allowed, ends, enforced, lifted)
+            slug, capped = tier.slug if tier else "", item.cap is not None
+            yield Spending(account, slug, meter, used, item.limit.allowed, ends, enforced, lifted, capped)
 
 
 def _cost_limits(account: Account, allowed: subscriptions.Allowed | None, now: datetime) -> list[limits.Counted]:

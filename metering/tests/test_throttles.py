@@ -312,4 +312,6 @@ class TestSwitches:
         self.throw("cost_cap", now, product=shop.product, cap_nanos=40 * PER_TOKEN)
         [one] = throttles.everybody(now=now, product=shop.product)
         assert (one.stop.limit_nanos, one.stop.until) == (40 * PER_TOKEN, now + timedelta(hours=1))
+        assert one.stop.reason == "Usage is limited for everybody for the moment."
+        assert lift(shop, ada, now) == 0
         assert shop.refused_by() == "cost"
