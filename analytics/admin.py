@@ -28,13 +28,16 @@ from analytics import margin
 from analytics.account_page import AccountAdmin
 from analytics.forms import MarginForm
 from analytics.models import Entry, Margin
+from analytics.shadow_page import ShadowRefusalAdmin
 from billing.admin import LedgerAdmin, exactly, link, within
+from metering.models import ShadowRefusal
 from pricing.admin import ReadOnlyAdmin
 
 DAYS = 30
 ROWS = 200
 
 admin.site.register(Account, AccountAdmin)
+admin.site.register(ShadowRefusal, ShadowRefusalAdmin)
 # Staff sign in where everybody does: with the second step, and with limited attempts.
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
 

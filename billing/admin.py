@@ -45,6 +45,7 @@ from billing.models import (
     Subscription,
     TopUp,
 )
+from billing.schedule_page import StoppedSchedules
 from pricing.admin import CappedPaginator, ReadOnlyAdmin
 from pricing.models import PlanVersion, Unit
 
@@ -216,7 +217,7 @@ class OperationAdmin(LedgerAdmin):
 
 
 @admin.register(Subscription)
-class SubscriptionAdmin(ReadOnlyAdmin):
+class SubscriptionAdmin(StoppedSchedules):
     list_display = ("account", "plan_version", "status", "current_period_start", "current_period_end", "cancel_at_period_end")
     list_filter = ("status", "account__product")
     list_select_related = ("account__product", "plan_version__plan__product")

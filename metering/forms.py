@@ -199,6 +199,26 @@ class RequestSizeForm(LeverForm):
         return levers.request_size(tokens=self.cleaned_data["tokens"], product=self.cleaned_data["product"])
 
 
+class PromoteForm(LeverForm):
+    what = forms.ChoiceField(
+        widget=UnfoldAdminSelectWidget,
+        label="Which limit",
+        help_text="Limits that only watch so far, and the report says whom they would refuse.",
+    )
+    field_order = ("what", "reason", "token")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        products = Product.objects.order_by("name")
+        self.fields["what"].choices = [  # type: ignore[attr-defined]
+            (f"{product.slug} {meter}", f"{product}: {meter}") for product in products for meter in levers.shadowed(product=product)
+        ]
+
+    def changes(self) -> list[Change]:
+        slug, _, meter = self.cleaned_data["what"].partition(" ")
+        return levers.promote(product=Product.objects.select_related("unit").get(slug=slug), meter=meter)
+
+
 class PriceBackForm(LeverForm):
     what = forms.MultipleChoiceField(
         widget=UnfoldAdminCheckboxSelectMultipleWidget, label="What goes back", help_text="Prices of one product at a time."

@@ -4,6 +4,7 @@
     cost_tier       one tier's limits
     throttling      whether reaching a limit on cost stops work, for every tier
     request_size    the most tokens of one request, on every plan of a product
+    promote         a limit in shadow mode refuses, on every plan or tier of a product
     price_back      plans, packs and rate cards back to the price that they had before
     preview         what a lever would change, and whom it would throttle or free
     pull            changes it, from now on
@@ -29,8 +30,9 @@ from django.db.models import Case, CharField, Count, F, When
 from billing import subscriptions
 from billing.models import StripeSubscription, Subscription
 from metering import throttles
+from metering.models import ShadowRefusal
 from pricing import catalog, catalog_file
-from pricing.models import CatalogChange, CostTier, CreditPack, Lever, Plan, PlanVersion, Product, RateCard
+from pricing.models import CatalogChange, CostTier, CreditPack, Entitlement, Lever, Plan, PlanVersion, Product, RateCard
 
 #: The limits of a tier that are amounts.
 COSTS = ("monthly_cost", "daily_cost")
@@ -38,6 +40,8 @@ COSTS = ("monthly_cost", "daily_cost")
 _PACK = ("price", "credit", "stripe_price_setting")
 MOST_PERCENT = 200
 LEAST_PERCENT = -90
+#: So many accounts are named where whom it concerns is told in words.
+_NAMED = 5
 
 
 class InvalidLever(ValueError):
@@ -127,6 +131,40 @@ def request_size(*, tokens: int | None, product: Product | None) -> list[Change]
     return _some([Change(one, path, catalog_file.value(_document(one), path), tokens) for one in _products(product)])
 
 
+def promote(*, product: Product, meter: str) -> list[Change]:
+    """The limit on ``meter`` (``messages/day``) refuses wherever it only watches: on every plan of the product, also for those who have
+    kept an earlier version; one on ``cost`` on every tier, whose daily and monthly limits refuse together.
+
+    :raises InvalidLever: there is no such limit in shadow mode.
+    """
+    if meter not in shadowed(product=product):
+        raise InvalidLever(f"{product} has no limit {meter[:80]!r} in shadow mode.")
+    document = _document(product)
+    if meter.partition("/")[0] == "cost":
+        return _some(
+            [
+                Change(product, ("cost_tiers", slug, "throttle_on_exceed"), False, None)
+                for slug, tier in document.get("cost_tiers", {}).items()
+                if tier.get("throttle_on_exceed") is False
+            ]
+        )
+    path = ("product", "enforced_meters")
+    there = catalog_file.value(document, path)
+    return _some([Change(product, path, there, [*(there or ()), meter])])
+
+
+def shadowed(*, product: Product) -> list[str]:
+    """The meters of a product's limits that only watch, on any plan version that somebody may be on, or any tier."""
+    rows = Entitlement.objects.filter(plan_version__plan__product=product, kind=Entitlement.Kind.LIMIT, mode=Entitlement.Mode.SHADOW)
+    meters = {f"{key}/{window}" for key, window in rows.values_list("key", "window")} - set(product.enforced_meters)
+    tiers = CostTier.objects.filter(product=product, throttle_on_exceed=False)
+    if tiers.filter(daily_cost_nanos__isnull=False).exists():
+        meters.add(f"cost/{Entitlement.Window.DAY}")
+    if tiers.filter(monthly_cost_nanos__isnull=False).exists():
+        meters.add(f"cost/{Entitlement.Window.PERIOD}")
+    return sorted(meters)
+
+
 def price_back(*, product: Product, what: Sequence[str]) -> list[Change]:
     """Prices as they were before the present version: of what :func:`former_prices` names.
 
@@ -201,7 +239,7 @@ def preview(*, changes: Sequence[Change], now: datetime) -> Preview:
         if any(change.path[0] == "product" for change in theirs):
             accounts += product.accounts.filter(closed_at=None).count()
         for change in theirs:
-            notes += _of_price(change)
+            notes += [*_of_price(change), *_of_promotion(change, now)]
             if change.path[0] == "plans" and change.path[2] == "price":
                 accounts += _entitled(product).filter(plan_version__plan__slug=change.path[1]).count()
     return Preview(tuple(changes), accounts, tuple(throttled), tuple(freed), tuple(notes))
@@ -343,7 +381,25 @@ def _of_price(change: Change) -> Iterator[str]:
         yield f"{slug}: nobody can buy it before {setting} names the price of {change.becomes} at Stripe; restart the site after that."
 
 
+def _of_promotion(change: Change, now: datetime) -> Iterator[str]:
+    """Whom a limit that begins to refuse would refuse now: who has passed it in a window that is not over."""
+    if change.path == ("product", "enforced_meters"):
+        meters = sorted(set(change.after or ()) - set(change.before or ()))
+    elif change.path[-1] == "throttle_on_exceed" and change.before is False:
+        meters = [f"cost/{Entitlement.Window.DAY}", f"cost/{Entitlement.Window.PERIOD}"]
+    else:
+        return
+    passed = ShadowRefusal.objects.filter(account__product=change.product, account__closed_at=None, meter__in=meters, window_end__gt=now)
+    accounts = list(passed.order_by("-value_nanos").values_list("account__name", "meter", "count"))
+    count = passed.values("account").distinct().count()
+    first = ", ".join(f"{name} ({meter}, {calls} calls)" for name, meter, calls in accounts[:_NAMED])
+    said = f"{count} account{'' if count == 1 else 's'} passed it in a window that runs now, and would be refused at once."
+    yield f"{said} The first of them: {first}" if first else said
+
+
 def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{key.replace('_', ' ')} {said}" for key, said in value.items() if not isinstance(said, dict) and key != "notes")
     return "as usual" if value is None else str(value)

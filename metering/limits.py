@@ -140,7 +140,7 @@ def _request_size(account: Account, allowed: subscriptions.Allowed | None, quant
     What the product sets for all plans comes first where it is less, or refuses what the plan would only warn of.
     """
     limit = allowed.plan.limit("request_tokens", Entitlement.Window.REQUEST) if allowed else None
-    at_most, mode = (limit.limit, limit.mode) if limit else (None, str(Entitlement.Mode.OFF))
+    at_most, mode = (limit.limit, mode_of(account, limit)) if limit else (None, str(Entitlement.Mode.OFF))
     if mode == Entitlement.Mode.OFF:
         at_most = None
     asked = sum(quantity for name, quantity in (quantities or {}).items() if name in rating.TOKEN_COMPONENTS)
@@ -198,13 +198,13 @@ def counted(
         add("requests", "requests", Entitlement.Window.HOUR, tier.requests_per_hour, 1, Entitlement.Mode.HARD)
     for limit in allowed.plan.limits:
         if limit.window == Entitlement.Window.OPEN:
-            add("concurrency", limit.key, limit.window, limit.limit, 1, limit.mode)
+            add("concurrency", limit.key, limit.window, limit.limit, 1, mode_of(account, limit))
         elif limit.window in _WINDOWS and limit.key == "requests":
-            add("requests", limit.key, limit.window, limit.limit, 1, limit.mode)
+            add("requests", limit.key, limit.window, limit.limit, 1, mode_of(account, limit))
         elif limit.window in _WINDOWS:
-            add("quota", limit.key, limit.window, limit.limit, counts.get(limit.key, 0), limit.mode)
+            add("quota", limit.key, limit.window, limit.limit, counts.get(limit.key, 0), mode_of(account, limit))
         elif limit.window == Entitlement.Window.COUNT and objects:
-            add("quota", limit.key, limit.window, limit.limit, 0, limit.mode)
+            add("quota", limit.key, limit.window, limit.limit, 0, mode_of(account, limit))
     cap = switches.cap() if switches.found else None
     if tier is not None or cap is not None:
         enforced = tier is not None and tier.throttle_on_exceed and not switches.first(Kind.THROTTLING)
@@ -249,6 +249,13 @@ def caps(
         limit = ledger.Limit("cap", f"spend:{kind}/{span}", start, end, most, price_nanos, enforced, subject)
         found.append(Counted(limit, terms.guard.mode, unit=account.product.unit))
     return found
+
+
+def mode_of(account: Account, limit: catalog.Limit) -> str:
+    """The mode of a plan's limit; one in shadow mode refuses where the product says so for all its plans."""
+    if limit.mode == Entitlement.Mode.SHADOW and f"{limit.key}/{limit.window}" in account.product.enforced_meters:
+        return Entitlement.Mode.HARD
+    return limit.mode
 
 
 def window_at(account: Account, allowed: subscriptions.Allowed, window: str, now: datetime) -> tuple[datetime, datetime]:

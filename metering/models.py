@@ -487,3 +487,33 @@ class GuardPeak(models.Model):
 
     def __str__(self) -> str:
         return f"{self.day}: {self.peak_nanos}"
+
+
+class ShadowRefusal(models.Model):
+    """How often, in one window, an account passed a limit in shadow mode that would have refused it; :mod:`metering.shadow` writes it.
+
+    ``value_nanos`` is the list value (nano-USD) that the passed calls were expected to have when they were authorized.
+    """
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
+    layer = models.CharField(max_length=20)
+    meter = models.CharField(max_length=80)
+    window_end = models.DateTimeField()
+    count = models.BigIntegerField()
+    value_nanos = models.BigIntegerField()
+    allowed = models.BigIntegerField()
+    most_used = models.BigIntegerField()
+    first_at = models.DateTimeField()
+    last_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["account", "meter", "window_end"], name="shadow_refusal_once"),
+            models.CheckConstraint(
+                name="shadow_refusal_amounts", condition=models.Q(count__gte=1, value_nanos__gte=0, last_at__gte=models.F("first_at"))
+            ),
+        ]
+        indexes = [models.Index(fields=["last_at"], name="shadow_refusal_last")]
+
+    def __str__(self) -> str:
+        return f"{self.meter} of account {self.account_id}"

@@ -28,6 +28,7 @@ from metering.forms import (
     LeverForm,
     LiftForm,
     PriceBackForm,
+    PromoteForm,
     RequestSizeForm,
     ThrottlingForm,
     UndoForm,
@@ -47,6 +48,7 @@ FORMS: Final[dict[str, tuple[type[LeverForm], str]]] = {
     Lever.Kind.THROTTLING: (ThrottlingForm, "Whether reaching a limit on cost stops work, for every tier."),
     Lever.Kind.REQUEST_SIZE: (RequestSizeForm, "The most tokens of one request, on every plan of a product."),
     Lever.Kind.PRICE_BACK: (PriceBackForm, "Plans, packs and rate cards back to the price before. Past charges stay."),
+    Lever.Kind.PROMOTE: (PromoteForm, "A limit that only watches (shadow) refuses from now on, on every plan or tier."),
 }
 
 

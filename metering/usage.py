@@ -35,7 +35,7 @@ from accounts import prepared
 from accounts.models import Account
 from billing import balances, ledger, subscriptions
 from billing.models import Wallet
-from metering import estimates, guard, kill_switches, limits, names, throttles
+from metering import estimates, guard, kill_switches, limits, names, shadow, throttles
 from metering.kill_switches import Kind, Switches
 from metering.ladder import Step
 from metering.limits import Decision, Layer
@@ -213,6 +213,7 @@ def authorize(
     passed = [] if usage.replayed else limits.in_order([*before, *limits.answered(counted=counted, look=usage.look)]).passed
     for layer in passed:
         _passed(account, layer)
+        _note(account, layer, value_nanos=estimate.rated.list_value_nanos, now=now)
     _hear(account, usage.available_nanos)
     if usage.replayed and ask.open_ended:
         output_tokens = _assumed_at_first(account, usage.id)
@@ -301,7 +302,7 @@ def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> 
         others = [Layer("entitlement", allowed=False, meter=f"{meter}/count", reason=reason)]
     layers = [kill_switch, *others]
     refusal = Decision(tuple(layers)).refusal
-    at_most, mode = (limit.limit, limit.mode) if limit else (None, Entitlement.Mode.OFF)
+    at_most, mode = (limit.limit, limits.mode_of(account, limit)) if limit else (None, str(Entitlement.Mode.OFF))
     try:
         with ledger.throttling_off() if switches.first(Kind.THROTTLING) else nullcontext():
             places = ledger.reserve(
@@ -321,7 +322,9 @@ def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> 
         raise _refused(error.layer, layers, allowed) from None
     watched = mode in (Entitlement.Mode.SHADOW, Entitlement.Mode.SOFT)
     if watched and at_most is not None and places.used > at_most and not places.replayed:
-        _passed(account, Layer("quota", allowed=False, mode=mode, meter=f"{meter}/count", limit=at_most, used=places.used))
+        layer = Layer("quota", allowed=False, mode=mode, meter=f"{meter}/count", limit=at_most, used=places.used)
+        _passed(account, layer)
+        _note(account, layer, value_nanos=0, now=now)
     return places, at_most
 
 
@@ -335,6 +338,15 @@ def unreserve(*, account: Account, meter: str, object_ref: str) -> tuple[ledger.
 def _passed(account: Account, layer: Layer) -> None:
     SHADOWED.labels(layer.name).inc()
     log.info("Limit passed", account=account.public_id, layer=layer.name, meter=layer.meter, mode=layer.mode, used=layer.used)
+
+
+def _note(account: Account, layer: Layer, *, value_nanos: int, now: datetime) -> None:
+    """Keeps whom a limit in shadow mode would have refused."""
+    if layer.mode == Entitlement.Mode.SHADOW and layer.meter is not None:
+        shadow.note(
+            account=account, layer=layer.name, meter=layer.meter, window_end=layer.resets_at, allowed=layer.limit or 0,
+            used=layer.used or 0, value_nanos=value_nanos, now=now,
+        )  # fmt: skip
 
 
 def _refused(name: str, layers: Sequence[Layer], allowed: subscriptions.Allowed | None) -> Refused:

@@ -64,8 +64,9 @@ MAX_BYTES = 1024 * 1024
 MAX_BIGINT = 2**63 - 1
 MAX_INTEGER = 2**31 - 1
 UNLIMITED = "unlimited"
-_SECTIONS = ("product", "unit", "cost_tiers", "rate_cards", "plans", "packs")
+_SECTIONS = ("product", "unit", "cost_tiers", "guards", "rate_cards", "plans", "packs")
 CUSTOM = "custom"
+METER = r"[a-z0-9][a-z0-9_-]{0,63}/(?:request|open|hour|day|period|lifetime|count)"
 
 
 class InvalidCatalog(Exception):
@@ -282,6 +283,7 @@ PRODUCT = (
     Field("minimum_balance", "minimum_balance_nanos", UNIT_AMOUNT, 0),
     Field("work_in_debt", "work_in_debt", BOOLEAN, False),
     Field("max_request_tokens", "max_request_tokens", _integer(1, MAX_INTEGER), None),
+    Field("enforced_meters", "enforced_meters", _list(_text(METER, 'a meter and its window, e.g. "messages/day"', 80)), []),
     Field("welcome_credit", "welcome_credit_nanos", UNIT_AMOUNT, 0),
     Field("announcement_credit", "announcement_credit_nanos", UNIT_AMOUNT, 0),
     Field("burn_order", "burn_order", _list(_choice(*CREDIT_SOURCES))),

@@ -79,6 +79,11 @@ class Product(models.Model):
     max_request_tokens = models.PositiveIntegerField(
         null=True, blank=True, help_text="The most tokens of one request, on every plan; empty = as its plan says."
     )
+    enforced_meters = ArrayField(
+        models.CharField(max_length=80),
+        default=list,
+        help_text='Limits in shadow mode that refuse all the same, on every plan, e.g. "messages/day".',
+    )
     burn_order = ArrayField(models.CharField(max_length=20), default=list, help_text="Sources of credit, first burnt first.")
     allowed_origins = ArrayField(models.CharField(max_length=200), default=list, help_text="Where checkout may send a customer back to.")
     support_email = models.EmailField(blank=True)
@@ -606,6 +611,7 @@ class Lever(models.Model):
         THROTTLING = "throttling", "throttling of all tiers"
         REQUEST_SIZE = "request_size", "request size"
         PRICE_BACK = "price_back", "prices back"
+        PROMOTE = "promote", "a shadow limit to hard"
 
     token = models.UUIDField()
     product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="levers")
