@@ -119,7 +119,7 @@ class TestPage:
         assert "The whole account may spend $13.50 a billing period" in said
         assert "Ada $0.90" in said
         assert "Each run may spend $13.50 in all Nothing is spent of it yet." in said
-        assert "Session agent-7 Blocked why" in said
+        assert "Session agent-7: blocked why" in said
 
     def test_without_a_guard_or_in_shadow_nothing_of_it_is_told(self, client: Client) -> None:
         shop = Shop.new()
