@@ -30,8 +30,8 @@ from analytics.models import JobRun
 from billing import due, dunning
 from billing import tasks as billing
 from config import backups, upkeep
+from metering import kill_switches, throttles, tracking
 from metering import tasks as metering
-from metering import throttles
 from pricing import price_import
 
 _MINUTE, _TEN_MINUTES = Schedule(timedelta(minutes=1)), Schedule(timedelta(minutes=10))
@@ -63,6 +63,10 @@ def _renew_plans(now: datetime, subjects: Subjects) -> int:
     return due.renew(now=now, given_up=subjects.given_up, failed=subjects.failed)
 
 
+def _finish_switches(now: datetime, subjects: Subjects) -> int:
+    return tracking.backfill(now=now, given_up=subjects.given_up, failed=subjects.failed) + kill_switches.finish(now=now)
+
+
 def _audit(now: datetime, subjects: Subjects) -> int:
     return audits.run(now=now)
 
@@ -76,7 +80,7 @@ def _propose_prices(now: datetime, subjects: Subjects) -> int:
 
 
 JOBS: tuple[Job, ...] = (
-    Job("finish-switches", "Charges what was spooled, and tells of switches that are over.", _MINUTE, _alone(metering.finish_switches)),
+    Job("finish-switches", "Charges what was spooled, and tells of switches that are over.", _MINUTE, _finish_switches),
     Job("fold-rollups", "Refreshes the cost analytics: folds new usage into the sums.", _MINUTE, _alone(analytics.fold_rollups)),
     Job("follow-members", "Brings seats, members' prices and agreed terms to Stripe.", _MINUTE, _alone(billing.follow_members)),
     Job("follow-throttles", "Notes who reached a limit on cost and who is let go, and tells.", _MINUTE, _alone(metering.follow_throttles)),

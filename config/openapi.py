@@ -128,6 +128,7 @@ class Authorization(BaseModel):
     expires_at: datetime
     limits: list[Left]
     warnings: list[Passed] = Field(description="Soft limits that it has passed. Told once: a repeated call has none.")
+    spooled: bool = Field(False, description="Usage tracking is off for a while: nothing is held, and what is captured is charged later.")
 
 
 class Settlement(BaseModel):
@@ -143,12 +144,15 @@ class Settlement(BaseModel):
     owed: Amount | None = None
     waived: Amount | None = None
     balance: Amount | None = None
+    spooled: bool = Field(False, description="It was written down while usage tracking was off, and is charged (`charged`) after that.")
+    record: str | None = Field(None, description="Of what was spooled: the usage record that it became.")
 
 
 class Extension(BaseModel):
     id: str
     status: Literal["authorized"]
     expires_at: datetime
+    spooled: bool = False
 
 
 class Places(BaseModel):
@@ -170,6 +174,7 @@ class Result(BaseModel):
     account: str | None = None
     charged: Amount | None = None
     unit: str | None = None
+    spooled: bool = Field(False, description="Written down while usage tracking is off: it has its `id` and is charged after that.")
     problem: Problem | None = None
 
 

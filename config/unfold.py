@@ -111,6 +111,7 @@ UNFOLD: dict[str, Any] = {
                     _list("Levers", "tune", "pricing", "lever"),
                     _list("Kill switches", "power_settings_new", "metering", "killswitch"),
                     _list("Guard states", "speed", "metering", "guardstate"),
+                    _list("Spooled usage", "hourglass_bottom", "metering", "spooledusage"),
                 ],
             },
             {

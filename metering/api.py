@@ -26,7 +26,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from accounts import api, api_keys, faults
 from accounts.models import Account, Fault
 from billing import ledger, subscriptions
-from metering import ingest, limits, usage
+from metering import ingest, limits, tracking, usage
 from pricing import catalog
 
 log = structlog.get_logger(__name__)
@@ -125,9 +125,11 @@ def authorize(request: HttpRequest, principal: api_keys.Principal) -> HttpRespon
     account = api.account_for(principal, body.account, find=subscriptions.payer)
     ask = usage.Ask(body.model, body.estimate.worst_case(), open_ended=body.estimate.open_ended, **_said(body))
     try:
-        done = usage.authorize(account=account, ask=ask, key=key, now=timezone.now(), api_key_id=principal.key_id)
+        done = tracking.authorize(account=account, ask=ask, key=key, now=timezone.now(), api_key_id=principal.key_id)
     except (usage.UsageError, ledger.LedgerError) as error:
         raise problem(error, account) from error
+    if isinstance(done, tracking.Spooled):
+        return _let_go(account, done)
     return _answer(
         {
             "id": usage.public_id(account, done.usage.id),
@@ -164,11 +166,12 @@ def capture(request: HttpRequest, principal: api_keys.Principal, authorization: 
     account, id_ = _authorization(principal, authorization)
     try:
         if body.provider_usage is not None:
-            model = usage.promised_model(account=account, authorization_id=id_)
-            done = usage.capture(account=account, authorization_id=id_, quantities=ingest.reported(model, body.provider_usage))
+            model = tracking.promised_model(account=account, authorization_id=id_)
+            quantities = ingest.reported(model, body.provider_usage)
         else:
             assert body.quantities is not None
-            done = usage.capture(account=account, authorization_id=id_, quantities=body.quantities.used())
+            quantities = body.quantities.used()
+        done = tracking.capture(account=account, authorization_id=id_, quantities=quantities, now=timezone.now())
     except Exception as error:
         _not_deducted(error, account.public_id)
         if isinstance(error, usage.UsageError | ledger.LedgerError):
@@ -183,7 +186,7 @@ def release(request: HttpRequest, principal: api_keys.Principal, authorization: 
         api.parse(request, Nothing)
     account, id_ = _authorization(principal, authorization)
     try:
-        done = usage.release(account=account, authorization_id=id_)
+        done = tracking.release(account=account, authorization_id=id_, now=timezone.now())
     except ledger.LedgerError as error:
         raise problem(error, account) from error
     return _answer(_settled(account, done), replayed=done.replayed)
@@ -194,9 +197,13 @@ def extend(request: HttpRequest, principal: api_keys.Principal, authorization: s
     body = api.parse(request, Extend)
     account, id_ = _authorization(principal, authorization)
     try:
-        done = usage.extend(account=account, authorization_id=id_, lifetime=timedelta(seconds=body.seconds))
+        lifetime = timedelta(seconds=body.seconds)
+        done = tracking.extend(account=account, authorization_id=id_, lifetime=lifetime, now=timezone.now())
     except ledger.LedgerError as error:
         raise problem(error, account) from error
+    if isinstance(done, tracking.Spooled):
+        id_, expires_at = usage.public_id(account, id_), done.row.expires_at
+        return _answer({"id": id_, "status": "authorized", "expires_at": expires_at, "spooled": True})
     return _answer({"id": usage.public_id(account, done.id), "status": "authorized", "expires_at": done.expires_at})
 
 
@@ -209,7 +216,7 @@ def records(request: HttpRequest, principal: api_keys.Principal) -> HttpResponse
     read = ingest.read(items, product_id=principal.product_id, account_id=principal.account_id)
     events = [event for event in read if isinstance(event, usage.Event)]
     try:
-        answers = iter(usage.record(events=events, now=timezone.now(), api_key_id=principal.key_id))
+        answers = iter(tracking.record(events=events, now=timezone.now(), api_key_id=principal.key_id))
     except Exception as error:
         for event in events:
             _not_deducted(error, event.account.public_id)
@@ -365,12 +372,33 @@ def _said(body: Authorize) -> dict[str, Any]:
     return {name: getattr(body, name) for name in ("feature", "service_level", "user", "session", "run", "counts")}
 
 
-def _recorded(event: usage.Event, answer: usage.Recorded, unit: str) -> dict[str, Any]:
+def _let_go(account: Account, done: tracking.Spooled) -> HttpResponse:
+    """Leave without a hold, while usage tracking is off."""
+    answer = {
+        "id": usage.public_id(account, done.row.ref),
+        "status": "authorized",
+        "account": account.public_id,
+        "hold": api.amount(0),
+        "unit": account.product.unit.code,
+        "max_output_tokens": done.max_output_tokens,
+        "created_at": done.row.at,
+        "expires_at": done.row.expires_at,
+        "limits": [],
+        "warnings": [],
+        "spooled": True,
+    }
+    return _answer(answer, replayed=done.replayed)
+
+
+def _recorded(event: usage.Event, answer: tracking.Recorded, unit: str) -> dict[str, Any]:
     if isinstance(answer, Exception):
         _not_deducted(answer, event.account.public_id)
         return _refused(answer)
     if answer.outcome == "key_reused":
         return _refused(api.Problem(409, "event_id_reused", "The id was used before, for another event."), status="conflict")
+    if isinstance(answer, tracking.Spooled):
+        account = event.account.public_id
+        return {"status": OUTCOMES[answer.outcome], "id": None, "account": account, "charged": None, "unit": unit, "spooled": True}
     status = "unpriced" if answer.outcome == "done" and answer.state == "unpriced" else OUTCOMES[answer.outcome]
     charged = None if answer.price_nanos is None else api.amount(answer.price_nanos)
     return {
@@ -394,8 +422,10 @@ def _single(result: dict[str, Any]) -> HttpResponse:
     return _answer(result, replayed=result["status"] == "duplicate")
 
 
-def _settled(account: Account, done: ledger.Usage) -> dict[str, Any]:
-    """A capture or release as JSON: the same fields for the first answer and for a repeated one."""
+def _settled(account: Account, done: ledger.Usage | tracking.Spooled) -> dict[str, Any]:
+    """A capture or release as JSON: the same fields for the first answer and for a repeated one, until what was spooled is charged."""
+    if isinstance(done, tracking.Spooled):
+        return _spooled(account, done)
     body: dict[str, Any] = {
         "id": usage.public_id(account, done.id),
         "status": done.state,
@@ -413,6 +443,22 @@ def _settled(account: Account, done: ledger.Usage) -> dict[str, Any]:
         "waived": api.amount(waived),
         "balance": None if done.balance_nanos is None else api.amount(done.balance_nanos),
     }
+
+
+def _spooled(account: Account, done: tracking.Spooled) -> dict[str, Any]:
+    row, record = done.row, done.record
+    body: dict[str, Any] = {
+        "id": usage.public_id(account, row.authorization_id or row.ref),
+        "status": "released" if row.state == tracking.State.RELEASED or row.what == tracking.What.RELEASE else "captured",
+        "account": account.public_id,
+        "unit": account.product.unit.code,
+        "hold": api.amount(record.hold if record else 0),
+        "spooled": True,
+    }
+    if record is None or record.price_nanos is None:
+        return body
+    charged = {"charged": api.amount(record.price_nanos), "waived": api.amount(record.waived_nanos)}
+    return body | charged | {"record": usage.public_id(account, record.pk, kind="rec")}
 
 
 def _answer(body: Mapping[str, datetime | Any], *, replayed: bool = False) -> HttpResponse:

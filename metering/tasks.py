@@ -46,12 +46,6 @@ def follow_throttles() -> int:
 
 
 @shared_task
-def finish_switches() -> int:
-    """Tells client apps of each kill switch that is over; returns how many. Late or twice: the same end."""
-    return kill_switches.finish(now=timezone.now())
-
-
-@shared_task
 def watch_spending() -> int:
     """Looks for spend that runs away; returns how many steps were taken or ended. Late, twice or at once with another: the same end."""
     return guard.watch(now=timezone.now())

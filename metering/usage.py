@@ -4,7 +4,7 @@
     capture     charges what was used and gives the rest back
     release     gives a hold back: no work was done
     extend      keeps a hold open longer
-    record      charges finished work that had no hold, one event or a thousand
+    record      charges finished work that had no hold, one event or a thousand; record_late what was written down meanwhile
     decide      what authorize would say, layer by layer, without holding anything
 
 Reads top to bottom. Limits are asked in the order of :data:`metering.limits.ORDER`, the first that refuses names the answer. What can be
@@ -178,7 +178,7 @@ def authorize(
             switches,
             account_id=account.pk,
             key=ledger.key_hash("usage", key),
-            fingerprint=_fingerprint(ask),
+            fingerprint=fingerprint(ask),
             refusal=refusal.name if refusal else "price" if unknown else None,
             call=_call(account, replace(ask, quantities=estimate.quantities), estimate.card.id, estimate.book.row_ids, api_key_id),
             unit_id=account.product.unit_id if charges(estimate.card) else None,
@@ -475,8 +475,9 @@ def _layer_of(meter: str) -> str:
 # After the call ---------------------------------------------------------------------------------------------------------------
 
 
-def capture(*, account: Account, authorization_id: UUID, quantities: Mapping[str, int]) -> ledger.Usage:
+def capture(*, account: Account, authorization_id: UUID, quantities: Mapping[str, int], may_refuse: bool = True) -> ledger.Usage:
     """Charges ``quantities``, at the rate card and price rows that were promised at the authorization, and gives the rest of the hold back.
+    ``may_refuse`` False: nobody is there any more to hear that the price is above the hold, so that is absorbed.
 
     What has no price yet keeps its hold and answers ``awaiting_price``.
 
@@ -516,7 +517,7 @@ def capture(*, account: Account, authorization_id: UUID, quantities: Mapping[str
     try:
         usage = capture(overage=account.product.overage)
     except ledger.HoldExceeded:
-        if not _was_let_go(account, authorization_id):
+        if may_refuse and not _was_let_go(account, authorization_id):
             raise
         usage = capture(overage="cap")
     log.info("Usage recorded", account=account.public_id, model=model, cost_nanos=usage.cost_nanos, price_nanos=usage.price_nanos)
@@ -568,6 +569,45 @@ def record(*, events: Sequence[Event], now: datetime, api_key_id: int | None = N
     return [item if isinstance(item, UsageError) else next(answers) for item in rated]
 
 
+@dataclass(frozen=True, slots=True)
+class Late:
+    """An event that was written down when it was reported, to be charged now: under which key, and by the rate card that was promised (its
+    slug; None: the plan's)."""
+
+    event: Event
+    key: UUID
+    fingerprint: UUID
+    rate_card: str | None
+    api_key_id: int | None
+
+
+def record_late(*, items: Sequence[Late], now: datetime) -> list[Recorded]:
+    """:func:`record` of what was reported in time, however long ago, under keys of its own."""
+    plans = subscriptions.allowed_many(accounts={item.event.account.pk: item.event.account for item in items}.values())
+    rated: list[ledger.Event | InvalidUsage] = []
+    for item in items:
+        try:
+            event = _rate_event(item.event, item.key, plans.get(item.event.account.pk), now, item.api_key_id, item.rate_card)
+            rated.append(replace(event, fingerprint=item.fingerprint))
+        except InvalidUsage as error:
+            rated.append(error)
+    answers = iter(ledger.record_many([item for item in rated if isinstance(item, ledger.Event)]))
+    return [item if isinstance(item, UsageError) else next(answers) for item in rated]
+
+
+def check(*, model: str, quantities: Mapping[str, int], at: datetime | None = None, now: datetime | None = None) -> None:
+    """What can be known of usage without rating it. :raises InvalidUsage: no such model, component, quantity or time (of an event)."""
+    try:
+        catalog.split_model(model)
+    except catalog.InvalidModel as error:
+        raise InvalidUsage("model", str(error)) from error
+    _array(quantities)
+    if any(not 0 <= quantity <= rating.MAX_QUANTITY for quantity in quantities.values()):
+        raise InvalidUsage("quantities", "A quantity is below 0 or beyond what can be used.")
+    if at is not None and now is not None and not now - MAX_AGE <= at <= now + MAX_AHEAD:
+        raise InvalidUsage("time", "The event's time is more than five minutes ahead or more than a year ago.")
+
+
 def _recorded(events: Sequence[Event]) -> set[tuple[int, UUID]]:
     """The accounts and keys of those ``events`` that were recorded before."""
     keys = [(event.account.pk, ledger.key_hash("usage", event.key)) for event in events]
@@ -587,13 +627,20 @@ def _prepare(
         return error
 
 
-def _rate_event(event: Event, key: UUID, allowed: subscriptions.Allowed | None, now: datetime, api_key_id: int | None) -> ledger.Event:
+def _rate_event(
+    event: Event,
+    key: UUID,
+    allowed: subscriptions.Allowed | None,
+    now: datetime,
+    api_key_id: int | None,
+    rate_card: str | None = None,
+) -> ledger.Event:
     account = event.account
     book = _book(event.model, event.at, event.service_level)
     quantities = folded(event.quantities, book)
     card = rated = None
     try:
-        card = _card(account, allowed, event.model, event.at)
+        card = _card(account, allowed, event.model, event.at, rate_card)
         rated = _rated(card, book, event.model, quantities, event.service_level)
     except rating.UnpricedUsage as error:
         _report_unpriced(event.model, account, error)
@@ -604,7 +651,7 @@ def _rate_event(event: Event, key: UUID, allowed: subscriptions.Allowed | None, 
     return ledger.Event(
         account_id=account.pk,
         key=key,
-        fingerprint=_fingerprint(asked, at=event.at.astimezone(UTC).isoformat()),
+        fingerprint=fingerprint_of(event),
         call=_call(account, done, card.id if card else None, rated.price_row_ids if rated else (), api_key_id),
         unit_id=account.product.unit_id if card and charges(card) else None,
         event_at=event.at,
@@ -737,12 +784,13 @@ def _hear(account: Account, available_nanos: int | None) -> None:
         _heard[account.pk] = (time.monotonic(), available_nanos)
 
 
-def _card(account: Account, allowed: subscriptions.Allowed | None, model: str, at: datetime) -> rating.RateCard:
-    """The rate card of the account's plan as it was at ``at``.
+def _card(account: Account, allowed: subscriptions.Allowed | None, model: str, at: datetime, slug: str | None = None) -> rating.RateCard:
+    """The rate card of the account's plan as it was at ``at``; with ``slug`` that one.
 
     :raises rating.UnpricedUsage: the account has none, or it has not begun: what happened before it is priced by nothing else.
     """
-    slug = allowed.rate_card if allowed else account.rate_card
+    if slug is None:
+        slug = allowed.rate_card if allowed else account.rate_card
     try:
         if not slug:
             raise catalog.NotInCatalog
@@ -828,7 +876,8 @@ def _array(quantities: Mapping[str, int]) -> list[int]:
     return array
 
 
-def _fingerprint(ask: Ask, **more: Any) -> UUID:
+def fingerprint(ask: Ask, **more: Any) -> UUID:
+    """The same for the same command, and for no other."""
     return ledger.fingerprint(
         {
             "model": ask.model,
@@ -843,6 +892,12 @@ def _fingerprint(ask: Ask, **more: Any) -> UUID:
         | ({"open_ended": True} if ask.open_ended else {})
         | more
     )
+
+
+def fingerprint_of(event: Event) -> UUID:
+    """The same for the same event, and for no other."""
+    asked = Ask(event.model, event.quantities, event.feature, event.service_level, event.user, event.session, event.run, event.counts)
+    return fingerprint(asked, at=event.at.astimezone(UTC).isoformat())
 
 
 def _report_unpriced(model: str, account: Account, error: rating.UnpricedUsage) -> None:

@@ -60,7 +60,7 @@ def turn_on(
     )
 
 
-def run(now: datetime | None = None, stopped: Callable[[int], str] = lambda _: "") -> None:
+def run(now: datetime | None = None, stopped: Callable[[Account], str] = lambda _: "") -> None:
     """What the job does, at ``now``."""
     while top_ups.go_on_next(now=now or timezone.now()):
         pass

@@ -45,7 +45,8 @@ class TestEveryKind:
     ) -> None:
         mine, stranger = Shop.new(**shop), Shop.new(**shop)
         neighbour = Shop(make_account(mine.product, credit=shop.get("credit", 1_000)), mine.model)
-        where = {"everything": {}, "product": {"product": mine.product}, "account": {"account": mine.account}}[scope]
+        scopes: dict[str, dict[str, Any]] = {"product": {"product": mine.product}, "account": {"account": mine.account}}
+        where = scopes.get(scope, {})
         thrown(kind=kind, now=NOON, **where, **more)
         for at, in_force in ((NOON - SECOND, False), (NOON, True), (NOON + HOUR - SECOND, True), (NOON + HOUR, False)):
             for each, covered in ((mine, True), (neighbour, scope != "account"), (stranger, scope == "everything")):
@@ -145,9 +146,9 @@ class TestBalanceCheck:
     def test_a_refused_key_counts_as_shadow_and_every_other_layer_still_refuses(self) -> None:
         shop = Shop.new(("messages", "day", 1), credit=0)
         thrown(kind="balance_check", now=datetime.now(UTC), product=shop.product)
-        before = usage.SHADOWED.labels("credits")._value.get()  # type: ignore[attr-defined]
+        before = usage.SHADOWED.labels("credits")._value.get()
         assert [shop.refused_by() for _ in range(2)] == [None, "quota"]
-        assert usage.SHADOWED.labels("credits")._value.get() == before + 1  # type: ignore[attr-defined]
+        assert usage.SHADOWED.labels("credits")._value.get() == before + 1
 
 
 @pytest.mark.django_db
@@ -158,9 +159,9 @@ class TestThrottling:
             ledger.throttle(account_id=shop.account.pk, actor="runaway guard", reason="too fast", ends_at=NOON + 9 * HOUR)
             assert shop.refused_by() == "throttle"
             thrown(kind="throttling", now=NOON, product=shop.product)
-            before = usage.SHADOWED.labels("throttle")._value.get()  # type: ignore[attr-defined]
+            before = usage.SHADOWED.labels("throttle")._value.get()
             assert shop.use().state == "captured"
-            assert usage.SHADOWED.labels("throttle")._value.get() == before + 1  # type: ignore[attr-defined]
+            assert usage.SHADOWED.labels("throttle")._value.get() == before + 1
             layer = shop.layer("throttle")
             assert (layer.allowed, layer.mode, layer.reason) == (False, "shadow", "The account is stopped: too fast")
             assert usage.reserve(account=shop.account, meter="agents", object_ref="a", now=NOON)[0].used == 1
@@ -268,13 +269,15 @@ class TestCostCap:
 @pytest.mark.django_db
 class TestThrowing:
     def throw(self, wanted: Wanted, **more: Any) -> KillSwitch:
-        return kill_switches.throw(wanted=wanted, **{"reason": "an incident", "actor": "ada", "ends_at": NOON + HOUR, "now": NOON} | more)
+        said: dict[str, Any] = {"reason": "an incident", "actor": "ada", "ends_at": NOON + HOUR, "now": NOON}
+        return kill_switches.throw(wanted=wanted, **said | more)
 
     @pytest.mark.parametrize("kind", KillSwitch.Kind.values)
     def test_one_for_everything_is_never_thrown_by_one_person(self, kind: str) -> None:
-        more = {"provider": {"provider": "acme"}, "cost_cap": {"cap_nanos": 1}}.get(kind, {})
+        kinds: dict[str, dict[str, Any]] = {"provider": {"provider": "acme"}, "cost_cap": {"cap_nanos": 1}}
+        more = kinds.get(kind, {})
         with pytest.raises(InvalidSwitch, match="second person"):
-            self.throw(Wanted(kind=kind, **more))  # type: ignore[arg-type]
+            self.throw(Wanted(kind=kind, **more))
         with pytest.raises(IntegrityError, match="second_person"), transaction.atomic():
             KillSwitch.objects.create(kind=kind, reason="x", actor="ada", created_at=NOON, ends_at=NOON + HOUR, **more)
 

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from accounts import api
 from billing import ledger
-from metering import ingest, usage
+from metering import ingest, tracking, usage
 from pricing.models import Product
 
 LINES: Final = 500
@@ -67,16 +67,18 @@ class Command(BaseCommand):
         read = iter(ingest.read(items, product_id=product.pk))
         events = [(number, item if isinstance(item, api.Problem) else next(read)) for number, item in lines]
         good = [event for _, event in events if isinstance(event, usage.Event)]
-        answers = iter(usage.record(events=good, now=timezone.now()))
+        answers = iter(tracking.record(events=good, now=timezone.now()))
         for number, event in events:
             answer = next(answers) if isinstance(event, usage.Event) else event
-            if isinstance(answer, ledger.Usage) and answer.outcome != "key_reused":
+            if isinstance(answer, tracking.Spooled) and answer.outcome != "key_reused":
+                tally["duplicate" if answer.replayed else "created"] += 1
+            elif isinstance(answer, ledger.Usage) and answer.outcome != "key_reused":
                 tally["duplicate" if answer.replayed else "unpriced" if answer.state == "unpriced" else "created"] += 1
             else:
                 self._refused(number, answer, tally)
 
-    def _refused(self, number: int, answer: Exception | ledger.Usage, tally: Counter[str]) -> None:
-        conflict = isinstance(answer, ledger.Usage)
+    def _refused(self, number: int, answer: Exception | ledger.Usage | tracking.Spooled, tally: Counter[str]) -> None:
+        conflict = not isinstance(answer, Exception)
         tally["conflict" if conflict else "invalid"] += 1
         shown = tally["conflict"] + tally["invalid"]
         if shown <= MAX_SHOWN:
