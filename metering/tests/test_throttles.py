@@ -43,7 +43,10 @@ def lift(shop: Shop, by: User, now: datetime) -> int:
 
 
 def told(shop: Shop) -> list[tuple[str, str | None]]:
-    return [(event.kind, event.data["reason"]) for event in WebhookEvent.objects.filter(account=shop.account).order_by("pk")]
+    return [
+        (event.kind, event.data["reason"])
+        for event in WebhookEvent.objects.filter(account=shop.account, kind__startswith="account.").order_by("pk")
+    ]
 
 
 class TestReached:
