@@ -30,7 +30,7 @@ After every function here:
 
 Each verb is one SQL function of ``billing/sql/ledger.sql`` and so one transaction of its own, unless the caller has opened one.
 Before anything else, every verb applies to the wallet what is due: grants expire or roll over, its schedule grants, each at its due time.
-The clock is the database's, read after the account was locked; :func:`clock` sets it for tests and simulations.
+The clock is the database's, read after the account was locked; :func:`clock` and :func:`set_clock` set it for tests and simulations.
 """
 
 from __future__ import annotations
@@ -304,6 +304,15 @@ def throttling_off() -> Iterator[None]:
         yield
         with connection.cursor() as cursor:
             cursor.execute("select set_config('tollgate.throttling', '', true)")
+
+
+def set_clock(*, at: datetime | None) -> None:
+    """Sets the ledger's clock for all that this connection does from now on; None is the database's own again.
+
+    For simulations only, which live in a database of their own: a connection that goes back to its pool keeps the clock that it had.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("select set_config('tollgate.now', %s, false)", [at.isoformat() if at else ""])
 
 
 def open_account(*, account_id: int) -> None:

@@ -4,6 +4,7 @@
     work_again   has staff's choice of events worked anew
     set_aside    takes events out of the queue for good
     look_at      does what an event about an object would do, at once: for who has just changed it
+    hand_over    does the same with an object that is at hand: for simulations, which ask nobody
 
 An event only says that something happened to an object. What counts is the object, which is read from Stripe anew each time, outside of any
 transaction; then one transaction brings our rows to what was read and marks the event done. So an event that comes twice, late or in
@@ -91,6 +92,19 @@ def look_at(*, session: str = "", subscription: str = "", invoice: str = "", int
         effect = _subscription(subscription)
     else:
         effect = _invoice(invoice) if invoice else _intent(intent)
+    with transaction.atomic():
+        return effect(now, read_number)
+
+
+def hand_over(*, truth: stripe_api.Payment | stripe_api.Subscription | stripe_api.Session, now: datetime) -> Outcome:
+    """Brings our rows to ``truth``, as if it had just been read for an event about it. Opens its own transaction; no network."""
+    read_number = _read_number()
+    if isinstance(truth, stripe_api.Payment):
+        effect = _payment(truth)
+    elif isinstance(truth, stripe_api.Subscription):
+        effect = _subscribed(truth)
+    else:
+        effect = _visited(truth, _ignore(f"{truth.id} has neither a payment nor a subscription."))
     with transaction.atomic():
         return effect(now, read_number)
 
@@ -218,7 +232,10 @@ def _session(session_id: str) -> Effect:
         led_to = _subscription(truth.subscription_id)
     else:
         led_to = _ignore(f"{session_id} has neither a payment nor a subscription.")
+    return _visited(truth, led_to)
 
+
+def _visited(truth: stripe_api.Session, led_to: Effect) -> Effect:
     def effect(now: datetime, read_number: int) -> Outcome:
         customer = _owner(truth.customer_id) if truth.customer_id else None
         ours = customer and stripe_checkouts.apply(truth=truth, customer=customer, read_number=read_number)
@@ -229,8 +246,10 @@ def _session(session_id: str) -> Effect:
 
 
 def _subscription(subscription_id: str) -> Effect:
-    truth = stripe_api.subscription(subscription_id)
+    return _subscribed(stripe_api.subscription(subscription_id))
 
+
+def _subscribed(truth: stripe_api.Subscription) -> Effect:
     def effect(now: datetime, read_number: int) -> Outcome:
         customer = _owner(truth.customer_id)
         if customer is None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import connection
-from django.db.models import Q
-from django.db.models.functions import Coalesce, Now
+from django.db.models import DateTimeField, Func, Q
+from django.db.models.functions import Coalesce
 
 from billing import ledger, periods, stripe_api, stripe_prices, subscriptions
 from billing.models import Checkout, Grant, StripeCustomer, StripePayment, StripeSubscription, TopUp
@@ -93,7 +93,8 @@ def apply(*, truth: stripe_api.Payment, customer: StripeCustomer, read_number: i
 def _finish_top_up(invoice_id: str, state: TopUp.State) -> None:
     """With its credit in the ledger a top-up no longer counts as funds of its own. What is left to do for it, its worker does."""
     found = TopUp.objects.filter(invoice_id=invoice_id).exclude(state=state)
-    found.update(state=state, finished_at=Coalesce("finished_at", Now()), charged_at=Coalesce("charged_at", Now()))
+    now = Func(function="app_now", output_field=DateTimeField())
+    found.update(state=state, finished_at=Coalesce("finished_at", now), charged_at=Coalesce("charged_at", now))
 
 
 def _bought(truth: stripe_api.Payment, customer: StripeCustomer) -> Sequence[Bought]:

@@ -7,6 +7,7 @@
     payer     the open account that a request names, its plan read along
     payers    the accounts, open or closed, whose work is reported; payer_of for one
     allowed   what its plan allows, and the rate card that prices its usage; allowed_many for several accounts at once
+    clear     forgets what this process keeps of them
 
 A plan version is kept for the whole subscription: a later version is for later subscribers.
 """
@@ -263,6 +264,12 @@ def allowed_many(*, accounts: Collection[Account]) -> dict[int, Allowed]:
     return {id_: _allowed(by_id[id_], *terms) for id_, terms in found.items()}
 
 
+def clear() -> None:
+    """Forgets every account and plan that this process keeps: for whoever moves the clock, by which they are kept for a second."""
+    _payers.clear()
+    _terms.clear()
+
+
 def _allowed(
     account: Account,
     id_: int,
@@ -321,6 +328,9 @@ class _Kept(Generic[K, V]):
 
     def forget(self, key: K) -> None:
         self._answers.pop(key, None)
+
+    def clear(self) -> None:
+        self._answers.clear()
 
 
 _Payers: TypeAlias = _Kept[tuple[int, str | int], Account]
