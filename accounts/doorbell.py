@@ -15,23 +15,24 @@ QUIET_SECONDS = 60
 
 log = structlog.get_logger(__name__)
 _quiet_until = 0.0
+_muffled = False
 
 
 @contextmanager
 def muffled() -> Iterator[None]:
     """Nobody is rung inside, in this whole process: for simulations, whose queues no worker looks at."""
-    global _quiet_until
-    before, _quiet_until = _quiet_until, float("inf")
+    global _muffled
+    _muffled = True
     try:
         yield
     finally:
-        _quiet_until = before
+        _muffled = False
 
 
 def ring(task: Task[..., object], *arguments: str) -> None:
     """Has a worker run ``task`` now. Never raises because of the broker."""
     global _quiet_until
-    if time.monotonic() < _quiet_until:
+    if _muffled or time.monotonic() < _quiet_until:
         return
     try:
         task.apply_async(args=arguments, retry=False)
