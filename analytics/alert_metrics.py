@@ -40,6 +40,8 @@ MOST = 10_000 * PPM
 #: So many names stand with an alert, of so many rows at most.
 NAMES = 10
 CANDIDATES = 100
+#: More than that are said to be as many.
+MAX_WAITING = 10_000
 
 COSTS: Mapping[str, str] = {
     "cost": "cost",
@@ -299,7 +301,7 @@ def server_errors(ask: Ask) -> Reading:
 @_metric("uses without a price", "count", each=True)
 def missing_prices(ask: Ask) -> Reading:
     """Usage that waits for the price of its model, whenever it was."""
-    found = _rows("alert_unpriced", product=ask.product_id)
+    found = _rows("alert_unpriced", product=ask.product_id, limit=MAX_WAITING)
     detail = "; ".join(f"No pricing found for {model} ({waiting:,})" for model, waiting in found[:NAMES])
     names = [model for model, _ in found[:NAMES]]
     return Reading(

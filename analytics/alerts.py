@@ -14,8 +14,8 @@ until the metric is back; then that is resolved by itself. Not enough data neith
 again, in silence; if it is still there when the cool-down is over, it is told again. So an alert is told to have fired once in a cool-down
 at most, and nobody is left believing that all is well.
 
-Each rule is looked at in a transaction of its own, under its row's lock, which writes the alert and the notices of it together; they are
-sent afterwards (:mod:`analytics.alert_notices`). A metric that fails stops no other rule: its rule keeps the error, and a rule watches for
+Each rule has a transaction of its own, under its row's lock, which writes the alert and the notices of it together; they are sent
+afterwards (:mod:`analytics.alert_notices`). A metric that fails stops no other rule: its rule keeps the error, and a rule watches for
 that.
 """
 
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from django.db import connection, transaction
+from django.db import transaction
 
 from accounts import webhooks
 from accounts.models import Fault, WebhookEvent
@@ -40,8 +40,6 @@ from analytics.alert_metrics import Ask, Metric, Reading
 from analytics.models import Alert, AlertChannel, AlertNotice, AlertRule
 from pricing.models import Product
 
-#: So long one statement of a metric may take.
-STATEMENT_SECONDS = 10
 #: Faults are counted in minutes; so long they are kept.
 KEEP_FAULTS = timedelta(days=35)
 MAX_MUTE = timedelta(days=30)
@@ -165,27 +163,36 @@ def test_fire(*, channel: AlertChannel, actor: str, now: datetime) -> None:
 
 
 def _look_at(rule_id: int, products: Sequence[Product], now: datetime) -> bool:
-    """False where somebody else is looking at it."""
+    """False where somebody has looked at it later than ``now``, or is looking. Metrics are read outside of the transaction that uses them:
+    inside, nothing of the catalog would be kept between one account and the next."""
     try:
+        rule = AlertRule.objects.select_related("product").get(pk=rule_id)
+        watched = _subjects(rule, alert_metrics.METRICS[rule.metric], products)
+        window = AlertRule.Window(rule.window)
+        readings = [
+            (product, alert_metrics.read(metric=rule.metric, ask=Ask(product, window, now, rule.numerator, rule.denominator, rule.minimum)))
+            for product in watched
+        ]
         with transaction.atomic():
-            unlocked = AlertRule.objects.select_for_update(skip_locked=True, of=("self",)).select_related("product")
-            rule = unlocked.filter(pk=rule_id, enabled=True).first()
-            if rule is None:
+            unlocked = AlertRule.objects.select_for_update(skip_locked=True, of=("self",)).filter(pk=rule_id, enabled=True)
+            locked = unlocked.exclude(looked_at__gt=now).first()
+            if locked is None or _asks(locked) != _asks(rule):  # staff changed it meanwhile: what was read answers another question
                 return False
-            with connection.cursor() as cursor:
-                cursor.execute("set local statement_timeout = %s", [STATEMENT_SECONDS * 1_000])
-            watched = _subjects(rule, alert_metrics.METRICS[rule.metric], products)
-            for product in watched:
-                ask = Ask(product, AlertRule.Window(rule.window), now, rule.numerator, rule.denominator, rule.minimum)
-                _weigh(rule, product, alert_metrics.read(metric=rule.metric, ask=ask), now)
-            others = Alert.objects.filter(rule=rule).exclude(product__in=[product for product in watched if product])
+            for product, reading in readings:
+                _weigh(locked, product, reading, now)
+            others = Alert.objects.filter(rule=locked).exclude(product__in=[product for product in watched if product])
             _resolve(others.exclude(product=None) if None in watched else others, "The rule does not watch this any more.", now)
-            rule.looked_at, rule.error = now, ""
-            rule.save(update_fields=["looked_at", "error"])
+            locked.looked_at, locked.error = now, ""
+            locked.save(update_fields=["looked_at", "error"])
     except Exception as error:
         log.error("alert rule not looked at", rule=rule_id, exc_info=error)
         AlertRule.objects.filter(pk=rule_id).update(looked_at=now, error=f"{type(error).__name__}: {error}"[:300])
     return True
+
+
+def _asks(rule: AlertRule) -> tuple[object, ...]:
+    """What of a rule decides its question."""
+    return rule.metric, rule.numerator, rule.denominator, rule.minimum, rule.window, rule.product_id, rule.threshold, rule.comparator
 
 
 def _subjects(rule: AlertRule, metric: Metric, products: Sequence[Product]) -> list[Product | None]:
