@@ -89,7 +89,7 @@ class TestAlerts:
 
 
 class TestRules:
-    def save(self, client: Client, rule: AlertRule | None = None, **fields: Any) -> Any:
+    def save(self, client: Client, rule: Any = None, **fields: Any) -> Any:
         url = reverse("admin:analytics_alertrule_change", args=[rule.pk]) if rule else reverse("admin:analytics_alertrule_add")
         return client.post(url, RULE | fields)
 

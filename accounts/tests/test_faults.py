@@ -35,7 +35,11 @@ def counted(kind: str = "database", *, now: datetime = NOW) -> int:
 
 
 def eventually(count: int, *, now: datetime) -> bool:
-    return any(counted(now=now) == count or time.sleep(0.05) for _ in range(200))
+    for _ in range(200):
+        if counted(now=now) == count:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_a_burst_is_one_row_a_minute_and_kind(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +64,12 @@ def test_what_is_noted_in_a_transaction_that_fails_is_written_all_the_same(commi
 
 def test_many_threads_lose_none(committed: None) -> None:
     now = NOW + timedelta(days=2)
-    threads = [threading.Thread(target=lambda: [faults.note(kind="database", about="t", now=now) for _ in range(200)]) for _ in range(8)]
+
+    def fail() -> None:
+        for _ in range(200):
+            faults.note(kind="database", about="t", now=now)
+
+    threads = [threading.Thread(target=fail) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
