@@ -1,6 +1,6 @@
 """The credit ledger. Every credit that enters or leaves a wallet goes through this module.
 
-    open_account   makes an account's row; the first of all its ledger rows
+    open_account   makes an account's row; the first of all its ledger rows. unopened: who has none
     grant          adds a lot of credits
     adjust         corrects a wallet by hand, up or down
     reverse        undoes the charge of one usage record
@@ -319,6 +319,12 @@ def open_account(*, account_id: int) -> None:
     """Makes the row of the account's open work, without which no verb works. Safe to repeat."""
     with connection.cursor() as cursor:
         cursor.execute("select ledger_open_account(%s)", [account_id])
+
+
+def unopened(*, account_ids: Sequence[int]) -> set[int]:
+    """Those of these accounts that have no ledger."""
+    sql = "select asked.id from unnest(%s::bigint[]) asked (id) where not exists (select from account_state where account_id = asked.id)"
+    return {id_ for (id_,) in _call(sql, [list(account_ids)])}
 
 
 def grant(

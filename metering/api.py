@@ -39,6 +39,7 @@ REFUSED_AS = {
     "throttle": (429, "throttled"),
     "guard": (429, "throttled"),
     "entitlement": (403, "not_entitled"),
+    "feature_off": (403, "feature_off"),
     "request_size": (422, "request_too_large"),
     "requests": (429, "rate_limited"),
     "concurrency": (429, "concurrency_limit_reached"),
@@ -285,7 +286,8 @@ def _not_deducted(error: Exception, account: str) -> None:
 def _refusal(error: usage.Refused, account: Account | None) -> api.Problem:
     """A layer's no: what it is, when to come back, and which plan would say yes."""
     layer, now = error.layer, timezone.now()
-    status, code = REFUSED_AS["provider" if layer.provider else layer.name]
+    off = layer.name == "entitlement" and layer.switched
+    status, code = REFUSED_AS["provider" if layer.provider else "feature_off" if off else layer.name]
     members: dict[str, Any] = {"layer": layer.name, "limits": layers(error.decision)}
     headers = {}
     if layer.provider:

@@ -126,6 +126,8 @@ def _told(account: Account, layer: Layer) -> tuple[str, str]:
             return "What may be spent here is spent", "It does not begin anew." if layer.resets_at is None else ""
         case "throttle":
             return "This account is stopped", "It lasts until it is lifted: ask support." if layer.resets_at is None else ""
+        case "entitlement" if layer.switched:
+            return f"{words.title(key)} is switched off for now", layer.reason
         case "entitlement":
             return f"Your plan does not include {counted}" if counted else "This account has no active plan", ""
         case "request_size":
