@@ -16,7 +16,7 @@ from django.utils import timezone
 from unfold.widgets import UnfoldBooleanSwitchWidget
 
 from accounts.admin import ReasonForm, actor
-from accounts.templatetags.amounts import exact_amount
+from accounts.templatetags.amounts import plain_amount
 from billing import ledger, periods
 from billing.models import Grant, Schedule
 from pricing.admin import ReadOnlyAdmin
@@ -73,7 +73,7 @@ class StoppedSchedules(ReadOnlyAdmin):
             return HttpResponseRedirect(back)
         found = missed(schedule=schedule, now=timezone.now())
         days = ", ".join(f"{moment:%Y-%m-%d}" for moment in found) or "none"
-        each = exact_amount(schedule.amount, schedule.unit, named=True)
+        each = plain_amount(schedule.amount, schedule.unit)
         says = (
             f"Stopped on {schedule.stopped_at:%Y-%m-%d %H:%M} UTC. {schedule.stopped_because} Each period is {each}; missed so far: {days}."
         )

@@ -18,8 +18,9 @@ from accounts import api_keys
 from accounts.models import Account, Membership, User
 from analytics.tests.world import NANOS, World
 from billing import ledger
+from billing.tests.test_calendar import schedule
 from metering import usage
-from metering.models import UsageRecord
+from metering.models import ShadowRefusal, UsageRecord
 from pricing.models import CatalogChange, PriceProposal
 from tests import factories
 from tests.test_browser import keep, pytestmark
@@ -99,6 +100,20 @@ def _explained() -> str:
     return reverse("admin:metering_usagerecord_change", args=[f"{account.pk}-{UsageRecord.objects.get(account=account).pk}"])
 
 
+def _shadowed(ada: Account) -> str:
+    """The report, with a limit that Ada passed, and her schedule, which was stopped."""
+    now = timezone.now()
+    ShadowRefusal.objects.filter(account=ada).delete()
+    for meter, layer, allowed in (("messages/day", "quota", 50), ("cost/period", "cost", 5 * NANOS)):
+        ShadowRefusal.objects.create(
+            account=ada, layer=layer, meter=meter, window_end=now + timedelta(days=1), count=1_234, value_nanos=45 * NANOS, allowed=allowed,
+            most_used=2 * allowed, first_at=now - timedelta(hours=3), last_at=now,
+        )  # fmt: skip
+    for number in range(3):
+        schedule(ada, NANOS, key=f"{now} {number}", anchor=now)
+    return reverse("admin:metering_shadowrefusal_changelist")
+
+
 def test_every_page_is_quiet_local_and_fits(server: str, ada: Account, context: BrowserContext) -> None:
     used = UsageRecord.objects.filter(account=ada, price_nanos__gt=0)[0]
     width = context.new_page().viewport_size["width"]  # type: ignore[index]
@@ -119,6 +134,9 @@ def test_every_page_is_quiet_local_and_fits(server: str, ada: Account, context: 
         "jobs": reverse("admin:analytics_jobrun_changelist"),
         "run": reverse("admin:analytics_jobrun_run", args=["sweep-holds"]),
         "runs": reverse("admin:analytics_jobrun_changelist") + "?job__exact=sweep-holds",
+        "shadow": _shadowed(ada),
+        "stopped": reverse("admin:billing_schedule_stopped"),
+        "restart": reverse("admin:billing_schedule_restart", args=[ada.pk, ada.product.unit_id]),
         "change": reverse("admin:pricing_catalogchange_change", args=[CatalogChange.objects.latest("pk").pk]),
     }
     page, complaints = watched(context, server)
