@@ -180,6 +180,7 @@ def throw(*, wanted: Wanted, reason: str, actor: str, ends_at: datetime, now: da
     with transaction.atomic():
         switch.save(force_insert=True)
         _tell(switch, "on", now)
+        transaction.on_commit(_forget)
     return switch
 
 
@@ -203,6 +204,7 @@ def end(*, switch: KillSwitch, actor: str, now: datetime) -> bool:
         ended = KillSwitch.objects.filter(pk=switch.pk, ended_at=None, ends_at__gt=now).update(ended_at=now, ended_by=actor)
         if ended:
             _tell(switch, "off", now)
+            transaction.on_commit(_forget)
     return ended == 1
 
 
@@ -276,6 +278,12 @@ approvals.register(
 
 
 # What is kept -----------------------------------------------------------------------------------------------------------------
+
+
+def _forget() -> None:
+    """What this process did, it knows at once."""
+    global _kept
+    _kept = None
 
 
 def _switches(now: datetime) -> list[KillSwitch]:

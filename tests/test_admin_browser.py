@@ -171,3 +171,44 @@ def test_a_grant_is_previewed_then_confirmed(server: str, ada: Account, context:
     assert "$12.50 granted." in page.locator("body").inner_text()
     assert "Sorry for the outage on Monday" in page.locator("body").inner_text()
     assert complaints == []
+
+
+def test_a_switch_is_previewed_then_thrown_and_every_page_shows_it(server: str, ada: Account, context: BrowserContext) -> None:
+    page, complaints = watched(context, server)
+    width = page.viewport_size["width"]  # type: ignore[index]
+    page.goto(server + reverse("admin:metering_killswitch_add"))
+    keep(page, f"admin-switch-{width}")
+    page.get_by_label("What").select_option("cost_cap")
+    page.get_by_label("Product").select_option(label="Rover")
+    page.get_by_label("Cap").fill("1")
+    page.get_by_label("Reason").fill("Costs run away since noon")
+    page.get_by_role("button", name="Show whom it touches").click()
+    keep(page, f"admin-switch-preview-{width}")
+    assert "would touch 4 accounts" in page.get_by_role("status").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_role("button", name="Throw it").click()
+    banner = page.get_by_label("Kill switches in force")
+    assert "Costs run away since noon" in banner.inner_text()
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.goto(server + reverse("admin:index"))
+        assert "Emergency cost cap of $1 a month: Rover" in banner.inner_text()
+        keep(page, f"admin-banner-{scheme}-{width}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    banner.get_by_role("link", name="End").click()
+    page.get_by_label("Reason").fill("The loop is fixed")
+    page.get_by_role("button", name="End it").click()
+    assert banner.count() == 0
+    page.goto(server + reverse("admin:metering_killswitch_add"))
+    page.get_by_label("Reason").fill(f"Everything is wrong {uuid4().hex[:4]}")
+    page.get_by_label("Provider").fill("acme")
+    page.get_by_label("What").select_option("provider")
+    page.get_by_role("button", name="Show whom it touches").click()
+    page.get_by_role("button", name="Ask a second person").click()
+    keep(page, f"admin-approval-{width}")
+    assert "somebody else has to approve it" in page.locator("main, #main").first.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_label("Note").fill("A drill")
+    page.get_by_role("button", name="Take it back").click()
+    keep(page, f"admin-approvals-{width}")
+    assert complaints == []
