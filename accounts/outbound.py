@@ -16,10 +16,12 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -68,17 +70,21 @@ class Answer:
 def check(url: str) -> None:
     """Looks the name up too: not within a transaction. :raises Refused: ``url`` may not be called."""
     parts = _split(url)
-    _addresses(parts)
+    try:
+        _addresses(parts, until=time.monotonic() + TOTAL_SECONDS)
+    except Unreachable as error:
+        raise Refused(str(error)) from None
 
 
 def post(*, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-    """Sends ``body``, in at most ``TOTAL_SECONDS`` beside the look-up of the name. Not within a transaction.
+    """Sends ``body``, in at most ``TOTAL_SECONDS``. Not within a transaction.
 
     :raises Refused: ``url`` may not be called.
     :raises Unreachable: no answer came.
     """
     parts = _split(url)
-    network = _Network(_addresses(parts), until=time.monotonic() + TOTAL_SECONDS)
+    until = time.monotonic() + TOTAL_SECONDS
+    network = _Network(_addresses(parts, until=until), until=until)
     sent = {"Host": parts.netloc, "User-Agent": "Tollgate", "Connection": "close", **headers}
     timeouts = {"connect": CONNECT_SECONDS}
     try:
@@ -127,13 +133,34 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
-def _addresses(parts: SplitResult) -> list[str]:
-    """The IP addresses of the name, all of them public. :raises Refused: one is not, or there is none."""
+def _look_up(host: str, port: int, until: float) -> list[str]:
+    """What the machine's resolver says, which knows no deadline: so a thread asks it, and is left to it when the time is over.
+
+    :raises Refused: the name leads nowhere. :raises Unreachable: nobody said where by ``until``.
+    """
+    told: SimpleQueue[list[str] | None] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            told.put(None)
+        else:
+            told.put(list(dict.fromkeys(str(each[4][0]) for each in found)))
+
+    threading.Thread(target=ask, name="look-up of a name", daemon=True).start()
     try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise Refused("The host name leads nowhere.") from None
-    addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+        addresses = told.get(timeout=max(until - time.monotonic(), 0))
+    except Empty:
+        raise Unreachable("Its name could not be looked up in time.") from None
+    if not addresses:
+        raise Refused("The host name leads nowhere.")
+    return addresses
+
+
+def _addresses(parts: SplitResult, *, until: float) -> list[str]:
+    """The IP addresses of the name, all of them public. :raises Refused: one is not, or there is none. :raises Unreachable: see above."""
+    addresses = _look_up(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), until)
     local = settings.OUTBOUND_TO_LOCALHOST and all(any(ip_address(each) in network for network in _LOOPBACK) for each in addresses)
     if not local:
         if not all(map(is_public, addresses)):

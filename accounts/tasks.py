@@ -18,6 +18,8 @@ SECONDS = 50.0
 FAILURES = 3
 #: So long one endpoint keeps a ring of the webhooks' bell busy; then the others' turn has come.
 ENDPOINT_SECONDS = 10.0
+#: So long a ring writes deliveries of new events and ends those that are not to be sent; then it sends, however many there are left.
+ADDRESS_SECONDS = 20.0
 
 
 @shared_task
@@ -40,14 +42,24 @@ def send_webhooks() -> int:
     delivered = 0
     took: defaultdict[int, float] = defaultdict(float)
     started = time.monotonic()
-    while webhook_delivery.address(now=timezone.now()):
+    while time.monotonic() - started < ADDRESS_SECONDS and webhook_delivery.address(now=timezone.now()):
+        pass
+    while time.monotonic() - started < ADDRESS_SECONDS and webhook_delivery.suppress(now=timezone.now()):
         pass
     for _ in range(BATCH):
         busy = [endpoint for endpoint, seconds in took.items() if seconds >= ENDPOINT_SECONDS]
         begun = time.monotonic()
         delivery = webhook_delivery.send_next(now=timezone.now(), but=busy)
-        if delivery is None or time.monotonic() - started >= SECONDS:
+        if delivery is None:
             break
         took[delivery.endpoint_id] += time.monotonic() - begun
         delivered += delivery.state == WebhookDelivery.State.DELIVERED
+        if time.monotonic() - started >= SECONDS:
+            break
     return delivered
+
+
+@shared_task
+def forget_webhooks() -> int:
+    """Deletes what became of old webhooks; returns how many rows. Late, twice or at once with another: the same end."""
+    return webhook_delivery.forget(now=timezone.now())

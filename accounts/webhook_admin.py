@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any, cast
 
 from django import forms
@@ -60,14 +61,22 @@ class WebhookEndpointAdmin(ReadOnlyAdmin):
     search_fields = ("=public_id", "url")
     ordering = ("-pk",)
     fields = (
-        "public_id", "url", "product", "description", "kinds_", "state", "disabled_reason", "failures", "failing_since", "quiet_until",
-        "previous_until", "created_at", "created_by", "disabled_at", "deleted_at",
+        "public_id", "url", "product", "description", "kinds_", "state", "disabled_reason", "failures", "failing_since", "quiet_until_",
+        "former_secret_until", "created_at", "created_by", "disabled_at", "deleted_at",
     )  # fmt: skip
     change_form_before_template = "admin/accounts/endpoint_acts.html"
 
     @display(description="Told of")
     def kinds_(self, endpoint: WebhookEndpoint) -> str:
         return ", ".join(endpoint.kinds)
+
+    @display(description="Left alone until", empty_value="–")
+    def quiet_until_(self, endpoint: WebhookEndpoint) -> datetime | None:
+        return endpoint.quiet_until
+
+    @display(description="Former secret signs until", empty_value="–")
+    def former_secret_until(self, endpoint: WebhookEndpoint) -> datetime | None:
+        return endpoint.previous_until
 
     @display(description="State", label={"enabled": "success", "failing": "warning", "disabled": "danger", "deleted": "info"})
     def state(self, endpoint: WebhookEndpoint) -> str:

@@ -1,4 +1,9 @@
-"""Sends webhooks to client apps, as https://www.standardwebhooks.com says. :func:`send_next` is the worker's verb, after :func:`address`.
+"""Sends webhooks to client apps, as https://www.standardwebhooks.com says.
+
+    address    writes the deliveries of new events
+    suppress   ends those to endpoints that were disabled or deleted
+    send_next  sends one
+    forget     deletes old ones
 
 A worker takes a lease on the delivery, calls outside of any transaction, and marks the row. If it is killed between the two, the event goes
 out once more when the lease is over, with the same ``webhook-id``: at least once, in no promised order. What fails is tried again later
@@ -13,10 +18,11 @@ import random
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import structlog
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from prometheus_client import Counter
 from standardwebhooks import Webhook
 
@@ -35,6 +41,11 @@ FIRST_QUIET = timedelta(seconds=15)
 LONGEST_QUIET = timedelta(minutes=10)
 DISABLED_AFTER = timedelta(days=5)
 ADDRESSED_AT_ONCE = 100
+ENDED_AT_ONCE = 1_000
+#: What became of an event can be seen, and sent again, for so long after it was done.
+KEEP_DELIVERIES = timedelta(days=90)
+#: An event's row also says that it was told: what is still so after all that time is told once more.
+KEEP_EVENTS = timedelta(days=400)
 GONE = 410
 
 State = WebhookDelivery.State
@@ -69,6 +80,38 @@ def address(*, now: datetime) -> int:
         )
         WebhookEvent.objects.filter(pk__in=[event.pk for event in events]).update(addressed_at=now)
     return len(events)
+
+
+def suppress(*, now: datetime) -> int:
+    """Ends so many at most of the due deliveries to endpoints that are disabled or deleted, in one statement; returns how many.
+
+    A long queue of such an endpoint would else be ended one by one before anybody who waits behind it.
+    """
+    with transaction.atomic():
+        over = Q(endpoint__disabled_at__isnull=False) | Q(endpoint__deleted_at__isnull=False)
+        due = WebhookDelivery.objects.filter(over, state=State.PENDING, next_attempt_at__lte=now).order_by("next_attempt_at", "pk")
+        chosen = list(due.select_for_update(skip_locked=True, of=("self",)).values_list("pk", flat=True)[:ENDED_AT_ONCE])
+        rows = WebhookDelivery.objects.filter(pk__in=chosen)
+        return rows.update(state=State.SUPPRESSED, reason="The endpoint is disabled or deleted.", done_at=now)
+
+
+def forget(*, now: datetime) -> int:
+    """Deletes deliveries that were done ``KEEP_DELIVERIES`` ago, and events of ``KEEP_EVENTS`` ago that have none; returns how many rows.
+
+    Opens a transaction for each thousand. Late, twice or at once with another: the same end.
+    """
+    before = now - KEEP_DELIVERIES
+    deliveries = WebhookDelivery.objects.filter(queued_at__lt=before, done_at__lt=before).order_by("queued_at")
+    told = ~Exists(WebhookDelivery.objects.filter(event=OuterRef("pk")))
+    events = WebhookEvent.objects.filter(told, created_at__lt=now - KEEP_EVENTS, addressed_at__isnull=False).order_by("created_at")
+    return _delete(deliveries) + _delete(events)
+
+
+def _delete(rows: QuerySet[Any]) -> int:
+    deleted = 0
+    while batch := list(rows.values_list("pk", flat=True)[:ENDED_AT_ONCE]):
+        deleted += rows.model.objects.filter(pk__in=batch).delete()[0]
+    return deleted
 
 
 def send_next(*, now: datetime, but: Collection[int] = ()) -> WebhookDelivery | None:

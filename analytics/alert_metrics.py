@@ -25,7 +25,7 @@ from django.db import connection
 from django.db.models import Max, QuerySet, Sum
 from django.urls import reverse
 
-from accounts.models import Fault, Mail, WebhookDelivery
+from accounts.models import Fault, Mail, WebhookDelivery, WebhookEndpoint
 from analytics import audits, jobs, rollups
 from analytics.models import AlertNotice, AlertRule, JobRun
 from billing.models import Schedule, StripeEvent, StripeReconciliation
@@ -374,7 +374,8 @@ def oldest_hold(ask: Ask) -> Reading:
 
 @_metric("dead letters", "count", within=True)
 def dead_letters(ask: Ask) -> Reading:
-    """What came into a queue in the window and was given up: mails, Stripe's events, webhooks, notices of alerts."""
+    """What came into a queue in the window and was given up: mails, Stripe's events, webhooks, notices of alerts; and endpoints of webhooks
+    that were disabled in it because they failed."""
     dead = {
         "mails": (Mail.objects.filter(queued_at__gt=ask.since, state=Mail.State.DEAD), "accounts_mail"),
         "Stripe events": (
@@ -382,6 +383,10 @@ def dead_letters(ask: Ask) -> Reading:
             "billing_stripeevent",
         ),
         "webhooks": (WebhookDelivery.objects.filter(queued_at__gt=ask.since, state=WebhookDelivery.State.DEAD), "accounts_webhookdelivery"),
+        "webhook endpoints": (
+            WebhookEndpoint.objects.filter(disabled_at__gt=ask.since, deleted_at=None).exclude(disabled_reason__startswith="By staff: "),
+            "accounts_webhookendpoint",
+        ),
         "notices": (AlertNotice.objects.filter(queued_at__gt=ask.since, state=AlertNotice.State.DEAD), "analytics_alertnotice"),
     }
     counts = {name: (rows.count(), page) for name, (rows, page) in dead.items()}

@@ -12,13 +12,14 @@ is refused. Who cancels, or leaves the plan, before their renewal is not moved.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
 import stripe
 import structlog
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, QuerySet, Sum
 
 from accounts import mails
@@ -99,19 +100,34 @@ def cancel(*, move: PriceMove, actor: str, now: datetime) -> bool:
     return PriceMove.objects.filter(pk=move.pk, canceled_at=None).update(canceled_at=now, canceled_by=actor) == 1
 
 
-def go_on(*, now: datetime) -> int:
-    """Announces and moves what is due, so many at once; returns how many subscriptions were moved. Calls the network."""
+def log_failed(account: str, error: Exception) -> None:
+    log.error("subscription is not at its new price", account=account, exc_info=error)
+
+
+def go_on(*, now: datetime, given_up: Collection[str] = (), failed: Callable[[str, Exception], None] = log_failed) -> int:
+    """Announces and moves what is due, so many at once; returns how many subscriptions were moved. Calls the network.
+
+    What Stripe refuses or does not answer is tried again with the next run. One that fails for any other reason stops no other: ``failed``
+    is told of it, by the public id of its account. Accounts in ``given_up`` are not moved.
+
+    :raises django.db.DatabaseError: the database is gone.
+    """
     moved = 0
     for move in PriceMove.objects.filter(canceled_at=None).select_related("to_version__plan").order_by("pk"):
         _announce(move, now)
         due = _concerned(move.to_version).filter(
             cancel_at_period_end=False, current_period_end__gte=move.effective_at, current_period_end__lte=now + LEAD
         )
-        for subscribed in due.select_related("account", "plan_version").order_by("current_period_end", "pk")[:BATCH]:
+        due = due.exclude(account__public_id__in=given_up).select_related("account", "plan_version")
+        for subscribed in due.order_by("current_period_end", "pk")[:BATCH]:
             try:
                 moved += _move(move, subscribed, now)
             except (stripe_requests.Refused, stripe_requests.Unanswered, stripe.StripeError) as error:
                 log.warning("subscription is not at its new price", subscription=subscribed.pk, why=str(error))
+            except Exception as error:  # whatever it is, the others' renewals do not wait for it
+                if not connection.in_atomic_block and not connection.is_usable():
+                    raise
+                failed(subscribed.account.public_id, error)
     return moved
 
 

@@ -10,13 +10,14 @@ so that what is paid for is what was had. What is allowed and included per membe
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 import stripe
 import structlog
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Count, Q
 
 from accounts.models import Account
@@ -60,20 +61,41 @@ def of_account(*, account: Account, live: Subscription | None) -> Seats | None:
     )
 
 
-def follow(*, after: str, now: datetime, limit: int = BATCH) -> str | None:
+def log_failed(account: str, error: Exception) -> None:
+    log.error("subscription does not follow its members", account=account, exc_info=error)
+
+
+def follow(
+    *,
+    after: str,
+    now: datetime,
+    limit: int = BATCH,
+    given_up: Collection[str] = (),
+    failed: Callable[[str, Exception], None] = log_failed,
+) -> str | None:
     """Looks at the next subscriptions whose plan depends on members; the id of the last one, None at the end. Calls the network for those
-    that are to be changed; what Stripe does not answer is sent again by the outbox or found at the next look."""
+    that are to be changed; what Stripe does not answer is sent again by the outbox or found at the next look.
+
+    One that fails for any other reason stops no other: ``failed`` is told of it, by the public id of its account. Accounts in ``given_up``
+    are left out.
+
+    :raises django.db.DatabaseError: the database is gone.
+    """
     member_plans = Plan.objects.exclude(member_plan="")
     is_face = Q(plan_version__plan__slug__in=member_plans.values("member_plan"))
     depends = Q(plan_version__per_seat=True) | ~Q(plan_version__plan__member_plan="") | is_face
     open_ones = StripeSubscription.objects.filter(depends, pk__gt=after, status__in=subscriptions.ENTITLED, account__closed_at=None)
     found = open_ones.select_related("account__product", "plan_version__plan").annotate(members=Count("account__memberships"))
-    batch = list(found.order_by("pk")[:limit])
+    batch = list(found.exclude(account__public_id__in=given_up).order_by("pk")[:limit])
     for subscribed in batch:
         try:
             _follow(subscribed, subscribed.members, now)
         except (stripe_requests.Refused, stripe_requests.Unanswered, stripe.StripeError) as error:
             log.warning("subscription does not follow its members", subscription=subscribed.pk, why=str(error))
+        except Exception as error:  # whatever it is, the others' seats do not wait for it
+            if not connection.in_atomic_block and not connection.is_usable():
+                raise
+            failed(subscribed.account.public_id, error)
     return batch[-1].pk if batch else None
 
 

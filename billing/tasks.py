@@ -1,9 +1,11 @@
 """Billing's jobs."""
 
+from collections.abc import Callable, Collection
+
 from celery import shared_task
 from django.utils import timezone
 
-from billing import agreements, checkout, price_moves, reconciliation, seats, stripe_inbox, stripe_requests
+from billing import agreements, checkout, reconciliation, seats, stripe_inbox, stripe_requests
 
 #: So many events at most are worked at one ring of the bell; the sweeper rings again within a minute.
 INBOX_BATCH = 1_000
@@ -31,20 +33,14 @@ def send_stripe_requests() -> int:
 
 
 @shared_task
-def follow_members() -> int:
+def follow_members(*, given_up: Collection[str] = (), failed: Callable[[str, Exception], None] = seats.log_failed) -> int:
     """Has subscriptions follow their members, end with their accounts, and agreed terms reach Stripe; returns how many batches. Late or
     twice: the same end."""
     now, batches = timezone.now(), 0
     agreements.go_on(now=now)
     checkout.leave_closed(now=now)
-    after = seats.follow(after="", now=now)
+    after = seats.follow(after="", now=now, given_up=given_up, failed=failed)
     while after is not None:
         batches += 1
-        after = seats.follow(after=after, now=timezone.now())
+        after = seats.follow(after=after, now=timezone.now(), given_up=given_up, failed=failed)
     return batches
-
-
-@shared_task
-def move_prices() -> int:
-    """Announces price changes and moves who is due; returns how many subscriptions were moved. Late, twice or at once: the same end."""
-    return price_moves.go_on(now=timezone.now())

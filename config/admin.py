@@ -127,7 +127,7 @@ class JobRunAdmin(ReadOnlyAdmin):
         return self._ask(request, f"Try {run.subject} again", form, says, "Try again")
 
     def _ask(self, request: HttpRequest, title: str, form: ReasonForm, says: str, button: str) -> HttpResponse:
-        context = {"title": title, "opts": self.opts, "form": form, "says": says, "button": button}
+        context = {"title": title, "opts": self.opts, "form": form, "says": says, "button": button, "harmless": True}
         context["cancel"] = reverse("admin:analytics_jobrun_changelist")
         return TemplateResponse(request, "admin/metering/ask.html", self.admin_site.each_context(request) | context)
 

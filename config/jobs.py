@@ -27,10 +27,10 @@ from analytics import audits, jobs
 from analytics import tasks as analytics
 from analytics.jobs import Job, Schedule, Subjects
 from analytics.models import JobRun
-from billing import due, dunning
+from billing import due, dunning, price_moves
 from billing import tasks as billing
 from config import backups, upkeep
-from metering import kill_switches, throttles, tracking
+from metering import kill_switches, rerating, throttles, tracking
 from metering import tasks as metering
 from pricing import price_import
 
@@ -67,6 +67,19 @@ def _finish_switches(now: datetime, subjects: Subjects) -> int:
     return tracking.backfill(now=now, given_up=subjects.given_up, failed=subjects.failed) + kill_switches.finish(now=now)
 
 
+def _follow_members(now: datetime, subjects: Subjects) -> int:
+    return billing.follow_members(given_up=subjects.given_up, failed=subjects.failed)
+
+
+def _move_prices(now: datetime, subjects: Subjects) -> int:
+    return price_moves.go_on(now=now, given_up=subjects.given_up, failed=subjects.failed)
+
+
+def _rate_unpriced(now: datetime, subjects: Subjects) -> int:
+    """An account's usage is never left out: after the late-charging hours it could not be charged any more."""
+    return rerating.run(now=now, failed=subjects.failed).rated
+
+
 def _audit(now: datetime, subjects: Subjects) -> int:
     return audits.run(now=now)
 
@@ -82,7 +95,7 @@ def _propose_prices(now: datetime, subjects: Subjects) -> int:
 JOBS: tuple[Job, ...] = (
     Job("finish-switches", "Charges what was spooled, and tells of switches that are over.", _MINUTE, _finish_switches),
     Job("fold-rollups", "Refreshes the cost analytics: folds new usage into the sums.", _MINUTE, _alone(analytics.fold_rollups)),
-    Job("follow-members", "Brings seats, members' prices and agreed terms to Stripe.", _MINUTE, _alone(billing.follow_members)),
+    Job("follow-members", "Brings seats, members' prices and agreed terms to Stripe.", _MINUTE, _follow_members),
     Job("follow-throttles", "Notes who reached a limit on cost and who is let go, and tells.", _MINUTE, _alone(metering.follow_throttles)),
     Job("learn-holds", "Counts how long answers were whose length nobody had said.", _MINUTE, _alone(metering.learn_holds)),
     Job("look-at-alerts", "Looks at every alert rule.", _MINUTE, _alone(analytics.look_at_alerts)),
@@ -98,8 +111,8 @@ JOBS: tuple[Job, ...] = (
     Job("watch-spending", "Looks for spend that runs away, and ends what was done about it.", _MINUTE, _alone(metering.watch_spending)),
     Job("work-stripe-inbox", "Works what is due of Stripe's events.", _MINUTE, _alone(billing.work_stripe_inbox)),
     Job("apply-due", "Expires, rolls over and grants for accounts that nobody touches.", _TEN_MINUTES, _apply_due),
-    Job("move-prices", "Announces changed prices, and moves renewals to them.", _TEN_MINUTES, _alone(billing.move_prices)),
-    Job("rate-unpriced", "Rates usage that had no price and has one now.", _TEN_MINUTES, _alone(metering.rate_unpriced)),
+    Job("move-prices", "Announces changed prices, and moves renewals to them.", _TEN_MINUTES, _move_prices),
+    Job("rate-unpriced", "Rates usage that had no price and has one now.", _TEN_MINUTES, _rate_unpriced),
     Job("reconcile-stripe", "Compares with Stripe, once a day.", _TEN_MINUTES, _alone(billing.reconcile_stripe)),
     Job("reset-costs", "Lifts throttles and stops that ended, and forgets old counters.", _daily(0, 0), _reset_costs, each=True),
     Job("reset-credits", "Expires, rolls over, grants: periods that ended.", _daily(0, 5), _apply_due, after=("reset-costs",), each=True),
@@ -110,6 +123,7 @@ JOBS: tuple[Job, ...] = (
     Job("vacuum", "Clears dead rows and refreshes the planner's figures.", _SUNDAYS, _alone(upkeep.vacuum)),
     Job("back-up", "Writes the whole database to a file, uploads it, deletes old ones.", _daily(2, 0), _back_up, off=backups.off),
     Job("audit", "Checks every equation of the ledger and the sums; keeps what does not hold.", _daily(3, 0), _audit),
+    Job("forget-webhooks", "Deletes old webhooks to client apps.", _daily(1, 30), _alone(accounts.forget_webhooks)),
     Job("propose-prices", "Proposes upstream prices that differ from the price book.", _daily(4, 0), _propose_prices),
 )  # fmt: skip
 _BY_NAME = {job.name: job for job in JOBS}

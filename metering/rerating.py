@@ -10,11 +10,12 @@ price waived.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
+from django.db import connection
 from django.db.models import Exists, OuterRef, Q
 
 from accounts.models import Account
@@ -40,15 +41,24 @@ class Tally:
     failed: int = 0
 
 
-def run(*, now: datetime) -> Tally:
-    """Rates all that can be rated, an account's oldest first, each in its own transaction. Late, twice or at once: the same end."""
+def log_failed(account: str, error: Exception) -> None:
+    log.error("usage cannot be rated", account=account, exc_info=error)
+
+
+def run(*, now: datetime, failed: Callable[[str, Exception], None] = log_failed) -> Tally:
+    """Rates all that can be rated, an account's oldest first, each in its own transaction. Late, twice or at once: the same end.
+
+    One that fails is tried again with the next run and stops no other; ``failed`` is told of it, by the public id of its account.
+
+    :raises django.db.DatabaseError: the database is gone.
+    """
     tally = Tally()
     for record in _unpriced():
-        _try(record, record.event_at, now, tally)
+        _try(record, record.event_at, now, tally, failed)
     for waiting in OpenAuthorization.objects.filter(state=OpenAuthorization.State.AWAITING_PRICE).select_related(
         "model", "account__product"
     ):
-        _try(waiting, waiting.created_at, now, tally)
+        _try(waiting, waiting.created_at, now, tally, failed)
     return tally
 
 
@@ -69,7 +79,9 @@ def _unpriced() -> Iterator[UsageRecord]:
         after = Q(account_id=last.account_id, id__gt=last.id) | Q(account_id__gt=last.account_id)
 
 
-def _try(work: UsageRecord | OpenAuthorization, at: datetime, now: datetime, tally: Tally) -> None:
+def _try(
+    work: UsageRecord | OpenAuthorization, at: datetime, now: datetime, tally: Tally, failed: Callable[[str, Exception], None]
+) -> None:
     account = work.account
     charged = charges_late(product=account.product, at=at, now=now)
     try:
@@ -83,6 +95,11 @@ def _try(work: UsageRecord | OpenAuthorization, at: datetime, now: datetime, tal
         return
     except (ledger.AmountOverflow, usage.InvalidUsage) as error:
         log.error("usage cannot be charged", account=account.public_id, usage=str(work.id), reason=str(error))
+        tally.failed += 1
+    except Exception as error:  # whatever it is, the others' usage does not wait for it
+        if not connection.in_atomic_block and not connection.is_usable():
+            raise
+        failed(account.public_id, error)
         tally.failed += 1
     else:
         tally.rated += 1

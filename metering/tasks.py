@@ -5,18 +5,12 @@ from django.utils import timezone
 
 from accounts.models import Account
 from billing import ledger, top_ups
-from metering import estimates, guard, kill_switches, rerating, throttles
+from metering import estimates, guard, kill_switches, throttles
 from metering.models import KillSwitch
 
 SWEEP_BATCH = 100
 #: So many accounts at most are topped up at one ring of the bell; the next ring goes on.
 TOP_UP_BATCH = 200
-
-
-@shared_task
-def rate_unpriced() -> int:
-    """Rates usage that had no price and has one now; returns how much of it. Late, twice or at once with another: the same end."""
-    return rerating.run(now=timezone.now()).rated
 
 
 @shared_task

@@ -244,3 +244,16 @@ class TestCalls:
         for url in ("http://10.0.0.1/", "http://169.254.169.254/", f"http://{PUBLIC}/", f"https://{PUBLIC}:22/"):
             with pytest.raises(outbound.Refused):
                 outbound.check(url)
+
+
+def test_a_name_that_nobody_answers_for_is_given_up_in_time(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "TOTAL_SECONDS", 0.3)
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait(20) and names(*args, **kwargs))
+    begun = time.monotonic()
+    with pytest.raises(outbound.Unreachable, match="could not be looked up in time"):
+        send("https://hooks.test/")
+    with pytest.raises(outbound.Refused, match="could not be looked up in time"):
+        outbound.check("https://hooks.test/")
+    over.set()
+    assert time.monotonic() - begun < 5

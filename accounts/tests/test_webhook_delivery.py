@@ -274,6 +274,35 @@ class TestSending:
             assert event.deliveries.get().state == State.DELIVERED
         assert len(receiver.received) == 1  # it is left alone for a while, with all that waits for it
 
+    def test_the_long_queue_of_a_disabled_endpoint_is_ended_before_others_wait_for_it(
+        self, created: webhook_endpoints.Created, account: Account, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for key in range(5):
+            happen(account, key=str(key))
+        while webhook_delivery.address(now=NOW):
+            pass
+        webhook_endpoints.disable(endpoint=created.endpoint, reason="A test.", now=NOW)
+        with receiving() as good:
+            other = make_account(make_product())
+            register(other.product, good.url)
+            happen(other)
+            monkeypatch.setattr(tasks, "BATCH", 1)
+            assert tasks.send_webhooks() == 1
+        queue = WebhookDelivery.objects.filter(endpoint=created.endpoint)
+        assert set(queue.values_list("state", "reason")) == {("suppressed", "The endpoint is disabled or deleted.")}
+        assert receiver.received == []
+
+    def test_what_is_leased_or_not_yet_due_is_not_ended_with_its_endpoint(
+        self, created: webhook_endpoints.Created, account: Account
+    ) -> None:
+        happen(account)
+        while webhook_delivery.address(now=NOW):
+            pass
+        WebhookDelivery.objects.filter(endpoint=created.endpoint).update(next_attempt_at=NOW + webhook_delivery.LEASE)
+        webhook_endpoints.disable(endpoint=created.endpoint, reason="A test.", now=NOW)
+        assert webhook_delivery.suppress(now=NOW) == 0
+        assert webhook_delivery.suppress(now=NOW + webhook_delivery.LEASE) == 1
+
     @pytest.mark.failure(89)
     def test_an_address_that_became_private_is_not_called_and_says_so(
         self, created: webhook_endpoints.Created, account: Account, receiver: Receiver, settings: Settings
@@ -314,6 +343,47 @@ class TestSending:
         every = list(WebhookDelivery.objects.filter(endpoint=created.endpoint).values_list("pk", flat=True))
         assert [each.event.key for each in webhooks.set_aside(delivery_ids=every, reason="Not wanted.", now=NOW)] == ["2"]
         assert send() is None
+
+
+class TestForgetting:
+    def test_deliveries_are_forgotten_ninety_days_after_they_were_done_and_events_after_four_hundred(
+        self, created: webhook_endpoints.Created, account: Account, receiver: Receiver
+    ) -> None:
+        event = happen(account)
+        sent()
+        waiting = happen(account, key="2")
+        webhook_delivery.address(now=NOW)
+        second = timedelta(seconds=1)
+        webhook_delivery.forget(now=NOW + webhook_delivery.KEEP_DELIVERIES)
+        assert event.deliveries.count() == 1
+        webhook_delivery.forget(now=NOW + webhook_delivery.KEEP_DELIVERIES + second)
+        assert (event.deliveries.count(), waiting.deliveries.count()) == (0, 1)
+        webhook_delivery.forget(now=NOW + webhook_delivery.KEEP_EVENTS)
+        assert WebhookEvent.objects.filter(pk=event.pk).exists()
+        webhook_delivery.forget(now=NOW + webhook_delivery.KEEP_EVENTS + second)
+        assert list(WebhookEvent.objects.filter(account=account)) == [waiting]  # it is not over, however old
+        assert webhook_delivery.forget(now=NOW + webhook_delivery.KEEP_EVENTS + second) == 0
+
+    def test_an_event_whose_deliveries_are_forgotten_is_not_told_again(
+        self, created: webhook_endpoints.Created, account: Account, receiver: Receiver
+    ) -> None:
+        happen(account)
+        sent()
+        later = NOW + webhook_delivery.KEEP_DELIVERIES + timedelta(days=1)
+        webhook_delivery.forget(now=later)
+        happen(account, now=NOW)
+        assert send(now=later) is None
+        assert len(receiver.received) == 1
+
+    def test_old_rows_go_a_batch_at_a_time(
+        self, created: webhook_endpoints.Created, account: Account, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for key in range(5):
+            happen(account, key=str(key))
+            sent()
+        monkeypatch.setattr(webhook_delivery, "ENDED_AT_ONCE", 2)
+        assert webhook_delivery.forget(now=LATER) >= 10
+        assert not WebhookEvent.objects.filter(account=account).exists()
 
 
 class TestSealing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from fractions import Fraction
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from accounts import api, faults, mails, registration
-from accounts.models import Account, Fault, Mail
+from accounts.models import Account, Fault, Mail, WebhookEndpoint
 from analytics import alert_metrics, alerts, audits, jobs, rollups
 from analytics.models import Alert, AlertRule, JobRun, ProviderBill
 from billing import ledger
@@ -28,7 +29,7 @@ from metering.tests.limited import Shop, dollars
 from metering.tests.test_api import App
 from pricing import catalog, catalog_file
 from pricing.models import Product
-from tests.factories import NANOS, START, give, make_account, make_model
+from tests.factories import NANOS, START, give, make_account, make_model, make_product
 
 __all__ = ["stub"]  # a fixture
 pytestmark = pytest.mark.django_db
@@ -411,3 +412,16 @@ def test_a_shipped_rule_is_quiet_at_the_last_value_that_is_good(scene: Scene, sl
     rule = AlertRule.objects.get(slug=slug)
     ask = alert_metrics.Ask(product, AlertRule.Window(rule.window), scene.now, rule.numerator, rule.denominator, rule.minimum)
     assert alert_metrics.read(metric=rule.metric, ask=ask).value is not None  # it was measured, and is good
+
+
+def test_an_endpoint_that_was_disabled_because_it_failed_is_told_and_one_that_staff_disabled_is_not() -> None:
+    """Far ahead of every other test's queues."""
+    at = NOW + timedelta(days=20_000)
+    product = make_product()
+    for name, reason in (("failed", "It answered 410 (gone)."), ("staff", "By staff: moved.")):
+        WebhookEndpoint.objects.create(
+            product=product, url=f"https://{name}.example/", kinds=["balance.low"], secret="sealed", created_by="ann", created_at=at,
+            disabled_at=at, disabled_reason=reason,
+        )  # fmt: skip
+    reading = alert_metrics.dead_letters(alert_metrics.Ask(None, AlertRule.Window.WEEK, at))
+    assert (reading.value, reading.detail) == (Fraction(1), "1 webhook endpoints")

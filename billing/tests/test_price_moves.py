@@ -142,6 +142,25 @@ class TestMove:
         until(shop, 33)
         assert (bills(shop, ending), bills(shop, staying)) == ([1_000], [1_000, 1_000])
 
+    def test_one_subscription_that_cannot_be_moved_does_not_stop_the_others(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = sorted((subscriber(shop) for _ in range(2)), key=lambda each: (each[1].current_period_end, each[1].pk))
+        [poisoned, _] = [subscription for _, subscription in found]
+        planned, failed = move(raise_price(shop), timezone.now() + NOTICE), dict[str, str]()
+        shop.client.advance(days=28)
+        go, account = price_moves._move, found[0][0].public_id
+
+        def poison(move: PriceMove, subscribed: StripeSubscription, now: datetime) -> bool:
+            if subscribed.pk == poisoned.pk:
+                raise IndexError("poison")
+            return go(move, subscribed, now)
+
+        monkeypatch.setattr(price_moves, "_move", poison)
+        moved = price_moves.go_on(now=shop.now(), failed=lambda subject, error: failed.update({subject: str(error)}))
+        assert (moved, failed, planned.canceled_at) == (1, {account: "poison"}, None)
+        monkeypatch.setattr(price_moves, "_move", go)
+        assert price_moves.go_on(now=shop.now(), given_up={account}) == 0
+        assert price_moves.go_on(now=shop.now()) == 1
+
     @pytest.mark.failure(49)
     def test_it_goes_on_where_stripe_was_away(self, shop: Shop) -> None:
         _, subscription = subscriber(shop)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from django.utils import timezone
@@ -105,6 +105,28 @@ class TestSeats:
         assert paid(shop, subscription) == ("org_member", 1)
         tasks.follow_members()
         assert paid(shop, subscription) == ("org_member", 3)
+
+    def test_one_team_that_cannot_be_looked_at_does_not_stop_the_others(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        teams = [shop.account(kind="team") for _ in range(2)]
+        for team in teams:
+            join(team)
+        [poisoned, good] = sorted((subscribed(shop, team, "org_member") for team in teams), key=lambda each: each.pk)
+        for team in teams:
+            join(team)
+        follow, failed = seats._follow, dict[str, str]()
+
+        def poison(found: StripeSubscription, members: int, now: datetime) -> None:
+            if found == poisoned:
+                raise KeyError("poison")
+            follow(found, members, now)
+
+        monkeypatch.setattr(seats, "_follow", poison)
+        tasks.follow_members(failed=lambda account, error: failed.update({account: type(error).__name__}))
+        assert failed == {poisoned.account.public_id: "KeyError"}
+        assert (paid(shop, poisoned), paid(shop, good)) == (("org_member", 1), ("org_member", 2))
+        failed.clear()
+        tasks.follow_members(given_up={poisoned.account.public_id}, failed=lambda account, error: failed.update({account: ""}))
+        assert failed == {}
 
     def test_the_team_page_is_told_members_price_and_what_is_paid_for(self, shop: Shop) -> None:
         team = shop.account(kind="team")

@@ -15,7 +15,7 @@ from accounts.models import Account
 from analytics import rollups
 from billing import audit, ledger
 from billing.models import LedgerEntry, UsageRating, Wallet
-from metering import rerating, tasks, usage
+from metering import rerating, usage
 from metering.models import OpenAuthorization, UsageRecord
 from metering.tests.test_api import App, body
 from metering.tests.test_ingest import get
@@ -135,12 +135,32 @@ class TestRecords:
         assert NANOS - balance(account) == charged
         assert (audit.run(), rollups.check()) == ([], [])
 
+    def test_one_accounts_usage_that_cannot_be_rated_does_not_stop_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, [first, second] = unheard_of(), [make_account(), make_account()]
+        for account in (first, second):
+            give(account, NANOS)
+            used(account, model, now())
+        price(model)
+        rate, failed = rerating._rate, dict[str, str]()
+
+        def poison(record: UsageRecord, account: Account, charged: bool) -> None:
+            if account == first:
+                raise ZeroDivisionError("poison")
+            rate(record, account, charged)
+
+        monkeypatch.setattr(rerating, "_rate", poison)
+        tally = rerating.run(now=now(), failed=lambda account, error: failed.update({account: str(error)}))
+        assert (tally, failed) == (rerating.Tally(rated=1, failed=1), {first.public_id: "poison"})
+        monkeypatch.undo()
+        assert rerating.run(now=now()) == rerating.Tally(rated=1)
+        assert audit.run() == []
+
     def test_a_rating_beyond_the_balance_is_debt_and_can_be_reversed(self) -> None:
         account, model = make_account(), unheard_of()
         give(account, 1_000_000)
         record = used(account, model, now())
         price(model)
-        tasks.rate_unpriced()
+        rerating.run(now=now())
         wallet = Wallet.objects.get(account=account)
         assert (wallet.balance, wallet.debt) == (0, 3_500_000)
         ledger.reverse(account_id=account.pk, usage_id=record.id, key="r", actor="ann", reason="ours to bear")
