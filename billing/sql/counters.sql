@@ -48,27 +48,34 @@ create unique index usage_throttle_in_force on usage_throttle (account_id) where
 create type usage_limit as (
   layer text, meter text, window_start timestamptz, window_end timestamptz, allowed bigint, amount bigint, enforced boolean, subject text);
 
--- How much of a meter the records (and open work) of [p_start, p_end) used. Reads the account's rows from p_start on, and no older ones.
+-- The records that count in [p_start, p_end). Reads the account's rows from p_start on, and of the older ones those that were captured too late
+-- for their own period: they keep the ids of their authorizations.
+create function usage_counting(p_account bigint, p_start timestamptz, p_end timestamptz) returns setof usage_record language sql stable as $$
+  select * from usage_record
+  where account_id = p_account and id >= first_id(p_start - interval '10 minutes')   -- an event may be 5 minutes ahead of its record
+    and counted_at is null and event_at >= p_start and event_at < p_end
+  union all
+  select * from usage_record where account_id = p_account and counted_at >= p_start and counted_at < p_end
+$$;
+
+-- How much of a meter the records (and open work) of [p_start, p_end) used.
 create function usage_recount(p_account bigint, p_meter text, p_start timestamptz, p_end timestamptz) returns bigint language plpgsql stable as $$
 declare
   v_key text := split_part(p_meter, '/', 1);
-  v_first uuid := first_id(p_start - interval '10 minutes');   -- an event may be 5 minutes ahead of its record
   v_used bigint;
 begin
   if v_key = 'cost' then
-    select coalesce(sum(u.cost_nanos), 0) into v_used from usage_record u
-    where u.account_id = p_account and u.id >= v_first and coalesce(u.counted_at, u.event_at) >= p_start and coalesce(u.counted_at, u.event_at) < p_end;
+    select coalesce(sum(cost_nanos), 0) into v_used from usage_counting(p_account, p_start, p_end);
     v_used := v_used + (
       select coalesce(sum(r.cost_nanos), 0) from usage_rating r join usage_record u on u.account_id = r.account_id and u.id = r.usage_id
       where r.account_id = p_account and coalesce(u.counted_at, u.event_at) >= p_start and coalesce(u.counted_at, u.event_at) < p_end);
   elsif v_key = 'requests' then
-    select (select count(*) from usage_record u where u.account_id = p_account and u.id >= v_first and coalesce(u.counted_at, u.event_at) >= p_start and coalesce(u.counted_at, u.event_at) < p_end)
+    select (select count(*) from usage_counting(p_account, p_start, p_end))
          + (select count(*) from open_authorization a where a.account_id = p_account and a.created_at >= p_start and a.created_at < p_end)
     into v_used;
   else
-    select (select coalesce(sum(usage_counts(u.counts, v_key)), 0) from usage_record u
-            where u.account_id = p_account and u.id >= v_first and coalesce(u.counted_at, u.event_at) >= p_start and coalesce(u.counted_at, u.event_at) < p_end
-              and u.outcome in ('captured', 'recorded', 'unpriced'))
+    select (select coalesce(sum(usage_counts(counts, v_key)), 0) from usage_counting(p_account, p_start, p_end)
+            where outcome in ('captured', 'recorded', 'unpriced'))
          + (select coalesce(sum(usage_counts(a.counts, v_key)), 0) from open_authorization a
             where a.account_id = p_account and a.created_at >= p_start and a.created_at < p_end and a.state <> 'timed_out')
     into v_used;

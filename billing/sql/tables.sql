@@ -295,6 +295,7 @@ begin
 end $$;
 
 create index usage_record_event_at on usage_record using brin (event_at);
+create index usage_record_counted_at on usage_record (account_id, counted_at) where counted_at is not null;
 create index usage_record_unpriced on usage_record (account_id, id) where outcome = 'unpriced';
 
 -- The one later rating of an unpriced record, whose row never changes. waived_nanos: what came too late to be charged.

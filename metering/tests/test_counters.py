@@ -338,6 +338,25 @@ class TestWindows:
             assert shop.refused_by(tokens=100) is None
             assert shop.layer("cost").resets_at == limits.window_at(*terms_of(shop), "period", end)[1]
 
+    @pytest.mark.parametrize("looked_before", [False, True])
+    def test_a_capture_after_its_period_was_closed_counts_when_it_comes_whether_somebody_counted_then_or_not(
+        self, looked_before: bool
+    ) -> None:
+        shop = Shop.new(("messages", "day", 100), tier={"daily_cost_nanos": 100 * PER_TOKEN})
+        subscription = Subscription.objects.get(account=shop.account)
+        end = subscription.current_period_end
+        with shop.at(end - timedelta(minutes=1)):
+            authorization = shop.authorize(tokens=5)
+        with shop.at(end + usage.GRACE + timedelta(hours=1)):
+            if looked_before:
+                shop.use(tokens=1)
+            usage.capture(account=shop.account, authorization_id=authorization.usage.id, quantities={"input_tokens": 4})
+            if not looked_before:
+                shop.use(tokens=1)
+            assert UsageRecord.objects.get(pk=authorization.usage.id).counted_at is not None
+            assert (shop.used("cost"), shop.used("quota")) == (5 * PER_TOKEN, 2)
+        assert audit.run() == []
+
     def test_lifetimes_never_reset_and_count_what_happened_before_anybody_counted(self) -> None:
         shop = Shop.new()
         with shop.at(NOON):
