@@ -13,6 +13,7 @@ from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
@@ -24,7 +25,7 @@ from waffle.admin import SwitchAdmin as BaseSwitchAdmin
 
 from accounts.models import Account
 from analytics import alert_admin as alert_admin  # registers its pages
-from analytics import margin
+from analytics import margin, risk_page
 from analytics.account_page import AccountAdmin
 from analytics.forms import MarginForm
 from analytics.models import Entry, Margin
@@ -106,7 +107,10 @@ class EntryAdmin(LedgerAdmin):
 
 @admin.register(Margin)
 class MarginAdmin(ReadOnlyAdmin):
-    """Not a list of rows but the report."""
+    """Not a list of rows but the report; beside it the risk page."""
+
+    def get_urls(self) -> list[URLPattern]:
+        return [path("risk/", self.admin_site.admin_view(risk_page.risk_view), name="analytics_risk"), *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         if not self.has_view_permission(request):

@@ -56,6 +56,12 @@ UNFOLD: dict[str, Any] = {
                 "items": [
                     {"title": "Dashboard", "icon": "space_dashboard", "link": reverse_lazy("admin:index")},
                     _list("Margin", "monitoring", "analytics", "margin"),
+                    {
+                        "title": "Risk",
+                        "icon": "crisis_alert",
+                        "link": reverse_lazy("admin:analytics_risk"),
+                        "permission": _may("analytics.view_margin"),
+                    },
                     _list("Alerts", "notifications", "analytics", "alert"),
                 ],
             },
