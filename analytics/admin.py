@@ -25,7 +25,7 @@ from waffle.admin import SwitchAdmin as BaseSwitchAdmin
 
 from accounts.models import Account
 from analytics import alert_admin as alert_admin  # registers its pages
-from analytics import margin, risk_page
+from analytics import margin, projection_page, risk_page
 from analytics.account_page import AccountAdmin
 from analytics.forms import MarginForm
 from analytics.models import Entry, Margin
@@ -107,10 +107,15 @@ class EntryAdmin(LedgerAdmin):
 
 @admin.register(Margin)
 class MarginAdmin(ReadOnlyAdmin):
-    """Not a list of rows but the report; beside it the risk page."""
+    """Not a list of rows but the report; beside it risk and projections."""
 
     def get_urls(self) -> list[URLPattern]:
-        return [path("risk/", self.admin_site.admin_view(risk_page.risk_view), name="analytics_risk"), *super().get_urls()]
+        view = self.admin_site.admin_view
+        return [
+            path("risk/", view(risk_page.risk_view), name="analytics_risk"),
+            path("projection/", view(projection_page.projection_view), name="analytics_projection"),
+            *super().get_urls(),
+        ]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         if not self.has_view_permission(request):

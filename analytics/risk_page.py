@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
@@ -16,7 +16,6 @@ from django.utils import timezone
 from accounts.models import Account
 from accounts.templatetags.amounts import plain_amount
 from analytics import risk
-from analytics.models import Margin
 from analytics.templatetags.margins import DOLLAR
 from billing import balances
 from metering import throttles
@@ -42,8 +41,8 @@ def risk_view(request: HttpRequest) -> HttpResponse:
         raise PermissionDenied
     now, products = timezone.now(), list(Product.objects.order_by("name", "pk"))
     product = next((one for one in products if one.slug == request.GET.get("product")), products[0] if products else None)
-    context = {
-        "title": "Risk", "opts": Margin._meta, "products": products, "product": product, "now": now, "dollar": DOLLAR, "shown": SHOWN,
+    context: dict[str, Any] = {
+        "title": "Risk", "products": products, "product": product, "now": now, "dollar": DOLLAR, "shown": SHOWN,
         "rules": risk.RULES,
     }  # fmt: skip
     if product is not None:

@@ -20,6 +20,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from accounts import openings, webhook_api
 from accounts.api import PROBLEM_JSON
 from accounts.reads import Amount
+from analytics import projection_api, scenarios
 from billing import selling_api as selling
 from billing import top_up_api, widget
 from metering import api, ingest
@@ -425,6 +426,22 @@ OPERATIONS = (
         "Queues an event of type `webhook.test` for this endpoint alone.",
         (webhook_api.NoFields,), (webhook_api.QueuedTest,), {"No fields": {}}, {404: "`not_found`"}, [_ENDPOINT],
         body_required=False,
+    ),
+    Operation(
+        "/api/v1/admin/projections", "project", "What would a month earn?",
+        "A calculator: so many users, packs and costs, at the prices of the product's catalog. Nothing is stored. Every line says how it"
+        " came about, and the product's rules advise.",
+        (scenarios.Scenario,), (projection_api.ProjectionAnswer,),
+        {
+            "Users of two plans, and AI at 40 % of revenue": {
+                "title": "Rover: 90 customers", "plans": {"core": {"users": 60}, "pro": {"users": 30}},
+                "revenue": [{"name": "Credit packs", "kind": "credits", "amount": "500.00"}],
+                "costs": [
+                    {"name": "Servers", "kind": "fixed", "amount": "200.00"}, {"name": "AI", "kind": "ai", "percent_of_revenue": "40"}
+                ],
+            }
+        },
+        {404: "`not_found`: a `product` that is not the key's"},
     ),
 )  # fmt: skip
 _BODY_PROBLEMS = {400: "`invalid_json`", 411: "`length_required`", 413: "`body_too_large`", 415: "`unsupported_media_type`"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.http import HttpRequest
 from django.templatetags.static import static
-from django.urls import reverse_lazy
+from django.urls import reverse, reverse_lazy
 
 
 def _may(permission: str) -> Callable[[HttpRequest], bool]:
@@ -55,11 +55,18 @@ UNFOLD: dict[str, Any] = {
             {
                 "items": [
                     {"title": "Dashboard", "icon": "space_dashboard", "link": reverse_lazy("admin:index")},
-                    _list("Margin", "monitoring", "analytics", "margin"),
+                    _list("Margin", "monitoring", "analytics", "margin")
+                    | {"active": lambda request: request.path == reverse("admin:analytics_margin_changelist")},
                     {
                         "title": "Risk",
                         "icon": "crisis_alert",
                         "link": reverse_lazy("admin:analytics_risk"),
+                        "permission": _may("analytics.view_margin"),
+                    },
+                    {
+                        "title": "Projection",
+                        "icon": "calculate",
+                        "link": reverse_lazy("admin:analytics_projection"),
                         "permission": _may("analytics.view_margin"),
                     },
                     _list("Alerts", "notifications", "analytics", "alert"),

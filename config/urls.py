@@ -9,6 +9,7 @@ from accounts import pages as account_pages
 from accounts.reads import by_method
 from analytics.api import MarginView
 from analytics.cost_api import CostSummaryView
+from analytics.projection_api import project
 from billing import api as billing
 from billing import keys_page, plan_pages, settings_page, shop_pages, stripe_receiver, team_page, top_up_api, top_up_pages
 from billing import pages as billing_pages
@@ -92,6 +93,7 @@ urlpatterns = [
     path("api/v1/webhooks/endpoints/<str:endpoint>/test", webhook_api.send_test),
     path("api/v1/admin/margin", MarginView.as_view()),
     path("api/v1/admin/cost-analytics/summary", CostSummaryView.as_view()),
+    path("api/v1/admin/projections", project),
     # Schedulers and monitors, with CRON_SECRET
     path("api/v1/admin/jobs", job_api.standing),
     path("api/v1/admin/jobs/<str:name>", job_api.run),

@@ -16,7 +16,7 @@ from config import roles
 
 ROOT = Path(__file__).resolve().parent.parent
 APPS = ("analytics", "metering", "billing", "accounts", "pricing")
-PURE = ("pricing/rating.py", "billing/periods.py", "billing/redirects.py")
+PURE = ("pricing/rating.py", "billing/periods.py", "billing/redirects.py", "analytics/projections.py")
 VAGUE = {"helpers", "utils", "util", "services", "selectors", "common", "misc", "base", "managers"}
 
 
