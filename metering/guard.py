@@ -339,7 +339,7 @@ def _off(account: Account, row: GuardState, now: datetime) -> int:
     row.save()
     if before == Step.NONE:
         return 0
-    _changed(account, row, before, Guard.Mode.HARD, ACTOR, "The account is no longer guarded.", now)
+    _changed(account, row, before, _mode(row), ACTOR, "The account is no longer guarded.", now)
     if before == Step.BLOCK and row.kind == GuardState.Kind.ACCOUNT:
         _resume(account, row, ACTOR, now)
     return 1
@@ -364,11 +364,11 @@ def release(*, state: GuardState, actor: str, reason: str, now: datetime) -> Gua
         row = GuardState.objects.get(pk=state.pk)
         if row.step == Step.NONE:
             raise NothingToRelease("There is no step to end: it has ended by itself.")
-        before = Step(row.step)
+        before, mode = Step(row.step), _mode(row)
         _set(row, ladder.release(state=_state(row), now=now))
         row.releases_at = None
         row.save()
-        done = _changed(account, row, before, Guard.Mode.HARD, actor, reason, now)
+        done = _changed(account, row, before, mode, actor, reason, now)
         if before == Step.BLOCK and row.kind == GuardState.Kind.ACCOUNT:
             _resume(account, row, actor, now)
     return done
@@ -385,6 +385,12 @@ def _state(row: GuardState) -> ladder.State:
 def _set(row: GuardState, state: ladder.State) -> None:
     for name in _STATE:
         setattr(row, name, int(state.step) if name == "step" else getattr(state, name))
+
+
+def _mode(row: GuardState) -> str:
+    """How the step in force was taken: who heard nothing of it hears nothing of its end."""
+    steps = GuardStep.objects.filter(account_id=row.account_id, kind=row.kind, ref=row.ref).order_by("-pk")
+    return steps.values_list("mode", flat=True).first() or Guard.Mode.HARD
 
 
 def _changed(account: Account, row: GuardState, before: Step, mode: str, actor: str, reason: str, now: datetime) -> GuardStep:
@@ -439,8 +445,12 @@ def _stop(account: Account, row: GuardState, reason: str, now: datetime) -> None
 
 
 def _resume(account: Account, row: GuardState, by: str, now: datetime) -> None:
+    """Ends the guard's own stop, and tells the client app, unless there was none or somebody else's is in force."""
     with connection.cursor() as cursor:
         cursor.execute("select guard_resume(%s, %s, %s)", [account.pk, ACTOR, by])
+    last = Throttle.objects.filter(account=account).order_by("-id").first()
+    if last is None or last.actor != ACTOR:
+        return
     key = f"guard:{row.pk}:{row.blocked_until}:{by}:{now}"
     data = {"reason": "The block is over.", "by": "guard" if by == ACTOR else "staff", "until": None, "meter": None}
     webhooks.queue(account=account, kind=WebhookEvent.Kind.ACCOUNT_UNTHROTTLED, key=key, data=data, now=now)

@@ -136,6 +136,7 @@ class TestLoop:
         watch(shop, NOON + MINUTE)
         watch(shop, NOON + 40 * MINUTE)
         assert [(stop.actor, stop.lifted_at) for stop in Throttle.objects.filter(account=shop.account)] == [("ada", None)]
+        assert not WebhookEvent.objects.filter(account=shop.account, kind="account.unthrottled").exists()  # it is stopped still
 
 
 @pytest.mark.django_db
@@ -326,6 +327,14 @@ class TestRelease:
         for minute in range(3, 60):
             spend(shop, dimes=13, at=NOON + minute * MINUTE)
             assert watch(shop, NOON + minute * MINUTE) == 0
+
+    def test_who_was_only_watched_hears_nothing_of_a_release(self) -> None:
+        shop = shop_under(mode="shadow")
+        spend(shop, dimes=130, at=NOON)
+        watch(shop, NOON + MINUTE)
+        with shop.at(NOON + 2 * MINUTE):
+            assert guard.release(state=state(shop), actor="ann", reason="A trial.", now=NOON + 2 * MINUTE).mode == "shadow"
+        assert not WebhookEvent.objects.filter(account=shop.account, kind__in=["guard.changed", "account.unthrottled"]).exists()
 
     def test_lifting_the_stop_on_the_account_s_page_is_a_release_too(self) -> None:
         shop = shop_under()
