@@ -73,7 +73,9 @@ def authorize(*, account: Account, ask: usage.Ask, key: str, now: datetime, api_
     hashed = ledger.key_hash("usage", key)
     row, outcome = SpooledUsage.objects.filter(account=account, key_hash=hashed).first(), "replayed"
     if row is None:
-        if off is None or _is_known(account, hashed):
+        if off is None:
+            return _authorize_after(account, ask, key, now, api_key_id)
+        if _is_known(account, hashed):
             return usage.authorize(account=account, ask=ask, key=key, now=now, api_key_id=api_key_id)
         row, outcome = _let_go(account, ask, hashed, switches, now, api_key_id)
     if row.fingerprint != usage.fingerprint(ask):
@@ -139,6 +141,16 @@ def _switches(account: Account, now: datetime) -> Switches:
     return kill_switches.covering(product_id=account.product_id, account_id=account.pk, now=now)
 
 
+def _authorize_after(account: Account, ask: usage.Ask, key: str, now: datetime, api_key_id: int | None) -> usage.Authorization:
+    """Just after the switch. Work whose end was written down still looks open to the ledger: what is refused is asked again without it."""
+    try:
+        return usage.authorize(account=account, ask=ask, key=key, now=now, api_key_id=api_key_id)
+    except usage.Refused:
+        if not _charge_account(account, now, most=ledger.CHUNK):
+            raise
+    return usage.authorize(account=account, ask=ask, key=key, now=now, api_key_id=api_key_id)
+
+
 def _is_known(account: Account, key_hash: UUID) -> bool:
     """Whether the ledger has answered this key: it answers it again, and nothing is held anew."""
     return any(rows.filter(account=account, key_hash=key_hash).exists() for rows in (OpenAuthorization.objects, UsageRecord.objects))
@@ -188,7 +200,10 @@ def _work(account: Account, authorization_id: UUID) -> SpooledUsage | None:
 
 
 def _end_work(account: Account, work: SpooledUsage, quantities: Mapping[str, int] | None, now: datetime) -> Spooled:
-    """Work that was let go is over; ``quantities`` None: nothing was done. Charged at once where tracking is on again."""
+    """Work that was let go is over; ``quantities`` None: nothing was done.
+
+    Where tracking is on again it is charged at once, unless much of the account's waits before it.
+    """
     if quantities is not None:
         usage.check(model=work.command["model"], quantities=quantities)
     with transaction.atomic():
@@ -206,7 +221,7 @@ def _end_work(account: Account, work: SpooledUsage, quantities: Mapping[str, int
         work.reported_at = now
         work.save(update_fields=["state", "done_at", "quantities", "reported_at"])
     if work.state == State.WAITING and not _switches(account, now).first(Kind.TRACKING):
-        _charge_account(account, now)
+        _charge_account(account, now, most=ledger.CHUNK)
         work.refresh_from_db()
     return Spooled(work, "done")
 
@@ -286,16 +301,20 @@ def backfill(*, now: datetime, given_up: Collection[str] = (), failed: Callable[
     return charged
 
 
-def _charge_account(account: Account, now: datetime) -> int:
-    """In transactions of at most ``ledger.CHUNK`` rows; a second worker waits for the first one's rows and finds them charged."""
-    charged, after = 0, Q()
+def _charge_account(account: Account, now: datetime, *, most: int | None = None) -> int:
+    """In transactions of at most ``ledger.CHUNK`` rows; a second worker waits for the first one's rows and finds them charged.
+
+    Stops after ``most`` rows or the transaction that reaches them: a request does not wait for all that its account has spooled.
+    """
+    charged, looked, after = 0, 0, Q()
     while True:
         with transaction.atomic():
             waiting = SpooledUsage.objects.select_for_update(of=("self",)).filter(after, account=account, state=State.WAITING)
             rows = list(waiting.order_by("at", "id")[: ledger.CHUNK])
             for start, end in _runs(rows):
                 charged += _charge(account, rows[start:end], now)
-        if not rows:
+        looked += len(rows)
+        if not rows or (most is not None and looked >= most):
             return charged
         after = Q(at=rows[-1].at, id__gt=rows[-1].pk) | Q(at__gt=rows[-1].at)
 

@@ -258,6 +258,32 @@ class TestHoldsOfBefore:
             ledger.sweep(limit=100)
         assert wallet(mine) == (90, 0, 0)
 
+    def test_work_that_ended_meanwhile_takes_no_place_when_it_is_on_again(self) -> None:
+        mine = Shop.new(("tasks", "open", 1), mode="pass_through")
+        with mine.at(NOON):
+            before = mine.authorize(tokens=10)
+            switch = thrown(kind="tracking", now=NOON, product=mine.product)
+            capture(mine, before.usage.id, tokens=10)
+            kill_switches.end(switch=switch, actor="ada", now=NOON)
+            after = tracking.authorize(account=mine.account, ask=mine.ask(1), key="k", now=NOON)
+            assert isinstance(after, usage.Authorization)
+            with pytest.raises(usage.Refused, match="1 of 1 tasks are running"):  # this one is under way
+                tracking.authorize(account=mine.account, ask=mine.ask(1), key="l", now=NOON)
+
+    def test_a_capture_after_the_switch_waits_for_a_part_of_what_is_spooled_and_not_for_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ledger, "CHUNK", 2)
+        mine = poor()
+        with mine.at(NOON):
+            switch = thrown(kind="tracking", now=NOON, product=mine.product)
+            done = [authorize(mine, tokens=1) for _ in range(6)]
+            for one in done[:5]:
+                capture(mine, one.row.ref, tokens=1)
+            kill_switches.end(switch=switch, actor="ada", now=NOON)
+            assert capture(mine, done[5].row.ref, tokens=1).record is None
+            assert SpooledUsage.objects.filter(state="done").count() == 2
+            assert tracking.backfill(now=NOON) == 4
+        assert wallet(mine) == (94, 0, 0)
+
 
 @pytest.mark.django_db
 class TestGarbage:
