@@ -13,9 +13,9 @@ from django.db.models import Count, QuerySet, Sum
 from accounts.models import Account
 from billing import ledger, subscriptions
 from billing.models import Subscription
-from metering import kill_switches
+from metering import kill_switches, throttles
 from metering.kill_switches import Kind, Wanted
-from metering.models import KillSwitch, OpenAuthorization, Throttle, UsageRecord
+from metering.models import KillSwitch, OpenAuthorization, UsageRecord
 from pricing.models import Entitlement
 
 #: So many accounts are looked at for a cap, and so many of those that it would cut off are named.
@@ -36,7 +36,8 @@ class CutOff:
 @dataclass(frozen=True, slots=True)
 class Preview:
     """``what`` is the switch in words. ``plans`` are names with how many live subscriptions; ``cost_nanos`` (nano-USD, wholesale) and
-    ``uses`` are of the last day; ``stopped`` are throttles in force, which a switch on throttling lets go. ``token`` names what was shown.
+    ``uses`` are of the last day; ``stopped`` are accounts throttled now, by anybody or a limit on cost, which a switch on throttling lets
+    go. ``token`` names what was shown.
     """
 
     what: str
@@ -74,7 +75,7 @@ def of(*, wanted: Wanted, now: datetime) -> Preview:
         uses=used["uses"],
         cost_nanos=used["cost"] or 0,
         open_work=OpenAuthorization.objects.filter(account__in=accounts, state=OpenAuthorization.State.OPEN).count(),
-        stopped=Throttle.objects.filter(account__in=accounts, lifted_at=None).count() if row.kind == Kind.THROTTLING else 0,
+        stopped=_stopped(row, now) if row.kind == Kind.THROTTLING else 0,
         cut_off=len(cut_off),
         named=tuple(sorted(cut_off, key=lambda each: -each.used_nanos)[:MAX_NAMED]),
         looked_at_all=looked_at_all,
@@ -88,6 +89,12 @@ def _accounts(row: KillSwitch) -> QuerySet[Account]:
     if row.account_id:
         return everybody.filter(pk=row.account_id)
     return everybody.filter(product_id=row.product_id) if row.product_id else everybody
+
+
+def _stopped(row: KillSwitch, now: datetime) -> int:
+    """Those that it covers and that are throttled now, the capped excepted: a cap stays."""
+    throttled = {one.account.pk for one in throttles.everybody(now=now, product=row.product) if not one.stop.capped}
+    return len(throttled & {row.account_id}) if row.account_id else len(throttled)
 
 
 def _cut_off(accounts: QuerySet[Account], cap: int, now: datetime) -> tuple[list[CutOff], bool]:

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from accounts.models import User, WebhookEvent
 from billing import ledger
 from billing.models import Subscription
-from metering import kill_switches, throttles, usage
+from metering import kill_switches, switch_preview, throttles, usage
 from metering.models import CostThrottle, KillSwitch
 from metering.tests.limited import PER_TOKEN, Shop
 from pricing.models import CostTier
@@ -318,3 +318,22 @@ class TestSwitches:
         assert one.stop.reason == "Usage is limited for everybody for the moment."
         assert lift(shop, ada, now) == 0
         assert shop.refused_by() == "cost"
+
+
+def test_the_preview_of_throttling_off_counts_whoever_is_throttled_once_and_no_stop_that_ran_out() -> None:
+    shop = limited(10)
+    other = Shop(make_account(shop.product), shop.model)
+    with shop.at(NOON):
+        shop.use(tokens=10)
+        throttles.stop(account=shop.account, actor="ada", reason="abuse", ends_at=None, now=NOON)
+        throttles.stop(account=other.account, actor="ada", reason="a while", ends_at=NOON + timedelta(minutes=5), now=NOON)
+
+    def stopped(now: datetime, **of: Any) -> int:
+        return switch_preview.of(wanted=kill_switches.Wanted(kind="throttling", **of), now=now).stopped
+
+    assert stopped(NOON, product=shop.product) == 2
+    assert stopped(NOON, account=other.account) == 1
+    assert stopped(NOON + timedelta(minutes=5), product=shop.product) == 1
+    with shop.at(NOON):
+        throttles.resume(account=shop.account, actor="ada", reason="over", now=NOON)
+    assert stopped(NOON, account=shop.account) == 1  # by its limit on cost
