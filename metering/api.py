@@ -302,7 +302,8 @@ def _refusal(error: usage.Refused, account: Account | None) -> api.Problem:
     if status in (429, 503) and not (layer.name == "cap" and layer.resets_at is None):  # a lifetime's cap never ends
         seconds = RETRY_SECONDS if layer.resets_at is None else max(1, math.ceil((layer.resets_at - now).total_seconds()))
         headers["Retry-After"] = str(seconds)
-    offer = limits.upgrade(account=account, allowed=error.allowed, layer=layer, now=now) if account else None
+    capped = any(one.switched and not one.allowed for one in error.decision.layers)  # then no plan would help
+    offer = limits.upgrade(account=account, allowed=error.allowed, layer=layer, now=now) if account and not capped else None
     if offer is not None:
         price = None if offer.price_cents is None else f"{offer.price_cents // 100}.{offer.price_cents % 100:02}"
         members["upgrade"] = {"plan": offer.plan, "name": offer.name, "price": price, "currency": offer.currency}

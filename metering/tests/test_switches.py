@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from accounts.models import WebhookEvent
 from billing import audit, ledger, subscriptions
 from billing.models import Wallet
-from metering import kill_switches, limits, usage
+from metering import api, kill_switches, limits, usage
 from metering.kill_switches import InvalidSwitch, Wanted
 from metering.models import KillSwitch, UsageRecord
-from metering.tests.limited import PER_TOKEN, Shop, dollars
+from metering.tests.limited import PER_TOKEN, Shop, dollars, plan
 from metering.tests.switched import thrown
 from pricing.models import Entitlement
 from tests.factories import NANOS, give, make_account, make_model
@@ -221,6 +221,20 @@ class TestCostCap:
         layer = shop.refusal()
         assert layer is not None
         assert limits.upgrade(account=shop.account, allowed=subscriptions.allowed(account=shop.account), layer=layer, now=NOON) is None
+
+    def test_none_is_offered_against_a_limit_before_it_either(self) -> None:
+        shop = Shop.new(tier={"daily_cost_nanos": PER_TOKEN})
+        plan(shop.product, "pro", 2)
+        shop.use(tokens=1)
+
+        def offered() -> bool:
+            with pytest.raises(usage.Refused) as refused:
+                shop.authorize()
+            return "upgrade" in api.problem(refused.value, shop.account).body()
+
+        assert offered()
+        self.capped(shop, PER_TOKEN)
+        assert not offered()
 
     def test_the_lowest_of_several_counts(self) -> None:
         shop = Shop.new()
