@@ -59,9 +59,10 @@ class Change:
 
     @property
     def name(self) -> str:
-        """For people: ``free: monthly cost``."""
+        """For people: ``free: monthly cost (USD)``."""
         *where, key = self.path
-        return f"{where[-1]}: {key.replace('_', ' ')}" if len(where) > 1 or where[:1] == ["rate_cards"] else key.replace("_", " ")
+        said = key.replace("_", " ") + (" (USD)" if key in COSTS else "")
+        return f"{where[-1]}: {said}" if len(where) > 1 or where[:1] == ["rate_cards"] else said
 
     @property
     def was(self) -> str:

@@ -150,7 +150,7 @@ class TestLevers:
         assert superuser.post(url, form | {"confirm": "1", "seen": shown.context["seen"]}).status_code == 302  # sent twice
         lever = Lever.objects.get()
         listed = text(superuser, LEVERS)
-        assert "free-2: monthly cost: 0.0001 → 0.00012" in listed
+        assert "free-2: monthly cost (USD): 0.0001 → 0.00012" in listed
         assert "in force" in listed
         undo = reverse("admin:pricing_lever_undo", args=[lever.pk])
         assert undo in superuser.get(f"{LEVERS}{lever.pk}/change/").content.decode()
@@ -161,7 +161,7 @@ class TestLevers:
         assert shop.refused_by() == "cost"
         messages = LogEntry.objects.filter(object_id=str(lever.pk)).order_by("pk").values_list("change_message", flat=True)
         assert list(messages) == [
-            "Pulled: free-2: monthly cost 0.0001 → 0.00012; more than a tenth is throttled", "Undone: it was enough"
+            "Pulled: free-2: monthly cost (USD) 0.0001 → 0.00012; more than a tenth is throttled", "Undone: it was enough"
         ]  # fmt: skip
         assert "It cannot be undone. It was undone by" in superuser.get(undo, follow=True).content.decode()
 
