@@ -60,7 +60,7 @@ def of_account(account: Account, *, now: datetime) -> list[Balance]:
         seen = _Wallet(wallet.held, wallet.debt, grants.get(wallet.unit_id, []), wallet.rollover_cap)
         if wallet.due_at is not None and wallet.due_at <= now:
             schedules = Schedule.objects.filter(account=account, unit_id=wallet.unit_id)
-            seen.apply(schedules.defer("actor", "reason", "stopped_because").first(), now)
+            seen.apply(schedules.defer(*Schedule.STAFFS_OWN).first(), now)
         balances.append(
             Balance(
                 unit_id=wallet.unit_id,

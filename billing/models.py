@@ -86,6 +86,9 @@ class Schedule(models.Model):
     ``granted`` times so far. ``stopped_at``: it was about to grant what it should not, and grants nothing until staff let it go on.
     """
 
+    #: What the role of customers' pages may not read.
+    STAFFS_OWN = ("actor", "reason", "stopped_because")
+
     pk = models.CompositePrimaryKey("account_id", "unit_id")
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="schedules")
     unit = models.ForeignKey(Unit, on_delete=models.PROTECT, related_name="+")

@@ -76,7 +76,7 @@ def credits(request: HttpRequest, public_id: str) -> HttpResponse:
             Grant.objects.filter(account=account, unit_id=wallet.unit_id, frozen__gt=0, closed=False) if wallet else Grant.objects.none()
         )
         frozen = sum(grants.values_list("frozen", flat=True))
-        schedule = Schedule.objects.filter(account=account, unit_id=wallet.unit_id).defer("actor", "reason").first() if wallet else None
+        schedule = Schedule.objects.filter(account=account, unit_id=wallet.unit_id).defer(*Schedule.STAFFS_OWN).first() if wallet else None
         subscription = Subscription.objects.filter(account=account).exclude(status=Subscription.Status.CANCELED).first()
         latest = _movements(account, _entries(account, wallet.unit_id).order_by("-seq")[:LATEST]) if wallet else []
     product = Product.objects.select_related("unit").get(pk=account.product_id)
@@ -278,7 +278,7 @@ def _digits(entries: Sequence[LedgerEntry]) -> int:
 
 def _next_grant(schedule: Schedule | None, now: datetime) -> tuple[datetime, int, str] | None:
     """When the wallet is granted something by itself, how much (nanos), and as what."""
-    if schedule is None:
+    if schedule is None or schedule.stopped_at is not None:
         return None
     anchor, number = schedule.anchor_at.astimezone(UTC), schedule.granted
     while (at := periods.anniversary(anchor, months=number * schedule.months)) <= now:

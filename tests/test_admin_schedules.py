@@ -10,7 +10,7 @@ from django.contrib.admin.models import LogEntry
 from django.test import Client
 from django.urls import reverse
 
-from accounts.models import Account
+from accounts.models import Account, Membership, User
 from billing import audit, schedule_page
 from billing.models import Grant, Schedule
 from billing.tests.test_calendar import schedule
@@ -80,3 +80,13 @@ def test_what_was_missed_ends_where_the_schedule_does(stopped: Account) -> None:
     row.ends_at = datetime.now(UTC) + timedelta(days=40)
     assert len(schedule_page.missed(schedule=row, now=later)) == 2
     assert len(schedule_page.missed(schedule=row, now=later + timedelta(days=3_650))) == 2
+
+
+def test_the_customer_is_promised_nothing_by_a_schedule_that_stopped(stopped: Account) -> None:
+    user = User.objects.create_user(email="owner@example.com", password=None)
+    Membership.objects.create(account=stopped, user=user, role=Membership.Role.OWNER)
+    client = Client()
+    client.force_login(user)
+    page = client.get(f"/a/{stopped.public_id}/credits/")
+    assert page.status_code == 200
+    assert page.context["next_grant"] is None
