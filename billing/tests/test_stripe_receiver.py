@@ -63,7 +63,7 @@ class TestGood:
         with django_capture_on_commit_callbacks(execute=True):
             assert deliver(text()).status_code == 200
             assert rung == []
-        assert rung == [{"retry": False}]
+        assert rung == [{"args": (), "retry": False}]
 
     @pytest.mark.failure(79)
     def test_a_broker_that_is_away_delays_the_work_and_fails_nothing(
