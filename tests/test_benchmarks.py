@@ -17,7 +17,7 @@ from benchmarks import __main__ as command
 from benchmarks import history, hot_path, http, measure, pgbench, rating, suite, world
 from benchmarks.crowd import Crowd, crowd
 from benchmarks.measure import Load, Row, Run
-from config import roles
+from config import roles, scratch
 
 SIZES = suite.Sizes(accounts=10, small=40, large=200, tpcb_scale=1, seconds=0.05, rounds=1, rating_calls=3)
 LOAD = Load(1, 0.05)
@@ -110,12 +110,8 @@ class World:
 @pytest.fixture(scope="module")
 def miniature(django_db_setup: None) -> Iterator[World]:
     url, redis_url = settings.DATABASE_URL, settings.REDIS_URL
-    with psycopg.connect(world.database(url, "postgres")) as server:
-        [(template,)] = server.execute(
-            "select datname from pg_database where datname like 'tollgate\\_test\\_template\\_%' and datistemplate"
-        ).fetchall()
     drop_all(url)
-    small, large = suite.places(url, redis_url, SIZES, template)
+    small, large = suite.places(url, redis_url, SIZES, scratch.template())
     with (
         crowd("benchmarks.product", small.url, processes=2, redis_url=redis_url) as ours,
         crowd("benchmarks.product", large.url, processes=1, redis_url=redis_url) as theirs,
