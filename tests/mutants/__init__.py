@@ -96,8 +96,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "event is priced by today's rate card", "metering/usage.py",
-        "card = _card(account, allowed, event.model, event.at)",
-        "card = _card(account, allowed, event.model, now)", (HOT_PATH,),
+        "card = _card(account, allowed, event.model, event.at, rate_card)",
+        "card = _card(account, allowed, event.model, now, rate_card)", (HOT_PATH,),
     ),
     Mutant(
         "capture is priced by today's price book", "metering/usage.py",
