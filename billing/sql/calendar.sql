@@ -247,6 +247,7 @@ begin
   w := ledger_open(p_account, p_unit, v_now, null, null);
   select * into s from credit_schedule where account_id = p_account and unit_id = p_unit and stopped_at is not null;
   if not found then
+    w := ledger_close(w);   -- what was due has happened all the same
     return row('not_found', null, null, null, null, null, null)::operation_answer;
   end if;
   select count(*), coalesce(max(starts_at), '-infinity') into v_granted, v_last from credit_grant g
