@@ -468,6 +468,15 @@ class TestRunaway:
             touch(account)
             touch(other)
         assert (left(account), left(other)) == ({"monthly": 102}, {"monthly": 102})
+
+    def test_a_restart_of_what_never_stopped_is_refused_and_what_was_due_has_happened(self, account: Account) -> None:
+        with at(BEGIN):
+            give(account, 30, expires_at=BEGIN + timedelta(days=1))
+        with at(BEGIN + timedelta(days=2)), pytest.raises(ledger.NotFound):
+            self.restart(account, grants=False)
+        assert left(account) == {}
+        assert Wallet.objects.get(account=account).balance == 0
+        assert audit.run() == []
         assert audit.run() == []
 
     def test_what_was_stopped_is_not_shown_as_coming(self, account: Account) -> None:
@@ -733,12 +742,3 @@ def test_the_job_of_the_beat_comes_to_an_end_and_twice_is_once() -> None:
         due.apply(given_up=(), failed=fail)
     assert (left(account), entries(account)) == ({}, found)
     assert found[1:] == [("expiry", -10, soon)]
-
-    def test_a_restart_of_what_never_stopped_is_refused_and_what_was_due_has_happened(self, account: Account) -> None:
-        with at(BEGIN):
-            give(account, 30, expires_at=BEGIN + timedelta(days=1))
-        with at(BEGIN + timedelta(days=2)), pytest.raises(ledger.NotFound):
-            self.restart(account, grants=False)
-        assert left(account) == {}
-        assert Wallet.objects.get(account=account).balance == 0
-        assert audit.run() == []
