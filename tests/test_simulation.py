@@ -47,7 +47,7 @@ def digests(printed: str) -> list[str]:
 
 @pytest.mark.parametrize("catalog", CATALOGS)
 def test_jobs_that_are_late_doubled_or_killed_leave_the_ledger_of_jobs_on_time(catalog: str, fresh_database: str) -> None:
-    printed = simulate(catalog, "--days", "60", "--accounts", "12", "--seed", "3", "--jobs", "all", "--here", database=fresh_database)
+    printed = simulate(catalog, "--days", "60", "--accounts", "6", "--seed", "3", "--jobs", "all", "--here", database=fresh_database)
     assert len(digests(printed)) == len(jobs.MANNERS)
     assert len(set(digests(printed))) == 1
     assert printed.count("audit   0 findings") == len(jobs.MANNERS)
