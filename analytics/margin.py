@@ -76,10 +76,7 @@ def report(*, by: By, since: date, until: date, product_id: int | None = None, l
 
     :raises InvalidPeriod: see there.
     """
-    if since >= until:
-        raise InvalidPeriod("The period ends before it begins: until is the first day that is not counted.")
-    if (until - since).days > MAX_DAYS:
-        raise InvalidPeriod(f"The period is longer than {MAX_DAYS} days.")
+    check_period(since=since, until=until)
     if not 1 <= limit <= MAX_ROWS:
         raise ValueError(f"Ask for 1 to {MAX_ROWS} rows.")
     parameters = {"by": by, "since": since, "until": until, "product": product_id, "account": None, "limit": limit}
@@ -94,6 +91,14 @@ def account(*, account_id: int, since: date, until: date) -> Row:
     parameters = {"since": since, "until": until, "product": None, "account": account_id, "limit": 0}
     [(totals, _)] = _rows("margin_account", parameters)
     return totals
+
+
+def check_period(*, since: date, until: date) -> None:
+    """:raises InvalidPeriod: see there."""
+    if since >= until:
+        raise InvalidPeriod("The period ends before it begins: until is the first day that is not counted.")
+    if (until - since).days > MAX_DAYS:
+        raise InvalidPeriod(f"The period is longer than {MAX_DAYS} days.")
 
 
 def percent(part: int, whole: int) -> Decimal | None:

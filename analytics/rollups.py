@@ -72,7 +72,7 @@ def fold(*, limit: int = FOLD_LIMIT) -> int:
 
 def check() -> list[Difference]:
     """Every difference between the live figures and a recount of all records. Reads everything; charges go on meanwhile."""
-    with _patiently(), connection.cursor() as cursor:
+    with patiently(), connection.cursor() as cursor:
         cursor.execute(query("rollup_differences"), {"tokens": _TOKEN_POSITIONS})
         return [
             Difference(rollup, product_id, day, key, feature_id, Figures(*found), Figures(*expected))
@@ -82,7 +82,7 @@ def check() -> list[Difference]:
 
 def rebuild() -> int:
     """Replaces the rollups by a recount; returns how many of their rows were wrong or not yet folded. Charges go on meanwhile."""
-    with _patiently(), connection.cursor() as cursor:
+    with patiently(), connection.cursor() as cursor:
         cursor.execute("select rebuild_rollups(%s)", [_TOKEN_POSITIONS])
         return int(cursor.fetchone()[0])
 
@@ -102,7 +102,7 @@ def query(name: str) -> str:
 
 
 @contextmanager
-def _patiently() -> Iterator[None]:
+def patiently() -> Iterator[None]:
     """A transaction in which a statement may take as long as it needs."""
     with transaction.atomic():
         with connection.cursor() as cursor:

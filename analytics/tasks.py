@@ -6,7 +6,7 @@ from celery import shared_task
 from django.utils import timezone
 
 from accounts import doorbell
-from analytics import alert_notices, alerts, customer_warnings, rollups
+from analytics import alert_notices, alerts, books, customer_warnings, rollups
 from analytics.models import AlertNotice
 
 #: So many batches of accounts are looked at each time, at most; the next minute goes on.
@@ -18,12 +18,13 @@ NOTICE_SECONDS = 50.0
 
 @shared_task(name="analytics.tasks.fold_rollups")
 def fold_rollups() -> int:
-    """Folds until nothing is left, a chunk a transaction; returns how many deltas. Twice at once is safe."""
+    """Folds until nothing is left, a chunk a transaction, then the books; returns how many deltas. Twice at once is safe."""
     folded = 0
     while chunk := rollups.fold():
         folded += chunk
         if chunk < rollups.FOLD_LIMIT:
             break
+    books.fold()
     return folded
 
 

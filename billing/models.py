@@ -351,6 +351,32 @@ class StripePayment(models.Model):
         return self.id
 
 
+class PaidTime(models.Model):
+    """What of a payment bought no credit but a plan's time: earned evenly from ``starts_at`` to ``ends_at``. Append-only: refunds too.
+
+    ``cash_nanos`` is without taxes, and negative where an invoice charged less than the credit it brought is sold for (what was left of a
+    former plan, or of the customer's balance at Stripe). ``back_nanos`` is what of it was given back.
+    """
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
+    payment_id = models.CharField(max_length=64, help_text="pi_… or in_…")
+    currency = models.CharField(max_length=3)
+    cash_nanos = models.BigIntegerField()
+    fee_nanos = models.BigIntegerField()
+    back_nanos = models.BigIntegerField()
+    starts_at = models.DateTimeField()
+    ends_at = models.DateTimeField()
+    booked_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.CheckConstraint(name="paid_time_forwards", condition=Q(starts_at__lte=F("ends_at")))]
+        indexes = [models.Index(fields=["payment_id"], name="paid_time_payment")]
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return f"{self.payment_id} from {self.starts_at:%Y-%m-%d} to {self.ends_at:%Y-%m-%d}"
+
+
 class StripeInvoice(models.Model):
     """An invoice at Stripe as it was last read, from when it is no draft any more. Amounts are in the smallest unit of ``currency``."""
 

@@ -2,6 +2,7 @@
 
 * A payment that succeeded grants, once, what it was paid for: a pack in proportion to what was paid of its price, or a plan's included
   credit for the period that the invoice covers.
+* What of it bought no credit but a plan's time is booked beside the ledger, for the books (:class:`~billing.models.PaidTime`).
 * What was refunded, or lost in disputes, takes back its share of the credits; both are cumulative, so no order matters.
 * An open dispute freezes what is left of them; when the last one is closed, what is still frozen and not lost comes back.
 
@@ -20,7 +21,7 @@ from django.db.models import DateTimeField, Func, Q
 from django.db.models.functions import Coalesce
 
 from billing import ledger, periods, stripe_api, stripe_prices, subscriptions
-from billing.models import Checkout, Grant, StripeCustomer, StripePayment, StripeSubscription, TopUp
+from billing.models import Checkout, Grant, PaidTime, StripeCustomer, StripePayment, StripeSubscription, TopUp
 from pricing.models import CreditPack, PlanVersion
 
 ACTOR = "stripe"
@@ -79,12 +80,14 @@ def apply(*, truth: stripe_api.Payment, customer: StripeCustomer, read_number: i
         bought = _bought(truth, customer)
     except Mismatch as error:
         return str(error)
-    fees = _split(_fee_nanos(truth, customer), [each.cash_nanos for each in bought])
+    rest_nanos = _rest(truth, bought)
+    *fees, rest_fee = _split(_fee_nanos(truth, customer), [*(each.cash_nanos for each in bought), max(0, rest_nanos)])
     notes = [_not_sold(truth, customer)]
     for each, fee_nanos in zip(bought, fees, strict=True):
         _grant(each, fee_nanos, truth, customer)
         notes.append(_take_back(each, refunded, truth, customer))
         _freeze_or_unfreeze(each, truth, customer)
+    _book_time(truth, customer, cash_nanos=rest_nanos, fee_nanos=rest_fee, refunded=refunded)
     if bought and truth.invoice is not None:
         _finish_top_up(truth.invoice.id, TopUp.State.REFUNDED if 0 < truth.paid == refunded else TopUp.State.PAID)
     return " ".join(note for note in notes if note)
@@ -200,6 +203,33 @@ def _version(line: stripe_api.Line, subscription_id: str, customer: StripeCustom
     subscribed = StripeSubscription.objects.select_related("plan_version__plan").filter(pk=subscription_id, price_id=line.price_id).first()
     kept = subscribed.plan_version if subscribed else None
     return kept or stripe_prices.plan_version(product=customer.account.product, price_id=line.price_id, at=line.period[0])
+
+
+def _rest(truth: stripe_api.Payment, bought: Sequence[Bought]) -> int:
+    """What of an invoice's payment is neither tax nor the cash of the credit that it brought: a plan's time, prorations, balances."""
+    if truth.invoice is None:
+        return 0
+    return (truth.paid - truth.invoice.tax) * NANOS_PER_CENT - sum(each.cash_nanos for each in bought)
+
+
+def _book_time(truth: stripe_api.Payment, customer: StripeCustomer, *, cash_nanos: int, fee_nanos: int, refunded: int) -> None:
+    """Books what was paid for time, once, and what was given back of it, as often as that changes."""
+    assert truth.invoice is not None or cash_nanos == 0
+    if cash_nanos == 0 or truth.invoice is None:
+        return
+    starts_at, ends_at = truth.invoice.period if truth.subscription else (truth.created_at, truth.created_at)
+    booked = list(PaidTime.objects.filter(payment_id=truth.id, account=customer.account))
+    if booked:
+        cash_nanos, starts_at, ends_at = booked[0].cash_nanos, booked[0].starts_at, booked[0].ends_at
+    back_nanos = max(0, cash_nanos) * refunded // truth.paid - sum(row.back_nanos for row in booked) if truth.paid else 0
+    if booked and back_nanos == 0:
+        return
+    now = Func(function="app_now", output_field=DateTimeField())
+    terms = {"account": customer.account, "payment_id": truth.id, "currency": truth.currency, "starts_at": starts_at, "ends_at": ends_at}
+    if not booked:
+        PaidTime.objects.create(**terms, cash_nanos=cash_nanos, fee_nanos=fee_nanos, back_nanos=0, booked_at=now)
+    if back_nanos:
+        PaidTime.objects.create(**terms, cash_nanos=0, fee_nanos=0, back_nanos=back_nanos, booked_at=now)
 
 
 def _not_sold(truth: stripe_api.Payment, customer: StripeCustomer) -> str:

@@ -37,6 +37,9 @@ LEDGER_TABLES = (
     "rollup_model",
     "rollup_account",
     "rollup_state",
+    "book_wallet",
+    "book_account",
+    "book_product",
 )
 
 #: Asks whether the present role may take the owner's, whose name is the parameter.

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import stripe
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from accounts.models import Account
 from billing import audit, ledger, stripe_inbox
-from billing.models import Grant, LedgerEntry, Operation, StripeCustomer, StripePayment, Wallet
-from billing.tests.stripe_stub import JANUARY, Obj, Stub, new
+from billing.models import Grant, LedgerEntry, Operation, PaidTime, StripeCustomer, StripePayment, Wallet
+from billing.tests.stripe_stub import FEBRUARY, JANUARY, Obj, Stub, new
 from billing.tests.test_ledger import record
 from billing.tests.test_stripe_inbox import NOW, balance, receive, shop, stub, work
-from pricing.models import CreditPack
+from pricing.models import CreditPack, Plan, PlanVersion
 from tests.factories import NANOS, START, make_account
 
 __all__ = ["shop", "stub"]  # fixtures
@@ -369,6 +369,57 @@ class TestDisputes:
         second["status"] = "won"
         happen(("charge.dispute.closed", second))
         assert balance(shop) == (12 * NANOS, 0, 0)
+
+
+class TestPaidTime:
+    """What an invoice charges beyond the credit that it brings is booked for the time it pays for."""
+
+    @pytest.fixture
+    def subscribe(self, stub: Stub, shop: Account, customer: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Obj]:
+        def subscribe(included: int = 0, amount: int = 2_000, **fields: Any) -> Obj:
+            monkeypatch.setenv("STRIPE_TEST_PLAN", "price_plan")
+            plan = Plan.objects.create(product=shop.product, slug="core", name="Core", rank=2)
+            PlanVersion.objects.create(
+                plan=plan, valid_from=START, price_cents=2_000, rate_card="standard", included_credit_nanos=included,
+                stripe_price_setting="STRIPE_TEST_PLAN",
+            )  # fmt: skip
+            return stub.invoice(stub.subscription(customer, "price_plan"), amount, **fields)
+
+        return subscribe
+
+    def booked(self) -> list[tuple[int, int, int]]:
+        return list(PaidTime.objects.order_by("pk").values_list("cash_nanos", "fee_nanos", "back_nanos"))
+
+    def test_a_plan_without_credit_is_booked_once_for_its_period_with_its_fee(self, subscribe: Callable[..., Obj]) -> None:
+        invoice = subscribe()
+        assert happen(("invoice.paid", invoice), ("invoice.payment_succeeded", invoice)) == [("done", "")] * 2
+        assert self.booked() == [(20 * NANOS, 103 * CENT, 0)]
+        row = PaidTime.objects.get()
+        assert (row.starts_at.timestamp(), row.ends_at.timestamp()) == (JANUARY, FEBRUARY)
+
+    def test_tax_is_no_cash_of_ours(self, subscribe: Callable[..., Obj]) -> None:
+        taxed = subscribe(total_taxes=[{"amount": 300, "tax_behavior": "inclusive"}])
+        happen(("invoice.paid", taxed))
+        assert self.booked() == [(17 * NANOS, 103 * CENT, 0)]
+
+    def test_a_plan_whose_credit_is_all_that_it_sells_books_no_time(self, subscribe: Callable[..., Obj], shop: Account) -> None:
+        happen(("invoice.paid", subscribe(included=30 * NANOS)))
+        assert (self.booked(), grant(shop).cash_nanos) == ([], 20 * NANOS)
+
+    def test_refunds_take_their_share_back_once_each(self, stub: Stub, subscribe: Callable[..., Obj], customer: str) -> None:
+        invoice = subscribe()
+        happen(("invoice.paid", invoice))
+        [intent] = [obj for obj in stub.find("payment_intent") if obj["customer"] == customer]
+        for refunded in (500, 500, 2_000):
+            intent["latest_charge"]["amount_refunded"] = refunded
+            assert happen(("charge.refunded", intent["latest_charge"])) == [("done", "")]
+        assert self.booked() == [(20 * NANOS, 103 * CENT, 0), (0, 0, 5 * NANOS), (0, 0, 15 * NANOS)]
+
+    def test_what_was_booked_is_never_changed_or_removed(self, subscribe: Callable[..., Obj]) -> None:
+        happen(("invoice.paid", subscribe()))
+        for act in (lambda: PaidTime.objects.update(cash_nanos=0), lambda: PaidTime.objects.all().delete()):
+            with pytest.raises(IntegrityError, match="append-only"), transaction.atomic():
+                act()
 
 
 class Undone(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from analytics import rollups, tasks
+from analytics import books, rollups, tasks
 
 SHOWN = 50
 
@@ -24,11 +24,13 @@ class Command(BaseCommand):
             case "fold":
                 self.stdout.write(f"{tasks.fold_rollups()} deltas folded.")
             case "rebuild":
-                self.stdout.write(f"Rebuilt from the records; {rollups.rebuild()} rows changed.")
+                self.stdout.write(
+                    f"Rebuilt from the records; {rollups.rebuild()} rows changed. The books of {books.rebuild()} wallets are new."
+                )
             case "check":
-                differences = rollups.check()
+                differences = [*map(str, rollups.check()), *books.check()]
                 for difference in differences[:SHOWN]:
-                    self.stderr.write(str(difference))
+                    self.stderr.write(difference)
                 if differences:
                     self.stderr.write(f"{len(differences)} rows are not what the records say. manage.py rollups rebuild puts them right.")
                     sys.exit(1)
