@@ -34,7 +34,8 @@ MAX_OWN: Final = 50
 LAST_USED_SECONDS: Final = 60
 _ALPHABET: Final = string.ascii_letters + string.digits
 _RANDOM_CHARACTERS: Final = 32
-_SHOWN_CHARACTERS: Final = len(TOKEN_PREFIX) + 6
+#: What of a key is kept in clear, to recognise it by.
+SHOWN_CHARACTERS: Final = len(TOKEN_PREFIX) + 6
 _TOKEN_LENGTH: Final = len(TOKEN_PREFIX) + _RANDOM_CHARACTERS
 
 
@@ -117,7 +118,7 @@ def issue(
         product=product,
         account=account,
         name=name,
-        prefix=token[:_SHOWN_CHARACTERS],
+        prefix=token[:SHOWN_CHARACTERS],
         digest=_digest(token),
         scopes=sorted(set(scopes)),
         created_at=now,

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID, uuid4
 
 from django.contrib import messages
 from django.contrib.admin import EmptyFieldListFilter
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -29,22 +30,17 @@ from accounts.admin import MembershipInline, actor
 from accounts.admin import ReasonForm as KeptReasonForm
 from accounts.models import Account
 from accounts.pages import signed_in
-from accounts.templatetags.amounts import amount, plain_amount, sub_digits
-from analytics import margin
+from accounts.templatetags.amounts import amount, plain_amount
+from analytics import account_search, account_sections
 from analytics.forms import AdjustForm, AgreeForm, GrantForm, ReasonForm
 from billing import agreements, balances, ledger, subscriptions
-from billing.admin import unit
-from billing.balances import ENDS_AT
-from billing.models import Grant, LedgerEntry, Operation
-from metering import pages, throttles
-from metering.admin import charged, earned
+from metering import throttles
+from metering.admin import charged
 from metering.forms import StopForm
-from metering.models import CostThrottle, OpenAuthorization, Throttle, UsageRecord
+from metering.models import OpenAuthorization, UsageRecord
 from pricing import catalog
 from pricing.models import Plan
 
-SHOWN = 15
-DAYS = 30
 DAY = "%Y-%m-%d %H:%M"
 
 
@@ -63,8 +59,12 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
 
     list_display = ("name", "kind", "product", "available", "debt", "external_id", "opened")
     list_filter = ("product", "kind", ("closed_at", EmptyFieldListFilter))
-    search_fields = ("name", "=external_id", "=public_id", "billing_email", "memberships__user__email")
-    search_help_text = "A name, an id of ours or the client's, or an email address."
+    search_fields = ("name",)
+    search_help_text = (
+        "A name, an email address, an account’s id (ours or the client’s), an API key’s beginning, an id at Stripe (customer, payment,"
+        " charge, invoice), a usage record’s id or Idempotency-Key."
+    )
+    show_full_result_count = False
     list_select_related = ("product__unit",)
     ordering = ("-id",)
     fields = (
@@ -76,6 +76,12 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).prefetch_related("wallets__unit")
+
+    def get_search_results(self, request: HttpRequest, queryset: QuerySet[Account], search_term: str) -> tuple[QuerySet[Account], bool]:
+        """As the search box of the dashboard finds them; other pages that choose an account by name ask here too."""
+        if not search_term.strip():
+            return queryset, False
+        return queryset.filter(pk__in=account_search.find(search_term).accounts), False
 
     @display(description="Available")
     def available(self, account: Account) -> SafeString | str:
@@ -120,6 +126,7 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
 
     def get_urls(self) -> list[URLPattern]:
         views: list[tuple[str, str, Callable[..., HttpResponse]]] = [
+            ("find/", "find", self.find_view),
             ("<int:account_id>/edit/", "edit", self.edit_view),
             ("<int:account_id>/grant/", "grant", self.grant_view),
             ("<int:account_id>/adjust/", "adjust", self.adjust_view),
@@ -130,6 +137,29 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
         ]
         ours = [path(route, self.admin_site.admin_view(view), name=f"accounts_account_{name}") for route, name, view in views]
         return ours + super().get_urls()  # type: ignore[no-any-return]
+
+    # Finding ------------------------------------------------------------------------------------------------------------------
+
+    def find_view(self, request: HttpRequest) -> HttpResponse:
+        """To the one account, or the one use, that was meant; to the list where it may be several, or none."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        text = request.GET.get("q", "")
+        found = account_search.find(text)
+        if found.note:
+            self.message_user(request, found.note, messages.INFO)
+        if len(found.accounts) != 1:
+            if not found.accounts and not found.note and text.strip():
+                self.message_user(request, f"Nothing is known by “{text.strip()[:100]}”.", messages.WARNING)
+            several = f"?{urlencode({'q': text})}" if found.accounts else ""
+            return HttpResponseRedirect(reverse("admin:accounts_account_changelist") + several)
+        [account_id] = found.accounts
+        if found.use is not None and request.user.has_perm("metering.view_usagerecord"):
+            for model in (UsageRecord, OpenAuthorization):
+                if model.objects.filter(account_id=account_id, pk=found.use).exists():
+                    key = f"{account_id}-{found.use}"
+                    return HttpResponseRedirect(reverse(f"admin:metering_{model._meta.model_name}_change", args=[key]))
+        return HttpResponseRedirect(reverse("admin:accounts_account_change", args=[account_id]))
 
     # The page -----------------------------------------------------------------------------------------------------------------
 
@@ -144,7 +174,8 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
             raise PermissionDenied
         if request.method != "GET":
             return HttpResponse(status=405, headers={"Allow": "GET"})
-        return self._page(request, account, account.name, "admin/accounts/account_page.html", **_everything(account))
+        context = account_sections.everything(account, request=request, now=timezone.now())
+        return self._page(request, account, account.name, "admin/accounts/account_page.html", **context)
 
     def edit_view(self, request: HttpRequest, account_id: int) -> HttpResponse:
         return super().change_view(request, str(account_id))  # type: ignore[no-any-return]
@@ -315,51 +346,6 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
 
     def _amount(self, account: Account, nanos: int) -> str:
         return plain_amount(nanos, account.product.unit)
-
-
-def _everything(account: Account) -> dict[str, Any]:
-    """What the page shows, in a number of queries that does not depend on how much there is."""
-    now = timezone.now()
-    until = now.date() + timedelta(days=1)
-    subscription = subscriptions.current(account_id=account.pk)
-    records = list(UsageRecord.objects.filter(account=account).select_related("model", "feature").order_by("-recorded_at")[:SHOWN])
-    entries = list(LedgerEntry.objects.filter(account=account).select_related("unit").order_by("-recorded_at", "-seq")[:SHOWN])
-    operations = list(Operation.objects.filter(account=account).order_by("-id")[:SHOWN])
-    reversed_ = set(
-        Operation.objects.filter(account=account, verb="reverse", target__in=[r.pk for r in records]).values_list("target", flat=True)
-    )
-    digits = sub_digits([nanos or 0 for record in records for nanos in (record.price_nanos, record.cost_nanos)])
-    return {
-        "digits": digits,
-        "wallets": [(wallet, unit(wallet.unit_id)) for wallet in balances.of_account(account, now=now)],
-        "unit": account.product.unit,
-        "subscription": subscription,
-        "period_ends": subscription and pages.period(subscription, now)[1],
-        "month": margin.account(account_id=account.pk, since=until - timedelta(days=DAYS), until=until),
-        "grants": Grant.objects.filter(account=account, closed=False, remaining__gt=0)
-        .defer("expires_at")
-        .annotate(ends_at=ENDS_AT)
-        .select_related("unit")[: 2 * SHOWN],
-        "entries": entries,
-        "entry_digits": sub_digits([value for entry in entries for value in (entry.amount, entry.balance_after)]),
-        "records": [
-            (
-                record,
-                f"{account.pk}-{record.pk}",
-                charged(record, digits=digits),
-                earned(record, reversed_=record.pk in reversed_),
-                record.pk in reversed_,
-            )
-            for record in records
-        ],
-        "open": OpenAuthorization.objects.filter(account=account).select_related("model", "feature").order_by("-created_at")[:SHOWN],
-        "operations": operations,
-        "throttles": Throttle.objects.filter(account=account).order_by("-id")[:SHOWN],
-        "standing": throttles.of_account(account=account, now=now),
-        "cost_throttles": CostThrottle.objects.filter(account=account)[:SHOWN],
-        "keys": account.api_keys.order_by("revoked_at", "-id")[:SHOWN],
-        "memberships": account.memberships.select_related("user").order_by("id")[:SHOWN],
-    }
 
 
 def _effect(account: Account, gain: int) -> Effect:
