@@ -16,6 +16,7 @@ import re
 import shlex
 import subprocess
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -168,7 +169,7 @@ def _manifest(path: Path) -> Any:
             if (bad := file.testzip()) is not None:
                 raise NotRestorable(f"{bad} is damaged.")
             manifest = json.loads(file.read("manifest.json"))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
         raise NotRestorable(f"{path} is no backup: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise NotRestorable(f"{path} is no backup of this format.")
