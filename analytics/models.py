@@ -8,8 +8,8 @@ from django.db import models
 from django.db.models import F, Q
 
 from accounts.models import Account
-from billing.models import LedgerEntry
-from pricing.models import SLUG, Product, Unit
+from billing.models import LedgerEntry, Subscription
+from pricing.models import SLUG, PlanVersion, Product, Unit
 
 
 class Entry(models.Model):
@@ -356,3 +356,83 @@ class ProviderBill(models.Model):
 
     def __str__(self) -> str:
         return f"{self.provider}, {self.since} until {self.until}"
+
+
+class SubscriptionTerm(models.Model):
+    """What a subscription stood at from ``from_at`` until ``until_at`` (empty: it still does), or ``lapses_at``, whichever comes first.
+
+    Written by a trigger in the transaction of what changed (``analytics/sql/subscription_terms.sql``); nothing else writes it. What is
+    paid a month follows from it: the view ``subscription_revenue``.
+    """
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
+    subscription = models.ForeignKey(Subscription, on_delete=models.CASCADE, related_name="+")
+    plan_version = models.ForeignKey(PlanVersion, on_delete=models.PROTECT, related_name="+", db_index=False)
+    status = models.CharField(max_length=10, choices=Subscription.Status)
+    seats = models.PositiveIntegerField()
+    discount_ppm = models.PositiveIntegerField(help_text="Taken off each invoice, until the discount ends.")
+    discount_cents = models.PositiveIntegerField(help_text="Taken off each invoice beside it.")
+    discount_ends_at = models.DateTimeField(null=True)
+    lapses_at = models.DateTimeField(null=True, help_text="When a trial or the grace of an unpaid plan is over.")
+    from_at = models.DateTimeField()
+    until_at = models.DateTimeField(null=True)
+
+    class Meta:
+        default_permissions = ("view",)
+        constraints = [
+            models.UniqueConstraint(fields=["subscription"], condition=Q(until_at=None), name="subscription_term_open_once"),
+            models.CheckConstraint(name="subscription_term_not_empty", condition=Q(until_at=None) | Q(until_at__gt=F("from_at"))),
+        ]
+        ordering = ["-from_at", "-pk"]
+
+    def __str__(self) -> str:
+        return f"{self.plan_version} of {self.account} from {self.from_at:%Y-%m-%d}"
+
+
+class MarketingSpend(models.Model):
+    """What was spent in a month to win customers, typed in by staff. Several rows of a month add up; one below zero puts another right."""
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="+")
+    month = models.DateField(help_text="The first day of the month.")
+    amount_cents = models.BigIntegerField(help_text="US cents.")
+    what = models.CharField(max_length=200, help_text="What for, and where the bill is.")
+    entered_by = models.CharField(max_length=150, editable=False)
+    entered_at = models.DateTimeField(editable=False)
+
+    class Meta:
+        default_permissions = ("add", "view")
+        constraints = [
+            models.CheckConstraint(name="marketing_spend_of_a_month", condition=Q(month__day=1)),
+            models.CheckConstraint(name="marketing_spend_of_something", condition=~Q(amount_cents=0) & ~Q(what="")),
+        ]
+        ordering = ["-month", "-pk"]
+        verbose_name_plural = "marketing spend"
+
+    def __str__(self) -> str:
+        return f"{self.what}, {self.month:%B %Y}"
+
+
+class HourlyFigures(models.Model):
+    """How a product stood at a full hour: what its calendar month (UTC) had cost and brought so far, and who was near a limit or stopped.
+
+    ``gifts_cost_nanos`` is what usage paid by given credit cost us since the row before. Nano-USD.
+    """
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="+")
+    at = models.DateTimeField()
+    cost_nanos = models.BigIntegerField()
+    subscriptions_nanos = models.BigIntegerField()
+    packs_nanos = models.BigIntegerField()
+    active = models.PositiveIntegerField(help_text="Accounts that used something this month.")
+    near_limit = models.PositiveIntegerField(help_text="Accounts that have used 90 % or more of a limit on cost.")
+    throttled = models.PositiveIntegerField()
+    gifts_cost_nanos = models.BigIntegerField()
+
+    class Meta:
+        default_permissions = ("view",)
+        constraints = [models.UniqueConstraint(fields=["product", "at"], name="hourly_figures_once")]
+        ordering = ["-at", "product"]
+        verbose_name_plural = "hourly figures"
+
+    def __str__(self) -> str:
+        return f"{self.product}, {self.at:%Y-%m-%d %H:%M}"

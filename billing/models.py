@@ -303,10 +303,14 @@ class StripeSubscription(models.Model):
     past_due_since = models.DateTimeField(null=True, blank=True)
     grace_ends_at = models.DateTimeField(null=True, blank=True)
     next_step_at = models.DateTimeField(null=True, blank=True)
+    discount_ppm = models.PositiveIntegerField(default=0, help_text="Taken off every invoice, until it ends.")
+    discount_cents = models.PositiveIntegerField(default=0, help_text="Taken off every invoice beside it.")
+    discount_ends_at = models.DateTimeField(null=True, blank=True, help_text="Empty = never, or there is none.")
     read_number = models.BigIntegerField()
 
     class Meta:
         constraints = [
+            models.CheckConstraint(name="stripe_subscription_discount", condition=Q(discount_ppm__lte=1_000_000)),
             models.CheckConstraint(
                 name="stripe_subscription_grace",
                 condition=Q(
@@ -316,7 +320,7 @@ class StripeSubscription(models.Model):
                     grace_ends_at__gte=models.F("past_due_since"),
                 )
                 | (~Q(status="past_due") & Q(past_due_since=None, grace_ends_at=None, next_step_at=None)),
-            )
+            ),
         ]
         indexes = [models.Index(fields=["next_step_at"], condition=Q(next_step_at__isnull=False), name="stripe_subscription_due")]
 

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from fractions import Fraction
 from functools import cache
 from typing import Any, Literal
 
@@ -58,6 +59,16 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Discount:
+    """What is taken off every invoice: parts per million, and cents beside them. A coupon that holds once is none. ``ends_at`` is when the
+    first of several ends; the subscription is read again then."""
+
+    ppm: int = 0
+    cents: int = 0
+    ends_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Subscription:
     """``past_due_since`` is when the first of the payments failed that it owes, where an invoice says so; ``unpaid``: it is in arrears, or
     ended because it was; ``checkout``: the public id of our visit that it began with."""
@@ -76,6 +87,7 @@ class Subscription:
     past_due_since: datetime | None = None
     unpaid: bool = False
     checkout: str = ""
+    discount: Discount = Discount()
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +287,8 @@ def invoice(invoice_id: str) -> Payment:
 
 
 def subscription(subscription_id: str) -> Subscription:
-    found = client().v1.subscriptions.retrieve(subscription_id).to_dict()
+    whole: Any = {"expand": ["discounts", "discounts.source.coupon"]}
+    found = client().v1.subscriptions.retrieve(subscription_id, whole).to_dict()
     items = found["items"]["data"]
     status = found["status"]
     return Subscription(
@@ -296,7 +309,24 @@ def subscription(subscription_id: str) -> Subscription:
         past_due_since=_first_failure(subscription_id) if status == "past_due" else None,
         unpaid=status in ("past_due", "unpaid") or (found.get("cancellation_details") or {}).get("reason") == "payment_failed",
         checkout=(found.get("metadata") or {}).get("checkout", ""),
+        discount=_discount(found.get("discounts") or [], currency=found.get("currency") or "usd"),
     )
+
+
+def _discount(discounts: Sequence[Obj], *, currency: str) -> Discount:
+    """What the discounts of a subscription together take off each invoice, one after the other as Stripe does."""
+    left, cents, ends = Fraction(1), 0, []
+    for discount in discounts:
+        coupon: Obj = discount["source"]["coupon"]
+        if coupon.get("duration", "once") == "once":
+            continue
+        if coupon.get("percent_off"):
+            left *= 1 - Fraction(str(coupon["percent_off"])) / 100
+        elif coupon.get("currency") == currency:
+            cents += coupon["amount_off"]
+        if discount.get("end"):
+            ends.append(_time(discount["end"]))
+    return Discount(ppm=round((1 - left) * 1_000_000), cents=cents, ends_at=min(ends, default=None))
 
 
 def _first_failure(subscription_id: str) -> datetime | None:

@@ -88,6 +88,9 @@ def apply(*, truth: stripe_api.Subscription, customer: StripeCustomer, read_numb
             "past_due_since": past_due_since,
             "grace_ends_at": grace_ends_at,
             "next_step_at": _next_step(known, past_due_since, grace_ends_at, now),
+            "discount_ppm": truth.discount.ppm,
+            "discount_cents": truth.discount.cents,
+            "discount_ends_at": truth.discount.ends_at,
             "read_number": read_number,
         },
     )

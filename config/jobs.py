@@ -23,7 +23,7 @@ from pathlib import Path
 from django.conf import settings
 
 from accounts import tasks as accounts
-from analytics import audits, jobs
+from analytics import audits, hourly, jobs
 from analytics import tasks as analytics
 from analytics.jobs import Job, Schedule, Subjects
 from analytics.models import JobRun
@@ -35,6 +35,7 @@ from metering import tasks as metering
 from pricing import price_import
 
 _MINUTE, _TEN_MINUTES = Schedule(timedelta(minutes=1)), Schedule(timedelta(minutes=10))
+_HOURLY = Schedule(timedelta(hours=1), timedelta(minutes=2))
 _SUNDAYS = Schedule(timedelta(days=7), timedelta(days=3, hours=1))
 
 
@@ -84,6 +85,10 @@ def _audit(now: datetime, subjects: Subjects) -> int:
     return audits.run(now=now)
 
 
+def _measure_hour(now: datetime, subjects: Subjects) -> int:
+    return hourly.measure(now=now)
+
+
 def _back_up(now: datetime, subjects: Subjects) -> int:
     return backups.take(url=backups.url(), folder=Path(settings.BACKUP_FOLDER), now=now).rows
 
@@ -114,6 +119,7 @@ JOBS: tuple[Job, ...] = (
     Job("move-prices", "Announces changed prices, and moves renewals to them.", _TEN_MINUTES, _move_prices),
     Job("rate-unpriced", "Rates usage that had no price and has one now.", _TEN_MINUTES, _rate_unpriced),
     Job("reconcile-stripe", "Compares with Stripe, once a day.", _TEN_MINUTES, _alone(billing.reconcile_stripe)),
+    Job("measure-hour", "Writes down how each product stands.", _HOURLY, _measure_hour),
     Job("reset-costs", "Lifts throttles and stops that ended, and forgets old counters.", _daily(0, 0), _reset_costs, each=True),
     Job("reset-credits", "Expires, rolls over, grants: periods that ended.", _daily(0, 5), _apply_due, after=("reset-costs",), each=True),
     Job(

@@ -49,6 +49,16 @@ def granted(account: Account) -> list[int]:
     return [lot.granted // NANOS for lot in lots]
 
 
+def test_a_coupon_that_lasts_is_known_with_the_subscription(shop: Shop) -> None:
+    person = shop.account()
+    subscription = subscribed(shop, person, "individual")
+    coupon = shop.client.v1.coupons.create({"percent_off": 33.33, "duration": "forever"})
+    shop.client.v1.subscriptions.update(subscription.pk, {"discounts": [{"coupon": coupon.id}]})
+    assert shop.settle() == set()
+    subscription.refresh_from_db()
+    assert (subscription.discount_ppm, subscription.discount_cents, subscription.discount_ends_at) == (333_300, 0, None)
+
+
 class TestSeats:
     def test_the_quantity_follows_the_members_prorated_and_each_period_includes_credit_for_each(self, shop: Shop) -> None:
         team = shop.account(kind="team")
