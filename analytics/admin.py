@@ -25,7 +25,7 @@ from waffle.admin import SwitchAdmin as BaseSwitchAdmin
 
 from accounts.models import Account
 from analytics import alert_admin as alert_admin  # registers its pages
-from analytics import margin, projection_page, risk_page
+from analytics import margin, margin_lint_page, projection_page, risk_page
 from analytics.account_page import AccountAdmin
 from analytics.forms import MarginForm
 from analytics.models import Entry, Margin
@@ -113,6 +113,7 @@ class MarginAdmin(ReadOnlyAdmin):
         view = self.admin_site.admin_view
         return [
             path("risk/", view(risk_page.risk_view), name="analytics_risk"),
+            path("lint/", view(margin_lint_page.margin_lint_view), name="analytics_margin_lint"),
             path("projection/", view(projection_page.projection_view), name="analytics_projection"),
             *super().get_urls(),
         ]

@@ -69,6 +69,12 @@ UNFOLD: dict[str, Any] = {
                         "link": reverse_lazy("admin:analytics_projection"),
                         "permission": _may("analytics.view_margin"),
                     },
+                    {
+                        "title": "Margin lint",
+                        "icon": "price_check",
+                        "link": reverse_lazy("admin:analytics_margin_lint"),
+                        "permission": _may("analytics.view_margin"),
+                    },
                     _list("Alerts", "notifications", "analytics", "alert"),
                 ],
             },

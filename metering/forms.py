@@ -20,6 +20,7 @@ from accounts.models import Account
 from metering import kill_switches, levers
 from metering.levers import Change
 from metering.models import KillSwitch
+from pricing import catalog_file
 from pricing.models import CostTier, Product
 
 #: What a browser's field for date and time reads and sends.
@@ -174,6 +175,73 @@ class CostTierForm(LeverForm):
         if said["throttle_on_exceed"]:
             values["throttle_on_exceed"] = None if said["throttle_on_exceed"] == "yes" else False
         return levers.cost_tier(product=tier.product, slug=tier.slug, values=values)
+
+
+def _typed(label: str, help_text: str = "Empty: as it is.") -> forms.CharField:
+    return forms.CharField(max_length=200, required=False, widget=UnfoldAdminTextInputWidget, label=label, help_text=help_text)
+
+
+class TermsForm(LeverForm):
+    """Terms of one table of the catalog, in the words of its file; what is left empty stays."""
+
+    section: str
+    columns: tuple[str, ...]
+    what = forms.ChoiceField(widget=UnfoldAdminSelectWidget, label="Which")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["what"].choices = list(_tables(self.section))  # type: ignore[attr-defined]
+
+    def values(self) -> dict[str, Any]:
+        return {name: self.cleaned_data[name] for name in self.columns if self.cleaned_data[name]}
+
+    def changes(self) -> list[Change]:
+        product, _, slug = self.cleaned_data["what"].partition(" ")
+        found = Product.objects.select_related("unit").get(slug=product)
+        return levers.terms(product=found, section=self.section, slug=slug, values=self.values())
+
+
+class PackForm(TermsForm):
+    section, columns = "packs", ("price", "credit")
+    price = _typed("Price", "Such as 100.00. Empty: as it is.")
+    credit = _typed("Credit", "In the product's own unit, such as 150.00. Empty: as it is.")
+    field_order = ("what", "price", "credit", "reason", "token")
+
+
+class PlanForm(TermsForm):
+    section, columns = "plans", ("price", "included_credit", "rate_card")
+    price = _typed("Price", "Such as 25.00. Who subscribes already keeps the price that they pay. Empty: as it is.")
+    included_credit = _typed("Included credit")
+    rate_card = _typed("Rate card", "Its name in the catalog. Empty: as it is.")
+    field_order = ("what", "price", "included_credit", "rate_card", "reason", "token")
+
+
+class RateCardForm(TermsForm):
+    section, columns = "rate_cards", ("markup_percent", "default_multiplier")
+    markup_percent = _typed("Markup in percent", "Of a card with a markup, such as 50. Empty: as it is.")
+    default_multiplier = _typed("Multiplier of models without their own", "Of a card that counts tokens. Empty: as it is.")
+    model = _typed("One model's own", "provider:model, with its multiplier beside it.")
+    multiplier = _typed("Its multiplier", "Such as 5.")
+    field_order = ("what", "markup_percent", "default_multiplier", "model", "multiplier", "reason", "token")
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or {}
+        if bool(cleaned.get("model")) != bool(cleaned.get("multiplier")):
+            self.add_error("model", "Give a model and its multiplier, or neither.")
+        return cleaned
+
+    def values(self) -> dict[str, Any]:
+        said = self.cleaned_data
+        return super().values() | ({f"multipliers.{said['model']}": said["multiplier"]} if said["model"] else {})
+
+
+def _tables(section: str) -> Iterator[tuple[str, str]]:
+    """Every table of a section of every product's catalog, with what it says now."""
+    shown = {"packs": ("price", "credit"), "plans": ("price", "included_credit"), "rate_cards": ("mode", "markup_percent")}[section]
+    for product in Product.objects.order_by("name"):
+        for slug, table in (catalog_file.current(slug=product.slug) or {}).get(section, {}).items():
+            now = ", ".join(f"{key.replace('_', ' ')} {table[key]}" for key in shown if key in table)
+            yield f"{product.slug} {slug}", f"{product.name}: {table.get('name', slug)} ({now})"
 
 
 class ThrottlingForm(LeverForm):

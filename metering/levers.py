@@ -2,11 +2,13 @@
 
     cost_limits     every limit on cost up or down by a share, of one product or of all
     cost_tier       one tier's limits
+    terms           one pack, plan or rate card
     throttling      whether reaching a limit on cost stops work, for every tier
     request_size    the most tokens of one request, on every plan of a product
     promote         a limit in shadow mode refuses, on every plan or tier of a product
     price_back      plans, packs and rate cards back to the price that they had before
     preview         what a lever would change, and whom it would throttle or free
+    below_floor     what it would sell below a product's floor, which only a second person may
     pull            changes it, from now on
     taken_back      what undoing would change, or why it cannot be
     undo            restores exactly what was before
@@ -31,7 +33,8 @@ from billing import subscriptions
 from billing.models import StripeSubscription, Subscription
 from metering import throttles
 from metering.models import ShadowRefusal
-from pricing import catalog, catalog_file
+from pricing import catalog, catalog_file, margin_terms
+from pricing.margin_lint import Finding
 from pricing.models import CatalogChange, CostTier, CreditPack, Entitlement, Lever, Plan, PlanVersion, Product, RateCard
 
 #: The limits of a tier that are amounts.
@@ -109,10 +112,23 @@ def cost_tier(*, product: Product, slug: str, values: Mapping[str, Any]) -> list
 
     :raises InvalidLever: no such tier, or nothing would change.
     """
-    tier = catalog_file.value(_document(product), ("cost_tiers", slug))
-    if tier is None:
-        raise InvalidLever(f"{product} has no cost tier {slug!r}.")
-    return _some([Change(product, ("cost_tiers", slug, key), tier.get(key), after) for key, after in values.items()])
+    return terms(product=product, section="cost_tiers", slug=slug, values=values)
+
+
+def terms(*, product: Product, section: str, slug: str, values: Mapping[str, Any]) -> list[Change]:
+    """Other terms for one table of a section of the catalog: ``packs``, ``plans``, ``rate_cards``. A dot in a key goes one table deeper
+    (``multipliers.anthropic:claude-opus-5``).
+
+    :raises InvalidLever: no such table, or nothing would change.
+    """
+    document = _document(product)
+    changes = []
+    for key, after in values.items():
+        path = (section, slug, *key.split(".", 1))
+        if catalog_file.value(document, path[:-1]) is None:
+            raise InvalidLever(f"{product} has no {section.replace('_', ' ')[:-1]} {slug!r}{' with ' + path[2] if len(path) > 3 else ''}.")
+        changes.append(Change(product, path, catalog_file.value(document, path), after))
+    return _some(changes)
 
 
 def throttling(*, on: bool, product: Product | None) -> list[Change]:
@@ -246,10 +262,31 @@ def preview(*, changes: Sequence[Change], now: datetime) -> Preview:
     return Preview(tuple(changes), accounts, tuple(throttled), tuple(freed), tuple(notes))
 
 
-def pull(*, kind: Lever.Kind, changes: Sequence[Change], token: UUID, actor: str, reason: str, now: datetime) -> list[Lever]:
+def below_floor(*, kind: str, changes: Sequence[Change], now: datetime) -> list[Finding]:
+    """What these changes would sell below a floor, and for less than now. Prices that go back were sold at before: they need nobody.
+
+    :raises InvalidLever: a catalog file could not say so.
+    """
+    found: list[Finding] = []
+    if kind == Lever.Kind.PRICE_BACK:
+        return found
+    for product in sorted({change.product for change in changes}, key=lambda one: one.pk):
+        theirs = [(change.path, change.after) for change in changes if change.product == product]
+        try:
+            found += margin_terms.refused(*catalog_file.changed(product.slug, theirs), at=now)
+        except catalog_file.InvalidCatalog as error:
+            raise InvalidLever(f"{product}: {'; '.join(error.problems)}") from error
+    return found
+
+
+def pull(
+    *, kind: Lever.Kind, changes: Sequence[Change], token: UUID, actor: str, reason: str, now: datetime, accepted: bool = False
+) -> list[Lever]:
     """Changes these terms, in one transaction for all products; the levers, one a product. The same token again changes nothing.
 
-    :raises InvalidLever: a term is not any more what it was at the preview, or a catalog file that said so would be refused.
+    :param accepted: a second person accepted what it sells below the floor.
+    :raises InvalidLever: a term is not any more what it was at the preview, a catalog file that said so would be refused, or it sells
+        something below the floor.
     """
     with transaction.atomic():
         catalog_file.alone()
@@ -259,7 +296,7 @@ def pull(*, kind: Lever.Kind, changes: Sequence[Change], token: UUID, actor: str
         levers = []
         for product in sorted({change.product for change in changes}, key=lambda one: one.pk):
             theirs = [change for change in changes if change.product == product]
-            _write(product, theirs, actor)
+            _write(product, theirs, actor, accepted=accepted or kind == Lever.Kind.PRICE_BACK)
             kept = [[change.path, change.before, change.after] for change in theirs]
             levers.append(Lever(token=token, product=product, kind=kind, changes=kept, reason=reason, actor=actor, pulled_at=now))
         return Lever.objects.bulk_create(levers)
@@ -290,14 +327,16 @@ def undo(*, lever: Lever, actor: str, reason: str, now: datetime) -> list[Change
         catalog_file.alone()
         changes = taken_back(lever=lever)
         for product in sorted({change.product for change in changes}, key=lambda one: one.pk):
-            _write(product, [change for change in changes if change.product == product], actor)
+            _write(product, [change for change in changes if change.product == product], actor, accepted=True)
         Lever.objects.filter(token=lever.token).update(undone_at=now, undone_by=actor, undone_reason=reason)
         return changes
 
 
-def _write(product: Product, changes: Sequence[Change], actor: str) -> None:
+def _write(product: Product, changes: Sequence[Change], actor: str, *, accepted: bool) -> None:
     try:
-        catalog_file.pull(product.slug, [(change.path, change.after) for change in changes], actor=actor)
+        catalog_file.pull(product.slug, [(change.path, change.after) for change in changes], actor=actor, accepted=accepted)
+    except catalog_file.BelowFloor as error:
+        raise InvalidLever(f"{product}: a second person has to accept it. {error.findings[0].headline}") from error
     except catalog_file.InvalidCatalog as error:
         raise InvalidLever(f"{product}: {'; '.join(error.problems)}") from error
 

@@ -19,22 +19,27 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from unfold.decorators import display
 
+from accounts import approvals
 from accounts.admin import actor
 from accounts.pages import signed_in
-from metering import levers, throttles
+from metering import levers, margin_approvals, throttles
 from metering.forms import (
     CostLimitsForm,
     CostTierForm,
     LeverForm,
     LiftForm,
+    PackForm,
+    PlanForm,
     PriceBackForm,
     PromoteForm,
+    RateCardForm,
     RequestSizeForm,
     ThrottlingForm,
     UndoForm,
 )
 from metering.levers import Change
 from pricing.admin import ReadOnlyAdmin
+from pricing.margin_lint import Finding
 from pricing.models import Lever, Product, Unit
 
 #: So many accounts are shown of each list; how many there are is said.
@@ -48,6 +53,9 @@ FORMS: Final[dict[str, tuple[type[LeverForm], str]]] = {
     Lever.Kind.THROTTLING: (ThrottlingForm, "Whether reaching a limit on cost stops work, for every tier."),
     Lever.Kind.REQUEST_SIZE: (RequestSizeForm, "The most tokens of one request, on every plan of a product."),
     Lever.Kind.PRICE_BACK: (PriceBackForm, "Plans, packs and rate cards back to the price before. Past charges stay."),
+    Lever.Kind.PACK: (PackForm, "The price or the credit of one pack, for who buys it from now on."),
+    Lever.Kind.PLAN: (PlanForm, "The price, the included credit or the rate card of one plan, from now on."),
+    Lever.Kind.RATE_CARD: (RateCardForm, "The markup or a multiplier of one rate card, for use from now on."),
     Lever.Kind.PROMOTE: (PromoteForm, "A limit that only watches (shadow) refuses from now on, on every plan or tier."),
 }
 
@@ -145,21 +153,23 @@ class LeverAdmin(ReadOnlyAdmin):
             raise Http404
         form_class, says = FORMS[kind]
         form, label = form_class(request.POST or None, initial={"token": uuid4()}), Lever.Kind(kind).label
-        now, seen, preview = timezone.now(), "", None
+        now, seen, preview, below = timezone.now(), "", None, list[Finding]()
         if form.is_valid():
             try:
                 if "confirm" in request.POST and Lever.objects.filter(token=form.cleaned_data["token"]).exists():
                     return self._done(request, f"This was done already: {label}.")
                 changes = form.changes()
-                seen, preview = _digest(changes), levers.preview(changes=changes, now=now)
+                below = levers.below_floor(kind=kind, changes=changes, now=now)
+                seen, preview = _digest(changes, below), levers.preview(changes=changes, now=now)
                 if "confirm" in request.POST and request.POST.get("seen") == seen:
-                    return self._pull(request, kind, changes, form)
+                    return self._ask_second(request, kind, changes, form) if below else self._pull(request, kind, changes, form)
                 if "confirm" in request.POST:
                     self.message_user(request, "Something changed since you looked. Look again.", messages.WARNING)
-            except levers.InvalidLever as error:
+            except (levers.InvalidLever, approvals.ApprovalError) as error:
                 form.add_error(None, str(error))
                 preview = None
-        context = {"says": f"{says} It holds within a minute, until somebody undoes it.", "button": "Pull the lever"}
+        button = "Ask a second person" if below else "Pull the lever"
+        context = {"says": f"{says} It holds within a minute, until somebody undoes it.", "button": button, "below": below}
         return self._ask(request, f"Pull a lever: {label}", form, None if "edit" in request.POST else preview, seen, **context)
 
     def _pull(self, request: HttpRequest, kind: str, changes: Sequence[Change], form: LeverForm) -> HttpResponse:
@@ -171,6 +181,14 @@ class LeverAdmin(ReadOnlyAdmin):
             for lever in pulled:
                 self.log_addition(request, lever, f"Pulled: {_in_words(lever)}; {said['reason']}")
         return self._done(request, f"{Lever.Kind(kind).label.capitalize()}: changed, and felt within a minute.")
+
+    def _ask_second(self, request: HttpRequest, kind: str, changes: Sequence[Change], form: LeverForm) -> HttpResponse:
+        said, person = form.cleaned_data, signed_in(request)
+        approval = margin_approvals.ask_lever(
+            kind=Lever.Kind(kind), changes=changes, token=said["token"], actor=person, reason=said["reason"], now=timezone.now()
+        )
+        self.message_user(request, "Nothing is changed yet: somebody else has to approve it within a day.", messages.WARNING)
+        return HttpResponseRedirect(reverse("admin:accounts_approval_decide", args=[approval.pk]))
 
     def undo_view(self, request: HttpRequest, lever_id: int) -> HttpResponse:
         """Shows what comes back, or why it cannot."""
@@ -207,9 +225,9 @@ class LeverAdmin(ReadOnlyAdmin):
         return TemplateResponse(request, "admin/metering/lever.html", self.admin_site.each_context(request) | base | context)
 
 
-def _digest(changes: Sequence[Change]) -> str:
+def _digest(changes: Sequence[Change], below: Sequence[Finding]) -> str:
     """What was seen: confirming something else is refused."""
-    seen = [[change.product.slug, change.path, change.before, change.after] for change in changes]
+    seen = [[[change.product.slug, change.path, change.before, change.after] for change in changes], [one.headline for one in below]]
     return sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:32]
 
 

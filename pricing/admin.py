@@ -140,7 +140,7 @@ class ProductAdmin(ReadOnlyAdmin):
         ("What customers see and pay", {"fields": ("visibility", "overage", "late_charging", "late_hours", "grace", "burn_order")}),
         ("Credit that it gives", {"fields": ("welcome", "announcement")}),
         ("Open work", {"fields": ("least_balance", "work_in_debt", "hold_lifetime", "hold_max")}),
-        ("Margin", {"fields": ("target", "alert", "floor", "payment_fee")}),
+        ("Margin", {"fields": ("target", "alert", "floor", "payment_fee", "expected")}),
     )
 
     @display(description="Latest report that is charged")
@@ -182,6 +182,10 @@ class ProductAdmin(ReadOnlyAdmin):
     @display(description="Never below")
     def floor(self, product: Product) -> str:
         return percent(product.floor_margin_ppm)
+
+    @display(description="Expected where nothing was used")
+    def expected(self, product: Product) -> str:
+        return f"{product.expected_model or 'no model'}, {percent(product.expected_input_ppm)} of the tokens input"
 
     @display(description="Payment fee, for estimates")
     def payment_fee(self, product: Product) -> str:

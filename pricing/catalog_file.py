@@ -15,6 +15,9 @@ from ``effective`` on. Policies of the product, cost tiers, guards and a plan's 
 Where staff have pulled a **lever** (:class:`pricing.models.Lever`), a file that still says otherwise leaves those terms alone, and the
 lines say so (``=``): a deployment must not undo what somebody did in an emergency. The lever ends when it is undone, or when a file says
 the same.
+
+What a change would sell below the product's **floor** is refused (:class:`BelowFloor`) unless a second person accepted it: see
+:mod:`pricing.margin_terms`. The first catalog of a product is taken as it is.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ from django.core.validators import validate_email
 from django.db import connection, transaction
 from django.db.backends.postgresql.psycopg_any import DateTimeTZRange
 
-from pricing import catalog
+from pricing import catalog, margin_terms
+from pricing.margin_lint import Finding
 from pricing.models import (
     CREDIT_SOURCES,
     SLUG_PATTERN,
@@ -75,6 +79,14 @@ class InvalidCatalog(Exception):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+class BelowFloor(InvalidCatalog):
+    """It would sell something below the product's floor, and for less than before. ``problems`` are the arithmetic of ``findings``."""
+
+    def __init__(self, findings: list[Finding]) -> None:
+        self.findings = findings
+        super().__init__(margin_terms.report(findings))
 
 
 class _Expected(Exception):
@@ -295,6 +307,8 @@ PRODUCT = (
     Field("floor_margin_percent", "floor_margin_ppm", PERCENT, None),
     Field("payment_fee_percent", "payment_fee_ppm", PERCENT, 0),
     Field("payment_fee", "payment_fee_cents", CENTS, 0),
+    Field("expected_model", "expected_model", Kind(_model), ""),
+    Field("expected_input_percent", "expected_input_ppm", PERCENT, 600_000),
     Field("notes", "notes", NOTES, ""),
 )
 UNIT = (
@@ -639,6 +653,8 @@ class _Reader:
             self.problem("unit", 'the name "US dollar" and 2 decimals for USD')
         if product.get("hold_max_seconds", 86_400) < product.get("hold_lifetime_seconds", 900):
             self.problem("product.hold_max_seconds", "at least hold_lifetime_seconds", product["hold_max_seconds"])
+        if _percent(product.get("expected_input_percent", "60")) > 1_000_000:
+            self.problem("product.expected_input_percent", "at most 100", product["expected_input_percent"])
 
     def check_guest_plan(self, slug: str | None, plans: dict[str, Any], cards: dict[str, Any]) -> None:
         """A guest has no balance, so nothing may be charged or granted; the plan is for nobody else."""
@@ -932,17 +948,22 @@ def _flat(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @transaction.atomic
-def apply(document: Document, *, actor: str, effective: datetime | None = None) -> list[str]:
+def apply(document: Document, *, actor: str, effective: datetime | None = None, accepted: bool = False) -> list[str]:
     """Make the database have ``document``; the lines of :func:`diff`. Applying it again changes nothing.
 
+    :param accepted: a second person accepted what it sells below the floor.
     :param effective: when new terms begin; by default now, by the database's clock. What exists already is never changed into the
         past: only the first version of something may begin before now.
     :raises InvalidCatalog: the document contradicts what must not change (unit, a removed rate card or cost tier, a scheduled version,
         a price that another catalog or the import carries).
+    :raises BelowFloor: see there.
     """
     now = alone()
     document, kept, agreed = _with_levers(document)
     lines = _changes(document)
+    before = current(slug=document["product"]["slug"]) if lines and not accepted else None
+    if before is not None:
+        _hold_floor(before, document, effective or now)
     Lever.objects.filter(pk__in=agreed).update(adopted_at=now)
     if lines:
         _write(document, lines, actor=actor, now=now, effective=effective or now)
@@ -950,25 +971,45 @@ def apply(document: Document, *, actor: str, effective: datetime | None = None) 
 
 
 @transaction.atomic
-def pull(slug: str, changes: Iterable[tuple[Sequence[str], Any]], *, actor: str) -> list[str]:
+def pull(slug: str, changes: Iterable[tuple[Sequence[str], Any]], *, actor: str, accepted: bool = False) -> list[str]:
     """Changes single terms of a product from now on, each a path and what the file would say there; the lines of :func:`diff`.
 
     The caller writes the lever down, in the same transaction.
 
+    :param accepted: a second person accepted what it sells below the floor; or it is taken back to what was in force.
     :raises InvalidCatalog: a file that said so would be refused.
+    :raises BelowFloor: see there.
     :raises catalog.NotInCatalog: no such product.
     """
     now = alone()
-    document = current(slug=slug)
-    if document is None:
-        raise catalog.NotInCatalog(f"There is no product {slug!r}.")
-    for path, said in changes:
-        document = with_value(document, path, said)
-    document = parse(tomli_w.dumps(document).encode())
+    before, document = changed(slug, changes)
     lines = _changes(document)
     if lines:
+        if not accepted:
+            _hold_floor(before, document, now)
         _write(document, lines, actor=actor, now=now, effective=now)
     return lines
+
+
+def changed(slug: str, changes: Iterable[tuple[Sequence[str], Any]]) -> tuple[Document, Document]:
+    """The product's document as it is, and as it would be with these terms; nothing is written.
+
+    :raises InvalidCatalog: a file that said so would be refused.
+    :raises catalog.NotInCatalog: no such product.
+    """
+    before = current(slug=slug)
+    if before is None:
+        raise catalog.NotInCatalog(f"There is no product {slug!r}.")
+    document = before
+    for path, said in changes:
+        document = with_value(document, path, said)
+    return before, parse(tomli_w.dumps(document).encode())
+
+
+def _hold_floor(before: Document, document: Document, at: datetime) -> None:
+    """:raises BelowFloor: see there."""
+    if below := margin_terms.refused(before, document, at=at):
+        raise BelowFloor(below)
 
 
 def alone() -> datetime:

@@ -95,6 +95,10 @@ class Product(models.Model):
     payment_fee_cents = models.PositiveIntegerField(
         default=0, help_text="What the payment provider keeps of each payment, beside the share."
     )
+    expected_model = models.CharField(
+        max_length=193, blank=True, help_text="provider:model that margins are computed with while nothing is used."
+    )
+    expected_input_ppm = models.PositiveIntegerField(default=600_000, help_text="Share of the tokens that is input, for margins.")
     notes = models.TextField(blank=True)
 
     class Meta:
@@ -612,6 +616,9 @@ class Lever(models.Model):
         REQUEST_SIZE = "request_size", "request size"
         PRICE_BACK = "price_back", "prices back"
         PROMOTE = "promote", "a shadow limit to hard"
+        PACK = "pack", "one credit pack"
+        PLAN = "plan", "one plan"
+        RATE_CARD = "rate_card", "one rate card"
 
     token = models.UUIDField()
     product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="levers")

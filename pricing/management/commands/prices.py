@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from argparse import ArgumentTypeError
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -10,8 +11,16 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
 from pricing import price_import
-from pricing.management.commands.catalog import instant
 from pricing.models import PriceProposal, PriceRow
+
+
+def instant(text: str) -> datetime:
+    """An ISO 8601 date or time; without an offset it is UTC."""
+    try:
+        parsed = datetime.fromisoformat(text)
+        return parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise ArgumentTypeError(f"{text!r} is no ISO 8601 time, e.g. 2027-01-01T00:00:00+00:00") from None
 
 
 class Command(BaseCommand):
