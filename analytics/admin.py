@@ -27,8 +27,9 @@ from accounts.models import Account
 from analytics import alert_admin as alert_admin  # registers its pages
 from analytics import margin, margin_lint_page, projection_page, risk_page
 from analytics.account_page import AccountAdmin
+from analytics.drafts.page import DraftReplayAdmin
 from analytics.forms import MarginForm
-from analytics.models import Entry, Margin
+from analytics.models import DraftReplay, Entry, Margin
 from analytics.shadow_page import ShadowRefusalAdmin
 from billing.admin import LedgerAdmin, exactly, link, within
 from metering.models import ShadowRefusal
@@ -38,6 +39,7 @@ DAYS = 30
 ROWS = 200
 
 admin.site.register(Account, AccountAdmin)
+admin.site.register(DraftReplay, DraftReplayAdmin)
 admin.site.register(ShadowRefusal, ShadowRefusalAdmin)
 # Staff sign in where everybody does: with the second step, and with limited attempts.
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]

@@ -9,7 +9,7 @@ from django.db.models import F, Q
 
 from accounts.models import Account
 from billing.models import LedgerEntry, Subscription
-from pricing.models import SLUG, PlanVersion, Product, Unit
+from pricing.models import SLUG, CatalogChange, PlanVersion, Product, Unit
 
 
 class Entry(models.Model):
@@ -436,3 +436,85 @@ class HourlyFigures(models.Model):
 
     def __str__(self) -> str:
         return f"{self.product}, {self.at:%Y-%m-%d %H:%M}"
+
+
+class DraftReplay(models.Model):
+    """A period's real usage under a draft of a product's catalog: asked for, worked in the background, and kept (:mod:`analytics.drafts`).
+
+    ``done`` counts uses, of about ``total``. ``fence`` counts who took it: only the last may say how it goes on.
+    """
+
+    class State(models.TextChoices):
+        WAITING = "waiting"
+        RUNNING = "running"
+        DONE = "done"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="+")
+    name = models.CharField(max_length=120)
+    document = models.JSONField()
+    changes = models.TextField(blank=True, help_text="What the draft said otherwise than the catalog when it was asked for.")
+    since = models.DateTimeField()
+    until = models.DateTimeField()
+    state = models.CharField(max_length=9, choices=State, default=State.WAITING)
+    asked_by = models.CharField(max_length=150)
+    asked_at = models.DateTimeField()
+    total = models.BigIntegerField(default=0)
+    done = models.BigIntegerField(default=0)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    fence = models.PositiveIntegerField(default=0)
+    lease_until = models.DateTimeField(null=True)
+    started_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True)
+    ended_by = models.CharField(max_length=150, blank=True, help_text="Who cancelled it.")
+    error = models.TextField(blank=True)
+    summary = models.JSONField(default=dict)
+    applied = models.ForeignKey(CatalogChange, on_delete=models.PROTECT, null=True, related_name="+")
+
+    class Meta:
+        default_permissions = ("add", "change", "view")
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(name="draft_replay_period", condition=Q(since__lt=F("until"))),
+            models.CheckConstraint(
+                name="draft_replay_leased",
+                condition=Q(state="running", lease_until__isnull=False) | ~Q(state="running") & Q(lease_until=None),
+            ),
+            models.CheckConstraint(
+                name="draft_replay_ended",
+                condition=Q(state__in=["waiting", "running"], ended_at=None)
+                | Q(state__in=["done", "failed", "cancelled"], ended_at__isnull=False),
+            ),
+        ]
+        indexes = [models.Index(fields=["id"], condition=Q(state__in=["waiting", "running"]), name="draft_replay_open")]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def percent(self) -> int:
+        """How far it is, of 100; a replay under way is never shown as finished."""
+        return 100 if self.state == self.State.DONE else min(99, self.done * 100 // self.total) if self.total else 0
+
+
+class DraftReplayAccount(models.Model):
+    """One account's figures in both worlds (:class:`analytics.drafts.worlds.Figures`). ``change_nanos`` is what the customer would have
+    paid more, list value of usage and the plan's price together, in nano-USD."""
+
+    replay = models.ForeignKey(DraftReplay, on_delete=models.CASCADE, related_name="accounts")
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
+    change_nanos = models.BigIntegerField()
+    refused_count = models.BigIntegerField()
+    first_refused_at = models.DateTimeField(null=True)
+    old = models.JSONField()
+    new = models.JSONField()
+    refused = models.JSONField(help_text="By limit: how often, its list value, the first and the last time.")
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["replay", "account"], name="draft_replay_account_once")]
+        indexes = [models.Index(fields=["replay", "change_nanos"], name="draft_replay_winners")]
+
+    def __str__(self) -> str:
+        return f"{self.account_id} of replay {self.replay_id}"

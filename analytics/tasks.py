@@ -7,6 +7,7 @@ from django.utils import timezone
 
 from accounts import doorbell
 from analytics import alert_notices, alerts, books, customer_warnings, rollups
+from analytics.drafts import replays
 from analytics.models import AlertNotice
 
 #: So many batches of accounts are looked at each time, at most; the next minute goes on.
@@ -59,3 +60,12 @@ def send_alert_notices() -> int:
             break
         sent += notice.state == AlertNotice.State.SENT
     return sent
+
+
+@shared_task(name="analytics.tasks.replay_drafts")
+def replay_drafts() -> int:
+    """Works the replays that wait, one after the other; returns how many. Another worker takes none that is under way."""
+    worked = 0
+    while replays.work_next(now=timezone.now()) is not None:
+        worked += 1
+    return worked

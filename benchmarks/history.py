@@ -10,12 +10,13 @@ import psycopg
 from benchmarks.crowd import Crowd
 from benchmarks.hot_path import Sql
 from benchmarks.measure import Load, Row, Run, alone, compare, rounds
-from benchmarks.world import Place
+from benchmarks.world import DAYS, Place
 
 CLIENTS = 16
 CONSTANT = "≤ 1.2"
 #: The goal for the margin report is for so many records.
 MARGIN_RECORDS = 10**7
+REPLAY_SECONDS = "≤ 180"
 
 
 def write_rows(small: Sql, large: Sql, names: tuple[str, str], load: Load) -> list[Row]:
@@ -66,6 +67,18 @@ def margin_rows(crowd: Crowd, *, records: int, load: Load) -> list[Row]:
     p50 = {part: [run.p50 for run in runs] for part, runs in rounds(load.rounds, parts).items()}
     goal = f"margin report of a year over {records:,} events, raw scan × live: ms"
     return [compare(goal, p50["scan"], p50["live"], target="≥ 100" if records >= MARGIN_RECORDS else None)]
+
+
+def replay_rows(crowd: Crowd, place: Place, *, records: int) -> list[Row]:
+    """Everything that was used in a year under a draft, in one process; the goal is for a million records."""
+    found = []
+    for what, changed in (("the catalog as it is", False), ("a dearer draft with limits", True)):
+        done = crowd.ask("replay_draft", account=place.first, days=DAYS + 5, changed=changed)
+        if done["wrong"] or bool(done["changed"]) is not changed:
+            raise RuntimeError(f"The replay under {what} found {done}.")
+        goal = f"replay of {done['uses']:,} uses under {what}: seconds"
+        found.append(alone(goal, [done["seconds"]], target=REPLAY_SECONDS if records <= 10**6 else None))
+    return found
 
 
 def disk_rows(place: Place) -> list[Row]:

@@ -6,6 +6,7 @@ import io
 import random
 import re
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -23,11 +24,13 @@ from psycopg import sql
 from accounts import prepared
 from accounts.models import Account, Membership, User
 from analytics import margin, rollups
+from analytics.drafts import replays
 from billing import audit as billing_audit
 from billing import balances, ledger
 from metering import limits, names, usage
 from metering.models import OpenAuthorization
-from pricing.models import Entitlement
+from pricing import catalog_file
+from pricing.models import Entitlement, Product
 from tests import factories
 
 CREDIT = 1_000_000
@@ -280,3 +283,32 @@ def margin_scan(*, client: int) -> Call:
             cursor.fetchall()
 
     return call
+
+
+def replay_draft(*, account: int, days: int, changed: bool) -> dict[str, Any]:
+    """Replays the last ``days`` of everybody like ``account``: under a dearer draft with two limits, or under the catalog as it is."""
+    now = timezone.now()
+    product: Product = Account.objects.select_related("product__unit").get(pk=account).product
+    document = catalog_file.current(slug=product.slug)
+    assert document is not None
+    if changed:
+        document = catalog_file.with_value(document, ["rate_cards", "standard", "markup_percent"], "60")
+        limits = {"messages": {"day": 40}, "requests": {"hour": 20}}
+        free = document["plans"]["free"]
+        document = document | {"plans": {"free": free | {"entitlements": free["entitlements"] | limits}}}
+    asked = replays.ask(
+        product=product, document=document, name="bench", since=now - timedelta(days=days), until=now, actor="bench", now=now
+    )
+    begun = time.monotonic()
+    done = replays.work_next(now=now)
+    assert done is not None
+    assert done.pk == asked.pk
+    if done.error:
+        raise RuntimeError(done.error)
+    said = done.summary
+    return {
+        "seconds": time.monotonic() - begun,
+        "uses": said["old"]["records"],
+        "wrong": said["wrong_accounts"],
+        "changed": said["changed"],
+    }

@@ -45,6 +45,7 @@ def run(url: str, redis_url: str, sizes: Sizes, *, migrated: str | None) -> Iter
         yield "History: writing", history.write_rows(verbs, large_verbs, names, load)
         yield "History: reading", history.read_rows((ours, theirs), (small, large), names, load)
         yield "Margin", history.margin_rows(theirs, records=sizes.large, load=load)
+        yield "Replay under a draft", history.replay_rows(theirs, large, records=sizes.large)
         yield "Disk", history.disk_rows(large)
         yield "SQL", hot_path.sql_rows(verbs, tpcb, load)
         yield "SQL, limits", hot_path.limited_rows(large_verbs, tpcb["many"], load)

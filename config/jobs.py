@@ -105,6 +105,7 @@ JOBS: tuple[Job, ...] = (
     Job("learn-holds", "Counts how long answers were whose length nobody had said.", _MINUTE, _alone(metering.learn_holds)),
     Job("look-at-alerts", "Looks at every alert rule.", _MINUTE, _alone(analytics.look_at_alerts)),
     Job("renew-plans", "Begins the next period of plans without Stripe, and ends trials.", _MINUTE, _renew_plans),
+    Job("replay-drafts", "Replays what was used under drafts of catalogs that staff ask about.", _MINUTE, _alone(analytics.replay_drafts)),
     Job("send-alert-notices", "Tells staff of alerts.", _MINUTE, _alone(analytics.send_alert_notices)),
     Job("send-mails", "Sends what is due of the mails.", _MINUTE, _alone(accounts.send_mails)),
     Job("send-stripe-requests", "Sends again what Stripe has not answered.", _MINUTE, _alone(billing.send_stripe_requests)),

@@ -143,6 +143,7 @@ UNFOLD: dict[str, Any] = {
                     _list("Rate cards", "sell", "pricing", "ratecard"),
                     _list("Price book", "menu_book", "pricing", "pricerow"),
                     _list("Price proposals", "rule", "pricing", "priceproposal"),
+                    _list("Replays under a draft", "replay", "analytics", "draftreplay"),
                     _list("Catalog changes", "history", "pricing", "catalogchange"),
                 ],
             },

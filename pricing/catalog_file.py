@@ -40,7 +40,7 @@ from django.core.validators import validate_email
 from django.db import connection, transaction
 from django.db.backends.postgresql.psycopg_any import DateTimeTZRange
 
-from pricing import catalog, margin_terms
+from pricing import catalog, margin_terms, rating
 from pricing.margin_lint import Finding
 from pricing.models import (
     CREDIT_SOURCES,
@@ -800,6 +800,42 @@ def tier_columns(table: dict[str, Any]) -> dict[str, Any]:
         return _columns(table, COST_TIER)
     except _Expected as error:
         raise InvalidCatalog([f"expected {error}"]) from error
+
+
+def pack_columns(table: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a pack of this table, which a parsed document has."""
+    return _columns(table, PACK)
+
+
+def product_columns(table: dict[str, Any]) -> dict[str, Any]:
+    """The columns of the product of a parsed document."""
+    return _columns(table, PRODUCT)
+
+
+def shown_plan_version(version: PlanVersion, decimals: int) -> dict[str, Any]:
+    """The table of one version of a plan, without the plan's own name and rank."""
+    return _plan_version_document(version, decimals)
+
+
+def card_terms(table: dict[str, Any]) -> rating.RateCard:
+    """A rate card of a parsed document, ready to rate with; it is no row, and its id is 0."""
+    columns = _columns(table, RATE_CARD)
+    columns.pop("notes")
+    retail = {
+        model: rating.compile_table(
+            rating.Price(component, _amount(price), prices.get("per", PRICED_PER))
+            for component, price in prices.items()
+            if component != "per"
+        )
+        for model, prices in table.get("prices", {}).items()
+    }
+    return rating.RateCard(
+        id=0,
+        **columns,
+        markups={model: PERCENT.parse(said) for model, said in table.get("markup_percents", {}).items()},
+        multipliers={model: FACTOR.parse(said) for model, said in table.get("multipliers", {}).items()},
+        retail=retail,
+    )
 
 
 def _shown(row: Any, fields: tuple[Field, ...], decimals: int) -> dict[str, Any]:
