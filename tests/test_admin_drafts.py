@@ -22,7 +22,8 @@ from analytics.models import DraftReplay
 from analytics.tests.test_draft_replays import document, shop, used, worked
 from metering.tests.limited import Shop
 from pricing import catalog_file
-from pricing.models import Product, RateCard
+from pricing.models import CreditPack, Product, RateCard
+from tests.factories import NANOS, START
 from tests.test_admin import staff, superuser
 
 __all__ = ["superuser"]
@@ -176,7 +177,9 @@ class TestResults:
         assert superuser.get(path).status_code == 404
 
     def test_what_sells_below_the_floor_waits_for_a_second_person_with_its_arithmetic(self, superuser: Client, made: Shop) -> None:
-        Product.objects.filter(pk=made.product.pk).update(floor_margin_ppm=300_000, burn_order=["purchased"])
+        Product.objects.filter(pk=made.product.pk).update(floor_margin_ppm=300_000, expected_model=made.model)
+        pack = {"slug": "small", "name": "Small", "valid_from": START, "price_cents": 1_000, "credit_nanos": 10 * NANOS}
+        CreditPack.objects.create(product=made.product, **pack)
         replay = worked(made, document(made, rate_cards__standard__markup_percent="10"))
         path, tomorrow = f"{LIST}{replay.pk}/activate/", datetime.now(UTC) + timedelta(days=1)
         said = {"effective": tomorrow.strftime("%Y-%m-%dT%H:%M"), "reason": "To win them back", "confirm": "1"}

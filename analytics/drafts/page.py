@@ -234,7 +234,8 @@ class DraftReplayAdmin(ReadOnlyAdmin):
                 return HttpResponseRedirect(back)
         context = {
             "title": f"Activate: {replay.name}", "opts": self.opts, "replay": replay, "form": form, "cancel": back,
-            "lines": replays.preview(replay=replay), "below": replays.below_floor(replay=replay, at=now), "confirm": form.is_bound and form.is_valid() and "edit" not in request.POST,
+            "lines": replays.preview(replay=replay), "below": replays.below_floor(replay=replay, at=now),
+            "confirm": form.is_bound and form.is_valid() and "edit" not in request.POST,
         }  # fmt: skip
         return self._page(request, "draft_activate", context)
 
