@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID, uuid4
@@ -31,7 +32,7 @@ from accounts.admin import ReasonForm as KeptReasonForm
 from accounts.models import Account
 from accounts.pages import signed_in
 from accounts.templatetags.amounts import amount, plain_amount
-from analytics import account_search, account_sections
+from analytics import account_acts, account_search, account_sections
 from analytics.forms import AdjustForm, AgreeForm, GrantForm, ReasonForm
 from billing import agreements, balances, ledger, subscriptions
 from metering import throttles
@@ -134,6 +135,7 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
             ("<int:account_id>/stop/", "stop", self.stop_view),
             ("<int:account_id>/resume/", "resume", self.resume_view),
             ("<int:account_id>/reverse/<uuid:usage_id>/", "reverse", self.reverse_view),
+            ("<int:account_id>/refund/<str:payment_id>/", "refund", partial(account_acts.refund, self)),
         ]
         ours = [path(route, self.admin_site.admin_view(view), name=f"accounts_account_{name}") for route, name, view in views]
         return ours + super().get_urls()  # type: ignore[no-any-return]

@@ -68,6 +68,8 @@ class AtStripe:
     url: str
     says: str
     at: datetime | None
+    #: Of a payment, how much is not given back.
+    left: int = 0
 
 
 def everything(account: Account, *, request: HttpRequest, now: datetime) -> dict[str, Any]:
@@ -159,7 +161,8 @@ def _at_stripe(account: Account) -> list[AtStripe]:
         paid = f"{cents(payment.paid, payment.currency)} {payment.status.replace('_', ' ')}"
         back = f", {cents(payment.refunded, payment.currency)} given back" if payment.refunded else ""
         says = f"{paid}{back}{', disputed' if payment.disputed else ''}"
-        found.append(AtStripe("Payment", payment.pk, stripe_dashboard.page(payment.pk), says, payment.created_at))
+        left = payment.paid - payment.refunded if payment.status == "succeeded" and not payment.disputed else 0
+        found.append(AtStripe("Payment", payment.pk, stripe_dashboard.page(payment.pk), says, payment.created_at, left))
     for invoice in account.stripe_invoices.order_by("-created_at")[:SHOWN]:
         says = f"{invoice.number or 'no number yet'}: {cents(invoice.total, invoice.currency)} {invoice.status}"
         found.append(AtStripe("Invoice", invoice.pk, stripe_dashboard.page(invoice.pk), says, invoice.created_at))

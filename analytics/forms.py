@@ -97,6 +97,29 @@ class AdjustForm(ReasonForm):
     field_order = ("token", "amount", "reason")
 
 
+class RefundForm(ReasonForm):
+    """How much of a payment goes back, in the smallest unit of its currency."""
+
+    amount = forms.RegexField(
+        r"^[0-9]{1,9}([.][0-9]{2})?$", widget=UnfoldAdminTextInputWidget(attrs={"inputmode": "decimal", "autocomplete": "off"})
+    )
+    field_order = ("token", "amount", "reason")
+
+    def __init__(self, *args: Any, most: int, currency: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.most = most
+        self.fields["amount"].initial = f"{most // 100}.{most % 100:02d}"
+        self.fields["amount"].help_text = f"In {currency.upper()}, such as 12.50."
+        self.fields["reason"].help_text = "Kept in the audit log, with your name."
+
+    def clean_amount(self) -> int:
+        whole, _, part = self.cleaned_data["amount"].partition(".")
+        cents = int(whole) * 100 + int(part or 0)
+        if not 0 < cents <= self.most:
+            raise forms.ValidationError(f"Write an amount above 0, and at most {self.most // 100}.{self.most % 100:02d}.")
+        return cents
+
+
 class MarginForm(forms.Form):
     """Which margin to show."""
 

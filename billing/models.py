@@ -348,6 +348,7 @@ class StripePayment(models.Model):
     read_number = models.BigIntegerField()
 
     class Meta:
+        permissions = [("refund_stripepayment", "Can give a payment back")]
         constraints = [models.CheckConstraint(name="stripe_payment_amounts", condition=Q(refunded__gte=0, paid__gte=F("refunded")))]
         indexes = [models.Index(fields=["account", "-created_at"], name="stripe_payment_newest")]
 

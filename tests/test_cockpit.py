@@ -18,16 +18,15 @@ from accounts import acts, api_keys
 from accounts.models import Account, Mail, Membership, User, WebhookEvent
 from analytics import account_search
 from analytics.tests.world import NANOS, World
-from billing import ledger
+from billing import ledger, stripe_api
 from billing.models import StripeCustomer, StripeInvoice, StripePayment, StripeSubscription
-from billing.tests.selling import Shop, double, shop
 from metering import usage
 from metering.models import UsageModel, UsageRecord
 from pricing.models import PriceRow
 from tests import factories
 from tests.test_admin import page, staff, superuser, text
 
-__all__ = ["double", "shop", "superuser"]  # fixtures
+__all__ = ["superuser"]  # fixtures
 FIND = reverse("admin:accounts_account_find")
 
 
@@ -234,20 +233,7 @@ class TestFind:
     def test_who_may_not_see_accounts_may_not_look_for_one(self, ada: Account) -> None:
         assert staff("analytics.view_alert").get(FIND, {"q": ada.public_id}).status_code == 403
 
-    def test_a_charge_and_its_refund_are_asked_of_stripe(self, superuser: Client, shop: Shop) -> None:
-        account = shop.account()
-        shop.pay(shop.buy(account))
-        assert shop.settle() == set()
-        intent = StripePayment.objects.get(account=account).pk
-        charge = shop.client.v1.payment_intents.retrieve(intent).latest_charge
-        refund = shop.client.v1.refunds.create({"payment_intent": intent, "amount": 100})
-        for known_by in (str(charge), refund.id):
-            assert superuser.get(FIND, {"q": known_by}).headers["Location"] == page(account)
-        assert account_search.find("ch_nobody") == account_search.Found()
-
     def test_when_stripe_does_not_answer_that_is_said(self, settings: Any, db: None) -> None:
-        from billing import stripe_api
-
         settings.STRIPE_API_HOST = "http://127.0.0.1:9"
         stripe_api.client.cache_clear()
         try:

@@ -1,0 +1,90 @@
+"""Acts on an account that reach beyond its wallet: giving a payment back, and another plan. Each shows first what it would do.
+
+They talk to Stripe, so none of them runs inside a transaction: what is wanted is a row first (:mod:`billing.stripe_requests`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import stripe
+import structlog
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils import timezone
+
+from accounts.models import Account
+from accounts.pages import signed_in
+from analytics.forms import RefundForm
+from billing import refunds, stripe_inbox, stripe_requests
+from billing.models import StripePayment
+from pricing.admin import cents
+
+if TYPE_CHECKING:
+    from analytics.account_page import AccountAdmin
+
+log = structlog.get_logger(__name__)
+
+
+def refund(admin: AccountAdmin, request: HttpRequest, account_id: int, payment_id: str) -> HttpResponse:
+    """Gives a payment back, or a part of it: the amount, then what it takes of the credits, then the act."""
+    account = _account(request, account_id, "billing.refund_stripepayment")
+    payment = StripePayment.objects.select_related("account__product__unit").filter(account=account, pk=payment_id).first()
+    if payment is None:
+        raise Http404
+    now = timezone.now()
+    try:
+        most = refunds.left(payment=payment)
+    except refunds.NotRefundable as error:
+        admin.message_user(request, f"{payment} is not given back. {error}", messages.WARNING)
+        return _back(account)
+    form = RefundForm(request.POST or None, most=most, currency=payment.currency, initial={"token": uuid4()})
+    context: dict[str, Any] = {"payment": payment, "paid": cents(payment.paid, payment.currency), "most": cents(most, payment.currency)}
+    if form.is_valid() and "edit" not in request.POST:
+        said = form.cleaned_data
+        if "confirm" in request.POST:
+            return _give_back(admin, request, payment, said)
+        context |= {
+            "preview": refunds.preview(payment=payment, cents=said["amount"], now=now), "unit": account.product.unit,
+            "amount": cents(said["amount"], payment.currency),
+        }  # fmt: skip
+    return admin._page(request, account, f"Refund · {account.name}", "admin/accounts/refund.html", form=form, **context)
+
+
+def _give_back(admin: AccountAdmin, request: HttpRequest, payment: StripePayment, said: dict[str, Any]) -> HttpResponse:
+    now, amount = timezone.now(), cents(said["amount"], payment.currency)
+    try:
+        asked = refunds.ask(
+            payment=payment, cents=said["amount"], mark=said["token"], by=signed_in(request), reason=said["reason"], now=now
+        )
+        stripe_requests.send(asked, now=now)
+    except refunds.NotRefundable as error:
+        admin.message_user(request, str(error), messages.WARNING)
+    except stripe_requests.Refused as error:
+        admin.message_user(request, f"Stripe refused: {error}", messages.ERROR)
+    except (stripe_requests.Unanswered, stripe.StripeError):
+        admin.message_user(request, f"Stripe has not answered yet. The refund of {amount} is sent again by itself.", messages.WARNING)
+    else:
+        admin.message_user(request, f"{amount} are given back.", messages.SUCCESS)
+        try:
+            stripe_inbox.look_at(intent=payment.pk, now=now)
+        except stripe.StripeError as error:  # its event is on its way
+            log.warning("payment not read after its refund", payment=payment.pk, why=str(error))
+    return _back(payment.account)
+
+
+def _account(request: HttpRequest, account_id: int, permission: str) -> Account:
+    """:raises PermissionDenied: who asks may not. :raises Http404: there is no such account."""
+    if not request.user.has_perm(permission):
+        raise PermissionDenied
+    account = Account.objects.select_related("product__unit").filter(pk=account_id).first()
+    if account is None:
+        raise Http404
+    return account
+
+
+def _back(account: Account) -> HttpResponse:
+    return HttpResponseRedirect(reverse("admin:accounts_account_change", args=[account.pk]))

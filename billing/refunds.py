@@ -1,0 +1,103 @@
+"""Money that staff give back, through Stripe, and what that takes back of the credits that it paid for.
+
+    left      how much of a payment may still be given back
+    preview   what giving some of it back would take
+    ask       writes the refund into the outbox, with who and why; :func:`billing.stripe_requests.send` gives it back
+
+Nothing is taken from a wallet here: the payment is read anew once Stripe has answered, or by the event that it sends, and the ledger
+follows it (:mod:`billing.stripe_payments`). Amounts of money are in the smallest unit of the payment's currency, credit is nanos of its unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from django.db import transaction
+
+from accounts import acts
+from accounts.models import Account, User
+from billing import balances, stripe_payments, stripe_requests
+from billing.models import Grant, Operation, StripePayment, StripeRequest
+
+KIND: Final = "refund"
+#: Stripe's own word for why, on the customer's statement.
+_REASON: Final = "requested_by_customer"
+
+
+class NotRefundable(Exception):
+    """This cannot be given back, or not so much of it. The message says why, as people read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """``taken`` credits go: ``free_before`` becomes ``free_after``, and ``debt_before`` ``debt_after``. The payment's fee stays a cost."""
+
+    taken: int
+    free_before: int
+    free_after: int
+    debt_before: int
+    debt_after: int
+
+
+def left(*, payment: StripePayment) -> int:
+    """What is not given back yet, nor on its way. :raises NotRefundable: nothing of it can be."""
+    if not payment.pk.startswith("pi_"):
+        raise NotRefundable("It was paid from credit that the customer has at Stripe: give it back there, as credit.")
+    if payment.status != "succeeded":
+        raise NotRefundable(f"It is {payment.status.replace('_', ' ')}: nothing was paid.")
+    if payment.disputed:
+        raise NotRefundable("The bank disputes it: a refund now would be paid twice. Answer the dispute at Stripe.")
+    asked: dict[str, int] = dict.fromkeys(StripeRequest.State.values, 0)
+    of_it = StripeRequest.objects.filter(kind=KIND, account_id=payment.account_id, params__payment_intent=payment.pk)
+    for state, params in of_it.values_list("state", "params"):
+        asked[state] += params["amount"]
+    under_way = asked[StripeRequest.State.PENDING] + asked[StripeRequest.State.STUCK]
+    found = payment.paid - max(payment.refunded, asked[StripeRequest.State.DONE]) - under_way
+    if found <= 0:
+        raise NotRefundable("All of it was given back already, or is on its way.")
+    return found
+
+
+def preview(*, payment: StripePayment, cents: int, now: datetime) -> Preview:
+    """What the wallet loses, as things stand. What customers spent meanwhile becomes debt, repaid by the next credit that arrives."""
+    due = {lot.pk: max(0, lot.granted * (payment.refunded + cents) // payment.paid - lot.refunded) for lot in _lots(payment)}
+    taken = sum(due.values())
+    unit_id = payment.account.product.unit_id
+    wallet = next((one for one in balances.of_account(payment.account, now=now) if one.unit_id == unit_id), None)
+    free, debt = (wallet.available, wallet.debt) if wallet else (0, 0)
+    return Preview(taken, free, max(0, free - taken), debt, debt + max(0, taken - free))
+
+
+def ask(*, payment: StripePayment, cents: int, mark: UUID, by: User, reason: str, now: datetime) -> StripeRequest:
+    """The refund's row in the outbox, and its line in the audit log, in one transaction. ``mark`` is the form's: twice is once.
+
+    :raises NotRefundable: see there.
+    """
+    key = f"refund:{mark}"
+    with transaction.atomic():
+        account = Account.objects.get(pk=payment.account_id)
+        locked = StripePayment.objects.select_for_update().get(pk=payment.pk)
+        if (asked := StripeRequest.objects.filter(key=key).first()) is not None:
+            return asked
+        if not 0 < cents <= left(payment=locked):
+            raise NotRefundable(f"At most {_money(left(payment=locked), locked.currency)} can be given back.")
+        params = {"payment_intent": locked.pk, "amount": cents, "reason": _REASON}
+        request = stripe_requests.ask(key=key, kind=KIND, path="/v1/refunds", params=params, account=account, now=now)
+        acts.note(account=account, actor=by, what=f"Refund of {_money(cents, locked.currency)} of {locked.pk}: {reason}", now=now)
+    return request
+
+
+def _lots(payment: StripePayment) -> Sequence[Grant]:
+    """What was granted for it: a pack by its own id, a plan's credit by the act that granted it, which names the payment."""
+    named = Operation.objects.filter(
+        account_id=payment.account_id, verb="grant", actor=stripe_payments.ACTOR, reason__endswith=f", {payment.pk}"
+    )
+    return list(Grant.objects.defer("expires_at").filter(account_id=payment.account_id, pk__in=named.values("grant_id")))
+
+
+def _money(cents: int, currency: str) -> str:
+    return f"{cents // 100:,}.{cents % 100:02d} {currency.upper()}"
