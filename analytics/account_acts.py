@@ -18,8 +18,8 @@ from django.utils import timezone
 
 from accounts.models import Account
 from accounts.pages import signed_in
-from analytics.forms import RefundForm
-from billing import refunds, stripe_inbox, stripe_requests
+from analytics.forms import PlanForm, RefundForm
+from billing import checkout, refunds, staff_plans, stripe_inbox, stripe_requests, subscriptions
 from billing.models import StripePayment
 from pricing.admin import cents
 
@@ -74,6 +74,30 @@ def _give_back(admin: AccountAdmin, request: HttpRequest, payment: StripePayment
         except stripe.StripeError as error:  # its event is on its way
             log.warning("payment not read after its refund", payment=payment.pk, why=str(error))
     return _back(payment.account)
+
+
+def change_plan(admin: AccountAdmin, request: HttpRequest, account_id: int) -> HttpResponse:
+    """Puts the account on another plan, after what that does was seen."""
+    account, now = _account(request, account_id, "billing.change_subscription"), timezone.now()
+    plans = staff_plans.choices(account=account, now=now)
+    form = PlanForm(request.POST or None, plans=plans, initial={"token": uuid4()})
+    says: list[str] = []
+    if form.is_valid() and "edit" not in request.POST:
+        said = form.cleaned_data
+        try:
+            if "confirm" in request.POST:
+                staff_plans.move(
+                    account=account, plan=said["plan"], until=said["until"], by=signed_in(request), reason=said["reason"], now=now
+                )
+                admin.message_user(request, f"{account.name} is moved to {dict(plans)[said['plan']]}.", messages.SUCCESS)
+                return _back(account)
+            says = staff_plans.preview(account=account, plan=said["plan"], until=said["until"], now=now)
+        except (staff_plans.NotPossible, checkout.Refusal) as error:
+            form.add_error(None, str(error))
+    return admin._page(
+        request, account, f"Change the plan of {account.name}", "admin/accounts/change_plan.html", form=form, says=says,
+        subscription=subscriptions.current(account_id=account.pk), plan=dict(plans).get(form.data.get("plan", "")),
+    )  # fmt: skip
 
 
 def _account(request: HttpRequest, account_id: int, permission: str) -> Account:

@@ -136,6 +136,7 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
             ("<int:account_id>/resume/", "resume", self.resume_view),
             ("<int:account_id>/reverse/<uuid:usage_id>/", "reverse", self.reverse_view),
             ("<int:account_id>/refund/<str:payment_id>/", "refund", partial(account_acts.refund, self)),
+            ("<int:account_id>/plan/", "plan", partial(account_acts.change_plan, self)),
         ]
         ours = [path(route, self.admin_site.admin_view(view), name=f"accounts_account_{name}") for route, name, view in views]
         return ours + super().get_urls()  # type: ignore[no-any-return]

@@ -51,6 +51,7 @@ def _on_page(name: str) -> Callable[[Account], str]:
 ACTS: Final[list[Act]] = [
     Act("Grant credits", _on_page("grant"), "billing.add_operation"),
     Act("Adjust", _on_page("adjust"), "billing.add_operation"),
+    Act("Change plan…", _on_page("plan"), "billing.change_subscription"),
     Act("Agree terms…", _on_page("agree"), "billing.add_operation"),
     Act("Issue an API key", lambda account: f"{reverse('admin:accounts_apikey_add')}?account={account.public_id}", "accounts.add_apikey"),
     Act("Resume…", _on_page("resume"), "metering.change_throttle", offered=lambda standing: bool(standing.stops)),

@@ -120,6 +120,32 @@ class RefundForm(ReasonForm):
         return cents
 
 
+class PlanForm(ReasonForm):
+    """Another plan for an account; one with a price that nobody pays for is tried until a day."""
+
+    plan = forms.ChoiceField(widget=UnfoldAdminSelectWidget)
+    until = forms.DateField(
+        required=False, input_formats=[ISO_DAY], label="Until the end of",
+        widget=UnfoldAdminDateWidget(attrs={"type": "date"}, format=ISO_DAY),
+        help_text="Of a plan with a price that nobody pays for: the last day (UTC) on which it is tried.",
+    )  # fmt: skip
+    field_order = ("token", "plan", "until", "reason")
+
+    def __init__(self, *args: Any, plans: list[tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["plan"].choices = plans  # type: ignore[attr-defined]
+        self.fields["reason"].help_text = "Kept in the audit log, with your name."
+
+    def clean_until(self) -> datetime | None:
+        """Midnight after the last day."""
+        day = self.cleaned_data["until"]
+        if day is None:
+            return None
+        if not 1 <= day.year <= 9_998:
+            raise forms.ValidationError("Write a day such as 2026-12-31.")
+        return datetime.combine(day + timedelta(days=1), time(), tzinfo=UTC)
+
+
 class MarginForm(forms.Form):
     """Which margin to show."""
 

@@ -5,7 +5,7 @@
     ask       writes the refund into the outbox, with who and why; :func:`billing.stripe_requests.send` gives it back
 
 Nothing is taken from a wallet here: the payment is read anew once Stripe has answered, or by the event that it sends, and the ledger
-follows it (:mod:`billing.stripe_payments`). Amounts of money are in the smallest unit of the payment's currency, credit is nanos of its unit.
+follows it (:mod:`billing.stripe_payments`). Amounts of money are in the smallest unit of their currency, credit is nanos.
 """
 
 from __future__ import annotations

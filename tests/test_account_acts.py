@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -14,9 +15,10 @@ from django.utils import timezone
 from accounts.models import Account, User
 from analytics import account_search
 from analytics.forms import RefundForm
-from billing import audit, ledger
+from billing import audit, ledger, subscriptions
 from billing.models import StripePayment, StripeRequest, Wallet
 from billing.tests.selling import Shop, double, shop
+from tests import factories
 from tests.factories import NANOS
 from tests.test_admin import page, staff, text
 
@@ -130,3 +132,65 @@ def test_a_charge_and_its_refund_are_asked_of_stripe_to_find_the_account(superus
     for known_by in (str(charge), given_back.id):
         assert superuser.get(find, {"q": known_by}).headers["Location"] == page(bought.account)
     assert account_search.find("ch_nobody") == account_search.Found()
+
+
+def change(client: Client, account: Account, plan: str, **fields: Any) -> Any:
+    return client.post(page(account, "plan"), {"plan": plan, "until": "", "reason": "Asked by mail", "token": str(uuid4())} | fields)
+
+
+class TestPlan:
+    def test_where_stripe_collects_an_upgrade_shows_its_charge_and_counts_at_once(self, superuser: Client, shop: Shop) -> None:
+        account = shop.account()
+        shop.pay(shop.subscribe(account))
+        assert shop.settle() == set()
+        shown = words(change(superuser, account, "pro"))
+        assert re.search(r"Pro counts at once, at 30.00 USD each month. The customer’s card is charged (19|20)\.\d\d USD now.", shown)
+        assert on(account) == ("core", "active")
+        assert "tried until a day" in words(change(superuser, account, "pro", until="2099-01-01", confirm="1"))
+        assert change(superuser, account, "pro", confirm="1").status_code == 302
+        assert on(account) == ("pro", "active")
+        assert LogEntry.objects.filter(object_id=str(account.pk), change_message="Plan pro: Asked by mail").count() == 1
+        assert "Core counts from" in words(change(superuser, account, "core"))
+        assert shop.settle() == set()
+
+    def test_where_nobody_pays_a_plan_with_a_price_is_tried_until_a_day(self, superuser: Client, shop: Shop) -> None:
+        account, day = shop.account(), (timezone.now() + timedelta(days=14)).date()
+        assert "say until when it is tried" in words(change(superuser, account, "pro", confirm="1"))
+        assert "free and without its included credit" in words(change(superuser, account, "pro", until=day))
+        assert on(account) == ("free", "active")
+        assert change(superuser, account, "pro", until=day, confirm="1").status_code == 302
+        assert on(account) == ("pro", "trialing")
+        assert change(superuser, account, "free", confirm="1").status_code == 302
+        assert on(account) == ("free", "active")
+        assert "on this plan already" in words(change(superuser, account, "free", confirm="1"))
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"plan": "nobody"},
+            {"plan": ""},
+            {"until": "x"},
+            {"until": "0001-01-01"},
+            {"until": "9999-12-31"},
+            {"reason": ""},
+            {"token": "x"},
+        ],
+    )
+    def test_garbage_changes_nothing(self, superuser: Client, wrong: dict[str, str]) -> None:
+        account = factories.make_account()
+        response = superuser.post(
+            page(account, "plan"), {"plan": "free", "until": "", "reason": "x", "token": uuid4(), "confirm": "1"} | wrong
+        )
+        assert response.status_code == 200
+        assert on(account) == ("free", "active")
+
+    def test_it_takes_the_right_to_change_subscriptions(self, superuser: Client) -> None:
+        account = factories.make_account()
+        assert change(staff("accounts.view_account", "billing.add_operation"), account, "free").status_code == 403
+        assert page(account, "plan") in text(superuser, page(account))
+
+
+def on(account: Account) -> tuple[str, str]:
+    live = subscriptions.current(account_id=account.pk)
+    assert live is not None
+    return live.plan_version.plan.slug, live.status
