@@ -16,6 +16,7 @@ from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -23,7 +24,7 @@ from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminTextareaWidget
 
-from pricing import price_import
+from pricing import price_effects, price_import
 from pricing.models import (
     CatalogChange,
     CreditPack,
@@ -399,6 +400,7 @@ class PriceProposalAdmin(ReadOnlyAdmin):
             "form": form,
             "verb": verb,
             "checkbox": ACTION_CHECKBOX_NAME,
+            "fallen": price_effects.fallen(proposals=chosen, at=timezone.now()) if verb == "approve" else [],
         }
         return TemplateResponse(request, "admin/pricing/decide.html", context)
 

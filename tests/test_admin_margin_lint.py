@@ -21,7 +21,7 @@ from analytics import model_mix
 from analytics.tests.world import World
 from billing import ledger
 from pricing import catalog_file, margin_terms
-from pricing.models import CreditPack, Lever, Product
+from pricing.models import CreditPack, Lever, PriceProposal, Product
 from tests.test_admin import staff, superuser
 from tests.test_admin_browser import watched
 from tests.test_browser import keep
@@ -160,6 +160,24 @@ class TestLever:
         assert answer.status_code == 200
         assert answer.context["form"].errors
         assert not Lever.objects.exists()
+
+
+@pytest.mark.django_db
+def test_who_approves_a_price_sees_what_it_brings_under_the_floor_and_may_approve_it(superuser: Client) -> None:
+    catalog_file.apply(catalog_file.parse((CATALOGS / "prpm.toml").read_bytes()), actor="test")
+    proposals = [
+        PriceProposal.objects.create(
+            provider="anthropic", model="claude-sonnet-4-5", component=component, price_nanos=dollars * 10**9, per_units=10**6,
+            source="test", proposed_at=timezone.now(),
+        )
+        for component, dollars in (("input_tokens", 3), ("output_tokens", 15))
+    ]  # fmt: skip
+    form = {"action": "approve", "_selected_action": [one.pk for one in proposals]}
+    said = text(superuser.post("/admin/pricing/priceproposal/", form))
+    assert "These prices bring 2 things on sale under the floor." in said
+    assert "600 credits × 5,000 tokens × $7.80 per million = $23.40 upstream." in said
+    superuser.post("/admin/pricing/priceproposal/", form | {"confirm": "1", "reason": "their list"})
+    assert PriceProposal.objects.filter(state="approved").count() == 2
 
 
 @needs_chromium

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from pricing import price_import
+from pricing import price_effects, price_import
 from pricing.models import PriceProposal, PriceRow
 
 
@@ -83,12 +84,20 @@ class Command(BaseCommand):
         ids = None if options["all"] else options["ids"]
         try:
             if verb == "approve":
+                self.warn(ids)
                 count = price_import.approve(ids=ids, actor=actor, reason=reason, effective=options["effective"])
             else:
                 count = price_import.reject(ids=ids, actor=actor, reason=reason)
         except price_import.NotApprovable as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"{count} {verb}{'d' if verb.endswith('e') else 'ed'}.")
+
+    def warn(self, ids: Iterable[int] | None) -> None:
+        """What these prices bring under its floor, a line each, marked with ``!``."""
+        proposals = PriceProposal.objects.filter(state=PriceProposal.State.PENDING)
+        chosen = proposals if ids is None else proposals.filter(pk__in=ids)
+        for product, finding in price_effects.fallen(proposals=chosen, at=timezone.now()):
+            self.stdout.write(f"! {product}: {finding.headline}")
 
 
 def _figure(row: PriceRow | PriceProposal) -> str:
