@@ -25,6 +25,7 @@ from waffle.admin import SwitchAdmin as BaseSwitchAdmin
 
 from accounts.models import Account
 from analytics import alert_admin as alert_admin  # registers its pages
+from analytics import bill_admin as bill_admin  # and these
 from analytics import margin, margin_lint_page, projection_page, risk_page
 from analytics.account_page import AccountAdmin
 from analytics.drafts.page import DraftReplayAdmin

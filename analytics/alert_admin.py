@@ -22,9 +22,9 @@ from unfold.decorators import action, display
 from accounts import doorbell
 from accounts.admin import ReasonForm, actor
 from analytics import alert_metrics, alert_notices, alerts, tasks
-from analytics.alert_forms import BillForm, ChannelForm, MuteForm, NoteForm, RuleForm
+from analytics.alert_forms import ChannelForm, MuteForm, NoteForm, RuleForm
 from analytics.alert_metrics import METRICS
-from analytics.models import Alert, AlertChannel, AlertNotice, AlertRule, ProviderBill
+from analytics.models import Alert, AlertChannel, AlertNotice, AlertRule
 from metering.forms import ISO_MINUTE
 from pricing.admin import ReadOnlyAdmin
 
@@ -293,31 +293,6 @@ class AlertNoticeAdmin(ReadOnlyAdmin):
                 self.log_change(request, notice, "Sent again.")
         doorbell.ring(tasks.send_alert_notices)
         self.message_user(request, f"Sent again: {len(again)}. Only what was given up is.", messages.SUCCESS)
-
-
-@admin.register(ProviderBill)
-class ProviderBillAdmin(_NeverDeleted, ModelAdmin):  # type: ignore[misc]
-    """What providers billed: typed in once, never changed."""
-
-    form = BillForm
-    list_display = ("provider", "since", "until", "billed", "entered_by", "entered_at")
-    list_filter = ("provider",)
-
-    @display(description="Billed")
-    def billed(self, bill: ProviderBill) -> str:
-        return alert_metrics.dollars(bill.billed_nanos)
-
-    def get_fields(self, request: HttpRequest, obj: ProviderBill | None = None) -> tuple[str, ...]:
-        return self.list_display if obj else ("provider", "since", "last_day", "billed")
-
-    def has_change_permission(self, request: HttpRequest, obj: ProviderBill | None = None) -> bool:
-        return False
-
-    def save_model(self, request: HttpRequest, obj: ProviderBill, form: Any, change: bool) -> None:
-        said = form.cleaned_data
-        obj.since, obj.until, obj.billed_nanos = said["since"], said["last_day"] + timedelta(days=1), said["billed"]
-        obj.entered_by, obj.entered_at = actor(request), timezone.now()
-        obj.save()
 
 
 def _shown(value: object) -> str:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from datetime import timedelta
 from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
 from django.core.validators import EmailValidator
-from django.utils import timezone
 from django.utils.text import slugify
 from unfold.widgets import (
     UnfoldAdminCheckboxSelectMultipleWidget,
-    UnfoldAdminDateWidget,
     UnfoldAdminSelectWidget,
     UnfoldAdminTextareaWidget,
     UnfoldAdminTextInputWidget,
@@ -22,8 +19,7 @@ from unfold.widgets import (
 from accounts import outbound
 from analytics import alert_metrics, alerts
 from analytics.alert_metrics import COSTS, METRICS, REVENUES
-from analytics.forms import ISO_DAY, AmountField
-from analytics.models import AlertChannel, AlertRule, ProviderBill
+from analytics.models import AlertChannel, AlertRule
 from metering.forms import EndField
 
 MAX_ADDRESSES = 20
@@ -137,32 +133,6 @@ class ChannelForm(forms.ModelForm):  # type: ignore[type-arg]
                     outbound.check(target)
         except (ValidationError, outbound.Refused) as error:
             self.add_error("target", error if isinstance(error, ValidationError) else str(error))
-        return cleaned
-
-
-class BillForm(forms.ModelForm):  # type: ignore[type-arg]
-    """A provider's bill: whole days, and what was billed for usage."""
-
-    since = forms.DateField(
-        input_formats=[ISO_DAY], label="First day", widget=UnfoldAdminDateWidget(attrs={"type": "date"}, format=ISO_DAY)
-    )
-    last_day = forms.DateField(
-        input_formats=[ISO_DAY], label="Last day", widget=UnfoldAdminDateWidget(attrs={"type": "date"}, format=ISO_DAY)
-    )
-    billed = AmountField(signed=False, label="Billed, in US dollars", help_text="For usage alone: without tax, credits and fees.")
-
-    class Meta:
-        model = ProviderBill
-        fields = ("provider",)
-
-    def clean(self) -> dict[str, Any]:
-        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
-        since, last = cleaned.get("since"), cleaned.get("last_day")
-        if since and last:
-            if not since <= last < timezone.now().date():
-                self.add_error("last_day", "Choose a day from the first on that is over.")
-            elif ProviderBill.objects.filter(provider=cleaned.get("provider"), since=since, until=last + timedelta(days=1)).exists():
-                self.add_error("last_day", "There is a bill of this provider for these days already.")
         return cleaned
 
 

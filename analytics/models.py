@@ -8,6 +8,7 @@ from django.db import models
 from django.db.models import F, Q
 
 from accounts.models import Account
+from analytics import bill_models as bill_models  # registers its models
 from billing.models import LedgerEntry, Subscription
 from pricing.models import SLUG, CatalogChange, PlanVersion, Product, Unit
 
@@ -336,23 +337,31 @@ class AlertNotice(models.Model):
 
 
 class ProviderBill(models.Model):
-    """What an upstream provider billed for whole days in UTC, typed in by staff: what our own record of its cost is held against."""
+    """What an upstream provider billed for whole days in UTC: what our own record of its cost is held against.
+
+    Typed in by staff, or imported from files (:mod:`analytics.bills`); then ``digest`` names them and the lines are kept. Never changed. Of
+    several for the same days the last one entered counts.
+    """
 
     provider = models.CharField(max_length=64, help_text="As models name it: openai, anthropic, e2b.")
     since = models.DateField()
     until = models.DateField(help_text="The first day that it does not cover.")
     billed_nanos = models.BigIntegerField(help_text="Nano-USD, for usage alone: without tax, credits and fees.")
+    other_nanos = models.BigIntegerField(default=0, editable=False, help_text="Credits, discounts, taxes and fees on it.")
+    source = models.CharField(max_length=300, blank=True, editable=False, help_text="The exports and files it came from; empty: typed in.")
+    digest = models.CharField(max_length=64, blank=True, editable=False, help_text="SHA-256 of the files.")
     entered_by = models.CharField(max_length=150, editable=False)
     entered_at = models.DateTimeField(editable=False)
 
     class Meta:
         default_permissions = ("add", "view")
         constraints = [
-            models.UniqueConstraint(fields=["provider", "since", "until"], name="provider_bill_once"),
+            models.UniqueConstraint(fields=["provider", "since", "until"], condition=Q(digest=""), name="provider_bill_once"),
+            models.UniqueConstraint(fields=["digest"], condition=~Q(digest=""), name="provider_bill_imported_once"),
             models.CheckConstraint(name="provider_bill_days", condition=Q(until__gt=F("since"))),
             models.CheckConstraint(name="provider_bill_not_negative", condition=Q(billed_nanos__gte=0)),
         ]
-        ordering = ["-until", "provider"]
+        ordering = ["-until", "provider", "-entered_at"]
 
     def __str__(self) -> str:
         return f"{self.provider}, {self.since} until {self.until}"
