@@ -3,6 +3,7 @@
     mrr             what subscriptions bring in a month, as of any instant
     standing        the same with who pays it, plan by plan
     movements       what changed it in a period; their sum is its difference
+    months          both, month by month
     churn           who of those that paid at its beginning pays nothing at its end
     credit_revenue  what packs sold for
     economics       a month's revenue per customer, lifetime value and acquisition cost
@@ -82,6 +83,19 @@ class Movement:
     kind: Kind
     count: int
     nanos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Month:
+    """A calendar month: the MRR at its end, and what changed it."""
+
+    month: date
+    mrr_nanos: int
+    movements: tuple[Movement, ...]
+
+    @property
+    def net_nanos(self) -> int:
+        return sum(each.nanos for each in self.movements)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +209,21 @@ def movements(*, since: datetime, until: datetime, product_id: int | None = None
     """
     found = {kind: (count, nanos) for kind, count, nanos in _rows("growth_movements", since=since, until=until, product=product_id)}
     return tuple(Movement(kind, *found.get(kind, (0, 0))) for kind in KINDS)
+
+
+def months(*, until: datetime, product_id: int | None = None) -> list[Month]:
+    """Every month from the first one that anybody paid in to the one before ``until``, oldest first."""
+    found: dict[date, dict[Kind, tuple[int, int]]] = {}
+    for month, kind, count, nanos in _rows("growth_months", until=until, product=product_id):
+        found.setdefault(month, {})[kind] = (count, nanos)
+    result: list[Month] = []
+    month, total = min(found, default=until.date()), 0
+    while found and midnight(month) < until:
+        moved = tuple(Movement(kind, *found.get(month, {}).get(kind, (0, 0))) for kind in KINDS)
+        total += sum(each.nanos for each in moved)
+        result.append(Month(month, total, moved))
+        month = next_month(month)
+    return result
 
 
 def churn(*, since: datetime, until: datetime, product_id: int | None = None) -> Churn:

@@ -59,8 +59,7 @@ def history(*, product: Product, since: datetime, until: datetime) -> QuerySet[H
 
 def margin_percent(row: HourlyFigures) -> Decimal | None:
     """Of what came in, to two decimals; None where nothing did."""
-    revenue = row.subscriptions_nanos + row.packs_nanos
-    return margin.percent(revenue - row.cost_nanos, revenue)
+    return margin.percent(row.revenue_nanos - row.cost_nanos, row.revenue_nanos)
 
 
 def _gifts_cost(product: Product, at: datetime) -> int:

@@ -446,6 +446,10 @@ class HourlyFigures(models.Model):
     def __str__(self) -> str:
         return f"{self.product}, {self.at:%Y-%m-%d %H:%M}"
 
+    @property
+    def revenue_nanos(self) -> int:
+        return self.subscriptions_nanos + self.packs_nanos
+
 
 class DraftReplay(models.Model):
     """A period's real usage under a draft of a product's catalog: asked for, worked in the background, and kept (:mod:`analytics.drafts`).

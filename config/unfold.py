@@ -64,6 +64,12 @@ UNFOLD: dict[str, Any] = {
                         "permission": _may("analytics.view_margin"),
                     },
                     {
+                        "title": "Growth",
+                        "icon": "trending_up",
+                        "link": reverse_lazy("admin:analytics_growth"),
+                        "permission": _may("analytics.view_margin"),
+                    },
+                    {
                         "title": "Projection",
                         "icon": "calculate",
                         "link": reverse_lazy("admin:analytics_projection"),
@@ -157,6 +163,8 @@ UNFOLD: dict[str, Any] = {
                     _list("Alert rules", "rule_settings", "analytics", "alertrule"),
                     _list("Alert channels", "campaign", "analytics", "alertchannel"),
                     _list("Alert notices", "outgoing_mail", "analytics", "alertnotice"),
+                    _list("Hourly figures", "schedule", "analytics", "hourlyfigures"),
+                    _list("Marketing spend", "ads_click", "analytics", "marketingspend"),
                     _list("Provider bills", "request_quote", "analytics", "providerbill"),
                     _list("Staff roles", "badge", "auth", "group"),
                     _list("Audit log", "policy", "admin", "logentry"),
