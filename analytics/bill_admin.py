@@ -32,8 +32,8 @@ from analytics.models import ProviderBill
 from analytics.templatetags.margins import DOLLAR
 from pricing.models import PriceProposal
 
-#: So many days of models are shown; all are in the file.
-SHOWN = 400
+#: So many days of models are shown, of those that are off; all are in the file.
+SHOWN = 60
 KEPT = timedelta(days=1)
 CHIPS = {
     "price": "wrong price", "unpriced": "no price", "shifted": "other day", "missing": "missing", "doubled": "too much",
@@ -70,6 +70,7 @@ class Sum:
     price_nanos: int = 0
     unsplit_nanos: int = 0
     days: dict[date, Sum] = field(default_factory=dict)
+    quiet: int = 0
 
     def add(self, line: Line) -> None:
         self.billed_nanos += line.billed_nanos
@@ -81,6 +82,10 @@ class Sum:
     @property
     def difference_nanos(self) -> int:
         return self.billed_nanos - self.recorded_nanos
+
+    @property
+    def only_unsplit(self) -> bool:
+        return bool(self.unsplit_nanos) and not self.volume_nanos and not self.price_nanos
 
     @property
     def green(self) -> bool:
@@ -280,7 +285,7 @@ def _stored(comparison: BillComparison) -> list[Line]:
 
 
 def _shown(lines: Iterable[Line], threshold_ppm: int, explained: Sequence[int]) -> dict[str, Any]:
-    """Models with their days, the farthest apart first, and the sums."""
+    """Models, the farthest apart first, each with its days that are off, and the sums."""
     total = Sum("", threshold_ppm)
     models: dict[str, Sum] = {}
     for line in lines:
@@ -291,9 +296,11 @@ def _shown(lines: Iterable[Line], threshold_ppm: int, explained: Sequence[int]) 
     ordered = sorted(models.values(), key=lambda one: (-abs(one.difference_nanos), one.name))
     left = SHOWN
     for model in ordered:
-        model.days = dict(sorted(model.days.items())[: max(left, 0)])
-        left -= len(model.days)
-    return {"total": total, "models": ordered, "cut": left <= 0, "rest": total.difference_nanos - sum(explained)}
+        off = {day: one for day, one in sorted(model.days.items()) if not one.green}
+        model.quiet = len(model.days) - len(off)
+        model.days = dict(list(off.items())[: max(left, 0)])
+        left -= len(off)
+    return {"total": total, "models": ordered, "cut": left < 0, "rest": total.difference_nanos - sum(explained)}
 
 
 def _said(kind: str, amount_nanos: int, text: str, proposed: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from fractions import Fraction
 from typing import Final, NamedTuple
 
-from django.db import connection
+from django.db import connection, transaction
 
 from analytics import rollups
 from analytics.bill_findings import LEAST, Evidence
@@ -42,7 +42,8 @@ class Group(NamedTuple):
 
 def groups(*, since: date, until: date, models: list[int]) -> list[Group]:
     """What was used of ``models`` from ``since`` up to but without ``until``, but for what customers used with keys of their own."""
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("set local statement_timeout = '5min'")
         cursor.execute(rollups.query("bill_captured"), {"start": midnight(since), "end": midnight(until), "models": models})
         found = [
             Group(day, model, level, state, rows, records, int(cost), [int(quantity) for quantity in quantities])

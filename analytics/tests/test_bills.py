@@ -408,6 +408,15 @@ class TestCauses:
         with pytest.raises(UnreadableBill, match="The files come to more than"):
             self.found(openai(*((day, "dear, input", "99999999", 1) for day in range(-99, 0))))
 
+    def test_a_page_of_a_year_shows_the_days_that_are_off_and_stays_small(self, month: Month, superuser: Client) -> None:
+        rows = [(day, f"{month.name(model)}, input", "2.00", 1_000_000) for day in range(-180, 0) for model in range(3)]
+        bill = bills.prepared(files=[("a.csv", openai(*rows).encode())], provider="openai", mapping=None, today=TODAY)
+        kept = bills.import_(bill=bill, actor="ada", user=None, now=timezone.now()).bill
+        page = superuser.get(f"{ADMIN}{kept.pk}/change/").content.decode()
+        assert "The first 60 days that are off" in page
+        assert page.count('<td class="nowrap">') == 60
+        assert "the bill has 180,000,000 input tokens, and nothing is recorded, $360.00. On 180 days" in page
+
     def test_the_threshold_is_the_alert_rules(self) -> None:
         assert bills.threshold() == 50_000
         alerts.ship()
