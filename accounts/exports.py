@@ -1,6 +1,7 @@
 """Tables that customers take away as CSV: RFC 4180 in UTF-8, written while they are sent, and harmless in a spreadsheet.
 
     download   rows as a response that is a file
+    text       the same file as text, some rows at a time
     MAX_ROWS   the most rows of one file; whoever cuts there says so in the file's name
 
 A cell is written by its type: ``str`` is somebody's words, and never becomes a formula; :class:`Nanos` is an exact decimal, ``int`` a
@@ -37,11 +38,12 @@ def download(rows: Iterable[Sequence[Cell]], *, name: str) -> StreamingHttpRespo
     part is never taken for the whole.
     """
     return StreamingHttpResponse(
-        _written(rows), content_type="text/csv; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{name}"'}
+        text(rows), content_type="text/csv; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{name}"'}
     )
 
 
-def _written(rows: Iterable[Sequence[Cell]]) -> Iterator[str]:
+def text(rows: Iterable[Sequence[Cell]]) -> Iterator[str]:
+    """The file's text, in parts of some rows."""
     write = csv.writer(_Line(), lineterminator="\r\n").writerow
     lines = (write([_text(cell) for cell in row]) for row in rows)
     while some := "".join(islice(lines, _ROWS_A_WRITE)):

@@ -27,7 +27,7 @@ from accounts.models import Account
 from analytics import alert_admin as alert_admin  # registers its pages
 from analytics import bill_admin as bill_admin  # and these
 from analytics import growth_admin as growth_admin  # and these
-from analytics import growth_page, margin, margin_lint_page, projection_page, risk_page
+from analytics import growth_page, margin, margin_lint_page, projection_page, revenue_page, risk_page
 from analytics.account_page import AccountAdmin
 from analytics.drafts.page import DraftReplayAdmin
 from analytics.forms import MarginForm
@@ -39,6 +39,8 @@ from pricing.admin import ReadOnlyAdmin
 
 DAYS = 30
 ROWS = 200
+#: So many models that earn least are named.
+LEAST = 3
 
 admin.site.register(Account, AccountAdmin)
 admin.site.register(DraftReplay, DraftReplayAdmin)
@@ -121,6 +123,8 @@ class MarginAdmin(ReadOnlyAdmin):
             path("growth/", view(growth_page.growth_view), name="analytics_growth"),
             path("growth/rows/", view(growth_page.rows_view), name="analytics_growth_rows"),
             path("growth/file/", view(growth_page.file_view), name="analytics_growth_file"),
+            path("revenue/", view(revenue_page.revenue_view), name="analytics_revenue"),
+            path("revenue/journal.csv", view(revenue_page.journal_view), name="analytics_journal"),
             path("projection/", view(projection_page.projection_view), name="analytics_projection"),
             *super().get_urls(),
         ]
@@ -140,15 +144,15 @@ class MarginAdmin(ReadOnlyAdmin):
                     "until": last_day + timedelta(days=1),
                     "product_id": chosen["product"].pk if chosen["product"] else None,
                 }
+                shown = {"since": period["since"], "last_day": last_day, "product": chosen["product"] and chosen["product"].slug}
+                by, order, fees = chosen["by"] or "model", chosen["order"] or "revenue", chosen["fees"]
+                report = margin.report(by=by, limit=ROWS, order=order, fees=fees, **period)
                 context |= {
-                    "form": MarginForm(
-                        initial={"since": period["since"], "last_day": last_day, "product": chosen["product"] and chosen["product"].slug}
-                    ),
-                    "report": margin.report(by=chosen["by"] or "model", limit=ROWS, **period),
-                    "days": margin.report(by="day", **period),
-                    "last_day": last_day,
-                    "bys": margin.BYS,
-                }
+                    "form": MarginForm(initial=shown | {"by": by, "order": order, "fees": fees}),
+                    "report": report, "order": order, "fees": fees, "last_day": last_day, "bys": margin.BYS,
+                    "days": margin.report(by="day", fees=fees, **period),
+                    "least": margin.report(by="model", limit=LEAST, order="least", fees=fees, **period).rows,
+                }  # fmt: skip
             except (margin.InvalidPeriod, OverflowError) as error:
                 form.add_error("since", str(error))
         return TemplateResponse(request, "admin/analytics/margin.html", self.admin_site.each_context(request) | context)

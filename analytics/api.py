@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema
@@ -41,6 +41,8 @@ class MarginQuery(reads.Query):
     since: Day | None = Field(None, description=f"First UTC day; by default {DEFAULT_DAYS} days before `until`.")
     until: Day | None = Field(None, description="First UTC day that is not counted any more; by default tomorrow.")
     product: reads.Text | None = Field(None, description="The key's own product; another one is not found.")
+    order: margin.Order = Field("revenue", description="`revenue`, or `least`: what earns least of its revenue comes first.")
+    fees: Literal["0", "1"] = Field("0", description="1: the payment fee of the burnt credits is a cost of both margins.")
     limit: Annotated[reads.Number, Field(ge=1, le=MAX_ROWS)] = DEFAULT_ROWS
 
 
@@ -50,19 +52,24 @@ class MarginFigures(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     records: int
-    tokens: int
+    tokens: int | None = Field(description="Null in rows by user or pack, whose requests may be shared.")
     cost: reads.Amount = Field(description="What we paid upstream.")
     revenue: reads.Amount = Field(description="List value of what was charged, reversals taken off.")
-    margin: reads.Amount = Field(description="Revenue minus cost.")
+    margin: reads.Amount = Field(description="Revenue minus cost, and minus the fee with `fees=1`.")
     margin_percent: str | None = Field(description="Margin per revenue, two decimals; null where nothing was charged.")
     cash: reads.Amount = Field(description="What was paid for the credits that were burnt.")
     fee: reads.Amount = Field(description="What of that cash the payment provider kept.")
+    cash_margin: reads.Amount = Field(description="Cash minus cost, and minus the fee with `fees=1`.")
+    cash_margin_percent: str | None = Field(description="Cash margin per cash, two decimals; null where nothing was paid.")
 
 
 class MarginRow(MarginFigures):
     """One group's sums."""
 
-    key: str = Field(description="Model, account id, product, day or product/feature; empty for usage without a feature.")
+    key: str = Field(
+        description="Model, account id, account id/user, product, product/plan, source/pack, month, day or product/feature; empty for "
+        "usage without a feature or plan, or charged to no credits."
+    )
     label: str
 
 
@@ -93,7 +100,9 @@ class MarginView(reads.Read):
         try:
             until = query.until or timezone.now().date() + timedelta(days=1)
             since = query.since or until - timedelta(days=DEFAULT_DAYS)
-            report = margin.report(by=query.by, since=since, until=until, product_id=product.pk, limit=query.limit)
+            report = margin.report(
+                by=query.by, since=since, until=until, product_id=product.pk, limit=query.limit, order=query.order, fees=query.fees == "1"
+            )
         except (margin.InvalidPeriod, OverflowError) as error:
             raise api.Problem(
                 422, "invalid_request", "Some fields are wrong.", errors=[{"field": "since", "message": str(error)}]
@@ -112,4 +121,6 @@ def _figures(row: margin.Row) -> dict[str, Any]:
     return {
         "records": row.records, "tokens": row.tokens, "cost": row.cost_nanos, "revenue": row.revenue_nanos, "margin": row.margin_nanos,
         "margin_percent": None if row.margin_percent is None else str(row.margin_percent), "cash": row.cash_nanos, "fee": row.fee_nanos,
+        "cash_margin": row.cash_margin_nanos,
+        "cash_margin_percent": None if row.cash_margin_percent is None else str(row.cash_margin_percent),
     }  # fmt: skip

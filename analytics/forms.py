@@ -149,7 +149,11 @@ class PlanForm(ReasonForm):
 class MarginForm(forms.Form):
     """Which margin to show."""
 
-    by = forms.ChoiceField(choices=[(by, f"By {by}") for by in margin.BYS], required=False, widget=UnfoldAdminSelectWidget)
+    by = forms.ChoiceField(choices=[(by, f"By {by}") for by in margin.BYS], required=False, widget=forms.HiddenInput)
+    order = forms.ChoiceField(
+        choices=[("revenue", "Most revenue first"), ("least", "What earns least first")], required=False, widget=UnfoldAdminSelectWidget
+    )
+    fees = forms.BooleanField(required=False, label="Payment fees are a cost")
     since = forms.DateField(
         required=False, input_formats=[ISO_DAY], label="From", widget=UnfoldAdminDateWidget(attrs={"type": "date"}, format=ISO_DAY)
     )

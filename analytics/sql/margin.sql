@@ -1,5 +1,6 @@
 -- What was earned per model, product, feature or day (:by) on the UTC days from :since up to but without :until; the first row is the
--- total of all, then up to :limit groups: days in order, the rest by revenue. :product null is all products.
+-- total of all, then up to :limit groups: days in order, the rest by revenue, or all by the
+-- share of it that is margin (:least), the least first, payment fees in it or not (:fees). :product null is all products.
 with figures as (
   select
     case %(by)s
@@ -28,5 +29,7 @@ from sums s
   left join pricing_product p on %(by)s = 'product' and p.id = s.key
   left join metering_feature f on %(by)s = 'feature' and f.id = s.key
   left join pricing_product fp on fp.id = f.product_id
-order by s.total desc, case when %(by)s = 'day' then s.key end, s.value_nanos desc, s.cost_nanos desc, s.key
+order by s.total desc, case when %(by)s = 'day' and not %(least)s then s.key end,
+  case when %(least)s then (s.value_nanos - s.cost_nanos - case when %(fees)s then s.fee_nanos else 0 end)::numeric / nullif(s.value_nanos, 0) end nulls first,
+  s.value_nanos desc, s.cost_nanos desc, s.key
 limit %(limit)s + 1

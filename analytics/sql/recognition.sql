@@ -43,7 +43,8 @@ with book as (
       isum(fee_nanos) filter (where line in ('usage', 'reversal', 'debt_repaid', 'expiry', 'adjustment', 'refund')),
       isum(cash_nanos) filter (where line = 'time_received'), isum(fee_nanos) filter (where line = 'time_received'),
       isum(cash_nanos) filter (where line = 'time_returned'), isum(cash_nanos) filter (where line = 'time_earned'),
-      isum(fee_nanos) filter (where line = 'time_earned')] as figures,
+      isum(fee_nanos) filter (where line = 'time_earned'),
+      isum(cash_nanos) filter (where line = 'promotion'), isum(fee_nanos) filter (where line = 'promotion')] as figures,
     count(*) over () - 1 as groups
   from (
     select *, case %(by)s when 'day' then (day - date '1970-01-01')::bigint when 'account' then account_id else product_id end as key from line

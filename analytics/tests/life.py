@@ -15,7 +15,7 @@ from analytics.tests.world import NOON, World
 from billing import ledger
 from billing.models import PaidTime
 
-ACTOR = {"actor": "test", "reason": "test"}
+ACTOR: dict[str, Any] = {"actor": "test", "reason": "test"}
 
 
 @dataclass

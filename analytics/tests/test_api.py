@@ -11,6 +11,7 @@ from django.test import RequestFactory
 from django.utils import timezone
 
 from accounts import api_keys
+from analytics import margin
 from analytics.api import MarginView
 from analytics.tests.world import World
 from billing import ledger
@@ -24,6 +25,8 @@ FIGURES = {
     "margin_percent": "33.33",
     "cash": "0.000000000",
     "fee": "0.000000000",
+    "cash_margin": "-0.300000000",
+    "cash_margin_percent": None,
 }
 
 
@@ -68,6 +71,12 @@ def test_another_products_usage_is_not_in_it_and_its_name_not_found(used: World)
     assert ask(key(other), f"product={used.product.slug}")[0] == 404
 
 
+@pytest.mark.parametrize("by", margin.BYS)
+def test_every_grouping_answers_with_the_fee_in_and_the_least_first(used: World, by: str) -> None:
+    status, body = ask(key(used), f"since=2026-03-01&until=2026-04-01&by={by}&fees=1&order=least")
+    assert (status, body["totals"]["margin"], len(body["rows"])) == (200, "0.150000000", 1)
+
+
 def test_without_dates_it_is_the_last_thirty_days_with_today(used: World) -> None:
     ledger.record(used.event(used.account(), cost=1, price=2, at=timezone.now()))
     assert ask(key(used))[1]["totals"]["revenue"] == "0.000000002"
@@ -78,6 +87,9 @@ def test_without_dates_it_is_the_last_thirty_days_with_today(used: World) -> Non
     [
         ("by=colour", "by"),
         ("by=", "by"),
+        ("order=best", "order"),
+        ("fees=yes", "fees"),
+        ("fees=", "fees"),
         ("colour=red", "colour"),
         ("by=day&by=model", "by"),
         ("since=yesterday", "since"),

@@ -7,15 +7,19 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from django.db import connection
 
-from analytics import margin, rollups, tasks
+from accounts.models import Account
+from analytics import books, margin, rollups, tasks
 from analytics.margin import BYS, By, Row
 from analytics.tests.world import NANOS, NOON, World
 from billing import ledger
+from billing.models import Subscription
+from pricing.models import Plan, PlanVersion
 
 SINCE, UNTIL = date(2026, 3, 1), date(2026, 3, 31)
 
@@ -24,7 +28,7 @@ def report(world: World, by: By = "model", **options: int) -> margin.Report:
     return margin.report(by=by, since=SINCE, until=UNTIL, product_id=world.product.pk, **options)
 
 
-def sums(row: Row) -> tuple[int, int, int, int, int, int]:
+def sums(row: Row) -> tuple[int, int | None, int, int, int, int]:
     return row.records, row.tokens, row.cost_nanos, row.revenue_nanos, row.cash_nanos, row.fee_nanos
 
 
@@ -46,7 +50,7 @@ def test_usage_that_was_charged_nothing_has_no_margin_percent(world: World) -> N
 def test_an_empty_period_has_totals_of_zero_and_no_rows(world: World) -> None:
     for by in BYS:
         empty = report(world, by)
-        assert (empty.rows, empty.groups, sums(empty.totals)) == ([], 0, (0,) * 6)
+        assert (empty.rows, empty.groups, sums(empty.totals)) == ([], 0, (0,) * 6), by
 
 
 def test_until_is_the_first_day_that_does_not_count(world: World) -> None:
@@ -93,7 +97,7 @@ def test_cash_is_that_of_the_credits_that_were_burnt(world: World) -> None:
     world.grant(account, 1000, cash_nanos=900, fee_nanos=50, priority=2)
     ledger.record(world.event(account, cost=30, price=300))
     totals = report(world).totals
-    assert (totals.cash_nanos, totals.fee_nanos, totals.cash_margin_nanos) == (180, 10, 140)
+    assert (totals.cash_nanos, totals.fee_nanos, totals.cash_margin_nanos) == (180, 10, 150)
 
 
 def test_credits_that_expire_when_the_wallet_is_opened_are_no_cash_of_the_charge(world: World) -> None:
@@ -192,6 +196,8 @@ def test_every_view_of_a_random_history_is_exact(world: World, seed: int) -> Non
                         "product": world.product.slug,
                         "day": late.date().isoformat(),
                         "feature": "" if feature is None else f"{world.product.slug}/{world.features[feature].slug}",
+                        "plan": "",
+                        "cohort": f"{account.created_at:%Y-%m}",
                     }
                     charged.append((account, event, usage, keys))
                     for by, key in keys.items():
@@ -210,6 +216,7 @@ def test_every_view_of_a_random_history_is_exact(world: World, seed: int) -> Non
                         expected[by][key].update(revenue=-(event.charge.value_nanos or 0))
                 case "fold":
                     rollups.fold(limit=dice.randrange(1, 9))
+                    books.fold()
     with connection.cursor() as cursor:
         cursor.execute(
             "select coalesce(sum(cash_nanos), 0)::bigint, coalesce(sum(fee_nanos), 0)::bigint from ledger_entry"
@@ -219,9 +226,119 @@ def test_every_view_of_a_random_history_is_exact(world: World, seed: int) -> Non
         cash["cash"], cash["fee"] = cursor.fetchone()
     for by in BYS:
         found = margin.report(by=by, since=date(2026, 1, 1), until=date(2027, 1, 1), product_id=world.product.pk)
-        assert {row.key: (row.records, row.tokens, row.cost_nanos, row.revenue_nanos) for row in found.rows} == {
-            key: (sum_["records"], sum_["tokens"], sum_["cost"], sum_["revenue"]) for key, sum_ in expected[by].items()
-        }
+        if by not in ("user", "pack"):
+            assert {row.key: (row.records, row.tokens, row.cost_nanos, row.revenue_nanos) for row in found.rows} == {
+                key: (sum_["records"], sum_["tokens"], sum_["cost"], sum_["revenue"]) for key, sum_ in expected[by].items()
+            }
+        whole = margin.report(by="product", since=date(2026, 1, 1), until=date(2027, 1, 1), product_id=world.product.pk).totals
+        assert sums(found.totals) == sums(whole)
+        for number in (0, 2, 3, 4, 5) if by in ("user", "pack") else range(6):
+            assert sums(whole)[number] == sum(sums(row)[number] or 0 for row in found.rows)
         assert (found.totals.cash_nanos, found.totals.fee_nanos) == (cash["cash"], cash["fee"])
         assert sum(row.cash_nanos for row in found.rows) == cash["cash"]
     assert rollups.check() == []
+    assert [wrong for wrong in books.check() if wrong.startswith(f"product {world.product.pk} ")] == []
+
+
+def give(account: Account, nanos: int, *, reason: str = "test", source: str = "purchased", **fields: Any) -> None:
+    key = uuid4().hex
+    terms = {"cash_nanos": 0, "priority": 10} | fields
+    ledger.grant(
+        account_id=account.pk, unit_id=account.product.unit_id, amount_nanos=nanos, source=source, source_key=key, key=key, actor="test",
+        reason=reason, **terms,
+    )  # fmt: skip
+
+
+class TestSlices:
+    """By what the credits came from, by who used them, by the plan of the day and by the month of sign-up."""
+
+    def rows(self, world: World, by: By, **options: Any) -> dict[str, tuple[int, int, int, int]]:
+        found = margin.report(by=by, since=SINCE, until=UNTIL, product_id=world.product.pk, **options).rows
+        return {row.key: (row.records, row.revenue_nanos, row.cost_nanos, row.cash_nanos) for row in found}
+
+    @pytest.fixture(params=[False, True], ids=["live", "folded"])
+    def fold(self, request: pytest.FixtureRequest) -> Callable[[], object]:
+        return books.fold if request.param else lambda: None
+
+    def test_a_request_is_split_by_what_each_grant_gave_of_it(self, world: World, fold: Callable[[], object]) -> None:
+        account = world.account()
+        give(account, 40, source="promotion", priority=1, cash_nanos=0)
+        give(account, 50, source="purchased", priority=2, cash_nanos=25, reason="2 × Starter, pi_3Nx_9")
+        ledger.record(world.event(account, cost=50, price=100, value=200))
+        fold()
+        assert self.rows(world, "pack") == {
+            "purchased/Starter": (0, 100, 25, 25),
+            "promotion": (1, 80, 20, 0),
+            "debt": (0, 20, 5, 0),
+        }
+
+    def test_a_reversal_gives_each_its_part_back_and_leaves_the_cost(self, world: World, fold: Callable[[], object]) -> None:
+        account = world.account()
+        give(account, 40, source="promotion", priority=1, cash_nanos=0)
+        give(account, 50, source="purchased", priority=2, cash_nanos=25, reason="Starter, in_1")
+        usage = ledger.record(world.event(account, cost=50, price=100))
+        fold()
+        give(account, 10, source="purchased", cash_nanos=5, reason="Starter, in_2")  # repays what is owed
+        world.reverse(account, usage)
+        assert self.rows(world, "pack") == {"promotion": (1, 0, 20, 0), "purchased/Starter": (0, 0, 25, 0), "debt": (0, 0, 5, 0)}
+
+    def test_what_was_charged_to_no_credits_is_a_row_of_its_own(self, world: World, fold: Callable[[], object]) -> None:
+        account = world.account()
+        give(account, 100, cash_nanos=100, reason="Starter, pi_1")
+        ledger.record(world.event(account, cost=7, price=0))
+        ledger.record(world.event(account, cost=1, price=10, user_ref="u1"))
+        ledger.record(world.event(account, cost=2, price=20))
+        fold()
+        assert self.rows(world, "pack") == {"purchased/Starter": (2, 30, 3, 30), "": (1, 0, 7, 0)}
+        name = account.public_id
+        assert self.rows(world, "user") == {f"{name}/": (1, 20, 2, 20), f"{name}/u1": (1, 10, 1, 10), "": (1, 0, 7, 0)}
+
+    def test_a_plan_counts_from_its_first_day_and_the_cohort_is_the_month_of_sign_up(self, world: World) -> None:
+        account = world.account()
+        versions = []
+        for slug in ("free", "pro"):
+            plan = Plan.objects.create(product=world.product, slug=slug, name=slug.title(), rank=len(versions))
+            versions.append(
+                PlanVersion.objects.create(plan=plan, valid_from=NOON - timedelta(days=90), price_cents=0, rate_card="standard")
+            )
+        begins = NOON - timedelta(days=5), NOON
+        for version, begin, end in zip(versions, begins, (NOON, None), strict=True):
+            Subscription.objects.create(
+                account=account, plan_version=version, status="canceled" if end else "active", anchor_at=begin, current_period_start=begin,
+                current_period_end=begin + timedelta(days=30), started_at=begin, ended_at=end,
+            )  # fmt: skip
+        for days in (-6, -1, 0, 3):
+            ledger.record(world.event(account, cost=1, price=10, at=NOON + timedelta(days=days)))
+        slug = world.product.slug
+        assert {key: row[:2] for key, row in self.rows(world, "plan").items()} == {
+            f"{slug}/pro": (2, 20),
+            f"{slug}/free": (1, 10),
+            "": (1, 10),
+        }
+        assert {key: row[:2] for key, row in self.rows(world, "cohort").items()} == {f"{account.created_at:%Y-%m}": (4, 40)}
+
+    def test_models_that_earn_least_come_first_and_the_fee_may_decide_which(self, world: World) -> None:
+        account = world.account()
+        world.grant(account, 100, cash_nanos=100, fee_nanos=50)
+        ledger.record(world.event(account, cost=40, price=50, model=0))
+        ledger.record(world.event(account, cost=20, price=50, model=1))
+        ledger.record(world.event(account, cost=30, price=100, model=1))
+        least = margin.report(by="model", since=SINCE, until=UNTIL, product_id=world.product.pk, order="least").rows
+        assert [(row.label, row.margin_percent) for row in least] == [
+            (str(world.models[0]), Decimal("20.00")),
+            (str(world.models[1]), Decimal("66.67")),
+        ]
+        least = margin.report(by="model", since=SINCE, until=UNTIL, product_id=world.product.pk, order="least", fees=True).rows
+        assert [(row.margin_nanos, row.cash_margin_nanos) for row in least] == [(-15, -15), (75, -25)]
+
+    def test_a_dollar_of_rovers_enterprise_pack_was_bought_for_66_7_cents(self, world: World) -> None:
+        """$75 for $50, a markup of 50 %: a third at list prices, nothing at what was paid."""
+        account = world.account()
+        give(account, 75 * NANOS, cash_nanos=50 * NANOS, fee_nanos=1_750_000_000, reason="Enterprise, pi_1")
+        ledger.record(world.event(account, cost=2 * NANOS, price=3 * NANOS))
+        [row] = margin.report(by="pack", since=SINCE, until=UNTIL, product_id=world.product.pk).rows
+        assert (row.label, row.margin_percent, row.cash_nanos, row.cash_margin_percent) == (
+            "Enterprise", Decimal("33.33"), 2 * NANOS, Decimal("0.00"),
+        )  # fmt: skip
+        [row] = margin.report(by="pack", since=SINCE, until=UNTIL, product_id=world.product.pk, fees=True).rows
+        assert row.cash_margin_percent == Decimal("-3.50")

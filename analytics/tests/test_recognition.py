@@ -127,6 +127,19 @@ def test_money_that_went_back_for_used_credit_is_taken_off_and_counts_when_the_d
     assert (sums.debt_repaid_nanos, sums.earned_nanos, sums.deferred_nanos) == (80, 80, 20)
 
 
+def test_what_is_used_on_free_credit_earns_nothing_and_is_what_it_cost_us(world: World) -> None:
+    account = world.account()
+    with ledger.clock(at=NOON):
+        world.grant(account, 60, priority=1)
+        world.grant(account, 100, cash_nanos=50, priority=2)
+        usage = ledger.record(world.event(account, cost=30, price=100, value=200))
+    sums = now(world, NOON + timedelta(hours=1))
+    assert (sums.earned_nanos, sums.promotion_value_nanos, sums.promotion_cost_nanos) == (20, 120, 18)
+    with ledger.clock(at=NOON + timedelta(days=1)):
+        world.reverse(account, usage)
+    assert (now(world).promotion_value_nanos, now(world).promotion_cost_nanos) == (0, 18)
+
+
 def test_disputed_credit_is_still_owed_and_shown_apart(world: World) -> None:
     account = world.account()
     with ledger.clock(at=NOON):
@@ -185,7 +198,7 @@ def test_the_check_names_what_is_not_what_the_entries_say_and_a_rebuild_puts_it_
     mine = f"product {world.product.pk} "
     as_owner("update book_product set cash_nanos = cash_nanos + 1 where product_id = %s", [world.product.pk])
     [wrong] = [each for each in books.check() if each.startswith(mine)]
-    assert wrong.endswith("received: [71, 0, 70, 0] instead of [70, 0]")
+    assert wrong.endswith("product received: [71, 0, 0, 0] instead of [70, 0, 0, 0]")
     books.rebuild()
     assert [each for each in books.check() if each.startswith(mine)] == []
     assert books.fold() == 0

@@ -51,19 +51,28 @@ class World:
             reason="test", priority=priority, expires_at=expires_at, cash_nanos=cash_nanos, fee_nanos=fee_nanos,
         )  # fmt: skip
 
-    def call(self, *, model: int = 0, feature: int | None = None, quantities: tuple[int, ...] = (100, 20)) -> ledger.Call:
+    def call(
+        self, *, model: int = 0, feature: int | None = None, quantities: tuple[int, ...] = (100, 20), user_ref: str | None = None
+    ) -> ledger.Call:
         feature_id = None if feature is None else self.features[feature].pk
         return ledger.Call(
-            model_id=self.models[model].pk, feature_id=feature_id, api_key_id=None, rate_card_id=1, price_ids=[], quantities=quantities
+            model_id=self.models[model].pk,
+            feature_id=feature_id,
+            api_key_id=None,
+            rate_card_id=1,
+            price_ids=[],
+            quantities=quantities,
+            user_ref=user_ref,
         )
 
     def event(
         self, account: Account, *, cost: int, price: int, value: int | None = None, at: datetime = NOON, model: int = 0,
-        feature: int | None = None, key: UUID | None = None,
+        feature: int | None = None, key: UUID | None = None, user_ref: str | None = None,
     ) -> ledger.Event:  # fmt: skip
         return ledger.Event(
-            account_id=account.pk, key=key or uuid4(), fingerprint=UUID(int=price), call=self.call(model=model, feature=feature),
-            unit_id=self.unit.pk, event_at=at, charge=ledger.Charge(cost, price, price if value is None else value, 120),
+            account_id=account.pk, key=key or uuid4(), fingerprint=UUID(int=price), unit_id=self.unit.pk, event_at=at,
+            call=self.call(model=model, feature=feature, user_ref=user_ref),
+            charge=ledger.Charge(cost, price, price if value is None else value, 120),
         )  # fmt: skip
 
     def hold(self, account: Account, nanos: int, *, model: int = 0, feature: int | None = None) -> ledger.Usage:
