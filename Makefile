@@ -52,11 +52,12 @@ bench:  ## The measurements of docs/performance.md, about ten minutes: make benc
 	$(call install,requirements-bench.txt)
 	@SECONDS=$(or $(SECONDS),2) SCALE=$(or $(SCALE),6) $(PY) -m benchmarks
 
-soak:  ## Clients at work while all beneath them is killed, then all that Stripe may send: make soak SECONDS=600 DELIVERIES=100000 SEED=1
+soak:  ## Clients at work while all beneath them is killed, all that Stripe may send, charges after price edits: make soak SECONDS=600 DELIVERIES=100000 CHARGES=10000 SEED=1
 	$(call install,requirements.txt)
 	$(call install,requirements-dev.txt)
 	@$(PY) -m tests.torture --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 	@$(PY) -m tests.webhooks --deliveries $(or $(DELIVERIES),100000) $(if $(SEED),--seed $(SEED))
+	@CHARGES=$(or $(CHARGES),10000) $(PY) -m pytest tests/test_repriced.py -q
 
 mutants:  ## Plant known bugs in a copy, one at a time; a test must notice each: make mutants ONLY="burn"
 	$(call install,requirements.txt)

@@ -16,6 +16,7 @@
     extend         lets a hold live longer
     record         charges work that had no hold; record_many a set
     rate           charges recorded work that had no price, once it has
+    seals          what a charge was sealed as, and what is stored of it now
     sweep          gives back the holds that nobody resolved in time
     limits         what an account's limits say now; costs what accounts cost in a window
     reserve        takes a place for an object that a plan limits in number; unreserve gives it back
@@ -36,7 +37,7 @@ The clock is the database's, read after the account was locked; :func:`clock` an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
@@ -54,6 +55,13 @@ CHUNK = 100
 _EVERYTHING = 2**63 - 1
 #: For whom something is due.
 _DUE = "select distinct account_id from wallet where due_at <= app_now() and account_id > %s order by account_id limit %s"
+_SEALS = """
+    with asked as (select u from usage_record u where u.account_id = %s and u.id = any (%s::uuid[]))
+    select (u).id, (u).seal, usage_sealed_record(u) from asked
+    union all
+    select r.usage_id, r.seal, usage_sealed_rating(u, r)
+    from asked join usage_rating r on r.account_id = (u).account_id and r.usage_id = (u).id
+"""
 
 
 class LedgerError(Exception):
@@ -272,6 +280,23 @@ class Usage:
     @property
     def look(self) -> Look:
         return Look(self.used or (), self.resets_at or (), self.throttle_reason, self.throttled_until)
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What was hashed when a charge was written, as it stands now (``text``), and the hash that was stored then."""
+
+    stored: UUID
+    text: str
+
+    @property
+    def now(self) -> UUID:
+        """The first 128 bits of the SHA-256 of ``text``, as ``usage_seal`` in ``billing/sql/seal.sql`` has it."""
+        return UUID(bytes=sha256(self.text.encode()).digest()[:16])
+
+    @property
+    def holds(self) -> bool:
+        return self.now == self.stored
 
 
 def key_hash(*parts: str) -> UUID:
@@ -904,6 +929,14 @@ def rate(
             charged,
         ],
     )
+
+
+def seals(*, account_id: int, usage_ids: Collection[UUID]) -> dict[UUID, list[Seal]]:
+    """The seals of these records, each with that of its later rating if it has one. Not for tenants: the texts say what work cost us."""
+    found: dict[UUID, list[Seal]] = {}
+    for id_, *sealed in _call(_SEALS, [account_id, list(usage_ids)]):
+        found.setdefault(id_, []).append(Seal(*sealed))
+    return found
 
 
 def sweep(*, limit: int) -> int:

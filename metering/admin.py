@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any, cast
 
 from django.contrib import admin, messages
@@ -15,21 +15,20 @@ from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
-from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.decorators import display
 
 from accounts import approvals
 from accounts.admin import ReasonForm, actor
 from accounts.models import ApiKey, User
-from accounts.templatetags.amounts import exact_amount
+from accounts.templatetags.amounts import exact_amount, sub_digits
 from billing.admin import LedgerAdmin, exactly, link, unit, within
-from billing.models import LedgerEntry, Operation
-from metering import charges, guard, kill_switches, ladder, switch_preview
+from billing.models import Operation
+from metering import charges, explanation, guard, kill_switches, ladder, switch_preview, usage
 from metering.forms import ISO_MINUTE, ThrowForm
 from metering.models import CostThrottle, GuardState, GuardStep, KillSwitch, OpenAuthorization, SpooledUsage, UsageRecord
 from metering.throttle_pages import CostThrottleAdmin, LeverAdmin
-from pricing import catalog, rating
+from pricing import rating
 from pricing.admin import CappedPaginator, ReadOnlyAdmin
 from pricing.models import Lever, RateCard, Unit
 from pricing.rating import COMPONENTS
@@ -55,25 +54,41 @@ class UsageRecordAdmin(LedgerAdmin):
     list_select_related = ("account__product", "model", "feature")
     ordering = ("-recorded_at", "-id")
     fieldsets = (
-        (None, {"fields": ("account", "outcome_", "model", "feature", "used", "event_at", "recorded_at")}),
-        ("What it came to", {"fields": ("price", "cost", "value", "margin", "waived", "held", "movements", "reversal")}),
-        ("How it was rated", {"fields": ("terms", "lines")}),
+        (
+            None,
+            {"fields": ("account", "outcome_", "model", "feature", "price", "cost", "value", "margin", "terms", "event_at", "recorded_at")},
+        ),
         ("Where it came from", {"fields": ("authorized_at", "key", "user_ref", "session_ref", "run_ref")}),
     )
-    change_form_before_template = "admin/metering/reverse_link.html"
+    change_form_before_template = "admin/metering/explained.html"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[UsageRecord]:
         found: QuerySet[UsageRecord] = super().get_queryset(request)
         reversals = Operation.objects.filter(account_id=OuterRef("account_id"), verb="reverse", target=OuterRef("pk"))
         return found.annotate(is_reversed=Exists(reversals))
 
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """One charge, sentence by sentence; the fields of the row stand below."""
+        record = self.get_object(request, object_id)
+        if record is None or not self.has_view_permission(request, record):
+            return super().change_view(request, object_id, form_url, extra_context)
+        assert isinstance(record, UsageRecord)
+        [found] = charges.with_ratings(record.account, [record])
+        explained = explanation.explain(account=record.account, record=found, burnt=charges.burnt(found), staff=True)
+        context = {
+            "explained": explained,
+            "record_id": usage.public_id(record.account, record.pk, kind="rec"),
+            "lines": [_line(line) for line in explained.rated.lines] if explained.rated else (),
+            "burnt": [(entry, grant, f"{record.account_id}-{entry.grant_id}") for entry, grant in explained.charge.burnt],
+            "digits": sub_digits([entry.amount for entry, _ in explained.charge.burnt]),
+        }
+        return super().change_view(request, object_id, form_url, (extra_context or {}) | context)
+
     @display(description="Outcome", label=OUTCOMES)
     def outcome_(self, record: UsageRecord) -> str:
         return record.get_outcome_display().lower()
-
-    @display(description="Used")
-    def used(self, record: UsageRecord) -> str:
-        return components(record.quantities)
 
     @display(description="Price")
     def price(self, record: UsageRecord) -> str:
@@ -92,57 +107,20 @@ class UsageRecordAdmin(LedgerAdmin):
         nanos = earned(record, reversed_=record.is_reversed)
         return None if nanos is None else exactly(nanos, DOLLAR)
 
-    @display(description="Waived (above the hold)", empty_value="–")
-    def waived(self, record: UsageRecord) -> str | None:
-        return exactly(record.waived_nanos, unit(record.unit_id)) if record.unit_id and record.waived_nanos else None
-
-    @display(description="Held before", empty_value="–")
-    def held(self, record: UsageRecord) -> str | None:
-        return exactly(record.hold, unit(record.unit_id)) if record.unit_id and record.hold else None
-
-    @display(description="Ledger entries", empty_value="none")
-    def movements(self, record: UsageRecord) -> SafeString | None:
-        if not record.entries or record.first_seq is None or record.unit_id is None:
-            return None
-        entries = LedgerEntry.objects.filter(
-            account_id=record.account_id, unit_id=record.unit_id, seq__gte=record.first_seq, seq__lt=record.first_seq + record.entries
-        )
-        return render_to_string("admin/metering/movements.html", {"entries": entries.select_related("unit").order_by("seq")})
-
-    @display(description="Reversed", empty_value="no")
-    def reversal(self, record: UsageRecord) -> str | None:
-        found = Operation.objects.filter(account_id=record.account_id, verb="reverse", target=record.pk).first()
-        return f"{found.created_at:%Y-%m-%d %H:%M} UTC by {found.actor}: {found.reason}" if found else None
-
     @display(description="Rate card", empty_value="none")
     def terms(self, record: UsageRecord) -> SafeString | None:
         card = RateCard.objects.filter(pk=record.rate_card_id).first() if record.rate_card_id else None
         return None if card is None else link("pricing_ratecard", card.pk, f"{card}, {card.get_mode_display()}")
 
-    @display(description="Components", empty_value="nothing was rated")
-    def lines(self, record: UsageRecord) -> SafeString | None:
-        """The stored rate card and price rows, applied again: what each component cost and what it was charged at."""
-        if record.price_nanos is None or record.rate_card_id is None or record.outcome not in charges.USED:
-            return None
-        model, names = str(record.model), zip(COMPONENTS, record.quantities, strict=False)
-        try:
-            card = catalog.rate_card_by_id(rate_card_id=record.rate_card_id)
-            book = catalog.book_of_rows(model=model, row_ids=record.price_ids or ())
-            found = rating.explain(
-                card=card, book=book, model=model, quantities={name: quantity for name, quantity in names if quantity},
-                service_level=next(iter(book.levels), "standard"),
-            )  # fmt: skip
-        except (catalog.NotInCatalog, rating.UnpricedUsage) as error:
-            return format_html('<span class="bad">The terms that this was rated at cannot be read: {}</span>', error)
-        rows = [
-            (line, Decimal(line.price_nanos).scaleb(-9).normalize(), charges.exact(line.cost), charges.exact(line.charge)) for line in found
-        ]
-        return render_to_string("admin/metering/lines.html", {"rows": rows, "card": card, "unit": record.unit_id and unit(record.unit_id)})
-
     @display(description="API key", empty_value="none")
     def key(self, record: UsageRecord) -> SafeString | None:
         key = ApiKey.objects.filter(pk=record.api_key_id).first() if record.api_key_id else None
         return None if key is None else link("accounts_apikey", key.pk, key)
+
+
+def _line(line: rating.Line) -> tuple[rating.Line, str, str, str]:
+    """One component as the table of a charge has it: what we pay for it, its cost, its charge."""
+    return line, charges.exact(Fraction(line.price_nanos)), charges.exact(line.cost), charges.exact(line.charge)
 
 
 def charged(record: UsageRecord, *, digits: int = 9) -> str:

@@ -2,13 +2,13 @@
 
     of, used   an account's finished work; that which counts in a stretch of time
     record     one of them
-    burnt      the ledger entries of its charge, each with the source of its grant
+    burnt      the ledger entries of its charge, each with the grant that it came from
     rated      its price by the terms that it was promised at, applied again
     reversal   how it was given back, if it was
 
-The first three read an account's own rows: call them behind both walls (:mod:`accounts.tenancy`). The others read terms and names, which
-no tenant's role may: call them after the wall, with a row from behind it. What an account's customers are told of a price follows its
-product's visibility; what the work cost us is never read here but where ``staff`` asks for the lines.
+All but the last two read an account's own rows: call them behind both walls (:mod:`accounts.tenancy`). Those two read terms and names,
+which no tenant's role may: call them after the wall, with a row from behind it. :mod:`metering.explanation` says all of it in sentences,
+and how much of it may be said to whom.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from operator import add
 from typing import Any
 from uuid import UUID
 
-import structlog
 from django.db.models import BigIntegerField, F, OuterRef, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Coalesce
 
@@ -31,7 +30,7 @@ from billing.models import Grant, LedgerEntry, Operation, UsageRating
 from metering import usage
 from metering.models import UsageRecord
 from pricing import catalog, rating
-from pricing.models import Product, RateCard
+from pricing.models import RateCard
 
 #: Work that was done; the other outcomes used nothing.
 USED = (UsageRecord.Outcome.CAPTURED, UsageRecord.Outcome.RECORDED, UsageRecord.Outcome.UNPRICED)
@@ -43,7 +42,6 @@ CHARGED = Coalesce(
     Subquery(UsageRating.objects.filter(account_id=OuterRef("account_id"), usage_id=OuterRef("id")).values("price_nanos")),
     output_field=BigIntegerField(),
 )
-log = structlog.get_logger(__name__)
 
 
 def quantity(components: Iterable[str]) -> Any:
@@ -57,21 +55,21 @@ TOKENS = quantity(rating.TOKEN_COMPONENTS)
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """How a price came about: ``exact`` (nanos, a fraction) is rounded up once, to a multiple of ``quantum``, and is at least ``minimum``.
+    """How a price came about: ``exact`` (nanos, a fraction) is rounded up once, to a multiple of ``card.quantum_nanos``, and is at least
+    ``card.minimum_nanos``.
 
-    ``price`` is what the stored terms give when they are applied again, ``reproduces`` whether that is what was charged (and waived).
-    ``lines`` is None where the visibility hides them; a line's ``cost`` is for staff alone.
+    ``price``, ``cost`` and ``value`` are what the stored terms give when they are applied again. Cost, lines and card are whole here: who
+    may not see them is not told of them.
     """
 
     rate_card: str
     version: int
-    mode: str
+    card: rating.RateCard
     exact: Fraction
-    quantum: int
-    minimum: int
     price: int
-    reproduces: bool
-    lines: tuple[rating.Line, ...] | None
+    cost: int
+    value: int
+    lines: tuple[rating.Line, ...]
 
 
 def of(account: Account) -> QuerySet[UsageRecord]:
@@ -108,8 +106,8 @@ def quantities(array: list[int]) -> dict[str, int]:
     return {name: quantity for name, quantity in zip(rating.COMPONENTS, array, strict=False) if quantity}
 
 
-def burnt(record: UsageRecord) -> list[tuple[LedgerEntry, str | None]]:
-    """The ledger entries of the record's charge, in order, each with where its grant came from (None: the movement is of debt)."""
+def burnt(record: UsageRecord) -> list[tuple[LedgerEntry, Grant | None]]:
+    """The ledger entries of the record's charge, in order, each with its grant (None: the movement is of debt)."""
     if record.first_seq is None or record.unit_id is None:
         return []
     entries = LedgerEntry.objects.filter(
@@ -117,49 +115,42 @@ def burnt(record: UsageRecord) -> list[tuple[LedgerEntry, str | None]]:
     ).order_by("seq")
     found = list(entries.defer("fee_nanos"))
     grants = Grant.objects.filter(account_id=record.account_id, id__in=[entry.grant_id for entry in found if entry.grant_id])
-    sources = dict(grants.values_list("id", "source"))
-    return [(entry, None if entry.grant_id is None else sources[entry.grant_id]) for entry in found]
+    by_id = {grant.pk: grant for grant in grants.only("id", "source")}
+    return [(entry, None if entry.grant_id is None else by_id[entry.grant_id]) for entry in found]
 
 
-def rated(record: UsageRecord, *, model: str, visibility: Product.Visibility, staff: bool = False) -> Rated | None:
-    """The stored rate card and price rows, applied again; None where nothing was rated or may not be seen.
+def rated(record: UsageRecord, *, model: str) -> Rated | None:
+    """The stored rate card and price rows, applied again; None where nothing was rated.
 
-    Seen from ``amount`` on, the lines with ``full_breakdown``; ``staff`` sees all.
+    :raises catalog.NotInCatalog, rating.UnpricedUsage, rating.InvalidQuantity: what it was rated at, or by, cannot be read any more.
     """
     if record.price_nanos is None or record.rate_card_id is None or record.outcome not in USED:
-        return None
-    if visibility == Product.Visibility.DEPLETION_ONLY and not staff:
         return None
     card = catalog.rate_card_by_id(rate_card_id=record.rate_card_id)
     row = RateCard.objects.get(pk=record.rate_card_id)
     book = catalog.book_of_rows(model=model, row_ids=record.price_ids or ())
-    terms: dict[str, Any] = {
-        "card": card,
-        "book": book,
-        "model": model,
-        "quantities": usage.folded(quantities(record.quantities), book),
-        "service_level": next(iter(book.levels), "standard"),
-    }
-    lines = rating.explain(**terms)
-    price = rating.rate(**terms).price_nanos
-    reproduces = price == record.price_nanos + record.waived_nanos
-    if not reproduces:
-        log.error("charge not reproduced", usage=str(record.id), price_nanos=price, charged_nanos=record.price_nanos)
+    terms = again(card=card, book=book, used=record.quantities)
+    lines, found = rating.explain(**terms), rating.rate(**terms)
     return Rated(
         rate_card=row.slug,
         version=row.version,
-        mode=row.mode,
+        card=card,
         exact=sum((line.charge for line in lines), Fraction()),
-        quantum=card.quantum_nanos,
-        minimum=card.minimum_nanos,
-        price=price,
-        reproduces=reproduces,
-        lines=lines if staff or visibility == Product.Visibility.FULL_BREAKDOWN else None,
+        price=found.price_nanos,
+        cost=found.cost_nanos,
+        value=found.list_value_nanos,
+        lines=lines,
     )
 
 
+def again(*, card: rating.RateCard, book: rating.Book, used: list[int]) -> dict[str, Any]:
+    """What :mod:`pricing.rating` is asked to rate a record once more: ``book`` has its price rows and no others."""
+    level = next(iter(book.levels), "standard")
+    return {"card": card, "book": book, "model": book.model, "quantities": usage.folded(quantities(used), book), "service_level": level}
+
+
 def reversal(record: UsageRecord) -> Operation | None:
-    """The act that gave the whole charge back; None where nobody did. Who and why are staff's."""
+    """The act that gave the whole charge back; None where nobody did. Who and why are staff's, and read where they are asked for."""
     acts = Operation.objects.filter(account_id=record.account_id, verb="reverse", target=record.id)
     return acts.only("id", "account_id", "created_at", "amount").first()
 

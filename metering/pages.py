@@ -27,7 +27,7 @@ from accounts.models import Account, ApiKey
 from accounts.templatetags import amounts
 from billing import balances, ledger, periods
 from billing.models import Subscription
-from metering import breakdown, charges, prompts, standing, usage
+from metering import breakdown, charges, explanation, prompts, standing, usage
 from metering.models import Feature, UsageModel, UsageRecord
 from pricing import catalog
 from pricing.models import Plan, Product, Unit
@@ -214,9 +214,9 @@ def explain(request: HttpRequest, public_id: str, record: str) -> HttpResponse:
         if found is None:
             raise Http404("There is no such record.")
         burnt = charges.burnt(found)
-    product = Product.objects.select_related("unit").get(pk=account.product_id)
-    model = str(UsageModel.objects.get(pk=found.model_id))
-    rated = charges.rated(found, model=model, visibility=Product.Visibility(product.visibility))
+    told = explanation.explain(account=account, record=found, burnt=burnt, staff=False, zone=explanation.zone_of(account))
+    product = told.charge.product
+    lines = told.rated.lines if told.rated and told.told.components and told.rated.price else ()
     return pages.render(
         request,
         "billing/explain.html",
@@ -225,17 +225,13 @@ def explain(request: HttpRequest, public_id: str, record: str) -> HttpResponse:
         context={
             "record": found,
             "use": _uses(account, [found], product)[0],
-            "unit": Unit.objects.get(pk=found.unit_id) if found.unit_id else product.unit,
-            "rated": rated,
-            "lines": [_component(line) for line in rated.lines or ()] if rated else [],
-            "exact": charges.exact(rated.exact) if rated else "",
-            "given_back": found.hold - (found.price_nanos or 0) if found.hold else 0,
+            "unit": told.charge.unit,
+            "told": told,
+            "lines": [_component(line) for line in lines],
+            "exact": charges.exact(told.rated.exact) if told.rated else "",
             "burnt": burnt,
-            "owed": sum(entry.debt_delta for entry, _ in burnt),
             "digits": amounts.sub_digits([entry.amount for entry, _ in burnt]),
-            "reversal": charges.reversal(found),
             "worked": found.outcome in charges.USED,
-            **_told(product),
         },
     )
 

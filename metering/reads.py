@@ -29,7 +29,7 @@ from accounts.api_keys import Principal
 from accounts.models import Account, ApiKey
 from billing import ledger, periods, subscriptions
 from billing.models import LedgerEntry, UsageRating
-from metering import charges, throttles, usage
+from metering import charges, explanation, throttles, usage
 from metering.api import layers
 from metering.models import Feature, OpenAuthorization, UsageModel, UsageRecord
 from pricing import catalog, rating
@@ -271,10 +271,27 @@ class ReversalAnswer(reads.Answer):
     amount: reads.Amount
 
 
+class StepAnswer(reads.Answer):
+    """One sentence of the story; ``parts`` say it component by component, or entry by entry."""
+
+    name: str
+    text: str
+    parts: list[str]
+
+
+class SealAnswer(reads.Answer):
+    """What was hashed when the charge was written, as it stands now, and the first 128 bits of its SHA-256, as they were stored then."""
+
+    stored: str
+    text: str
+    holds: bool
+
+
 class ExplainAnswer(reads.Answer):
     """One charge. ``rating`` is there from visibility ``amount`` on, its ``lines`` with ``full_breakdown`` or admin:read.
 
-    ``reversed`` is set where all of it was given back later.
+    ``reversed`` is set where all of it was given back later. ``holds``: the stored terms, applied again, give what was charged, and the
+    record and its entries are what was written; ``differences`` and ``seals`` are for keys with admin:read.
     """
 
     record: RecordAnswer
@@ -282,6 +299,10 @@ class ExplainAnswer(reads.Answer):
     rating: RatingAnswer | None
     burnt: list[BurntAnswer]
     reversed: ReversalAnswer | None
+    steps: list[StepAnswer]
+    holds: bool
+    differences: list[str] | None = None
+    seals: list[SealAnswer] | None = None
 
 
 class Explain(reads.Read):
@@ -299,14 +320,13 @@ class Explain(reads.Read):
                 raise _no_such_record()
             burnt = charges.burnt(found)
         [answer] = _answers(account, [found], principal)
-        visibility = Product.Visibility(account.product.visibility)
         staff = ApiKey.Scope.ADMIN_READ in principal.scopes
-        rated = charges.rated(found, model=answer.model, visibility=visibility, staff=staff)
-        back = charges.reversal(found)
-        return ExplainAnswer(
+        said = explanation.explain(account=account, record=found, burnt=burnt, staff=staff)
+        back = said.charge.reversal
+        told = ExplainAnswer(
             record=answer,
-            visibility=visibility,
-            rating=None if rated is None else _rating(rated, staff=staff),
+            visibility=said.told.visibility,
+            rating=None if said.rated is None else _rating(found, said.rated, told=said.told),
             burnt=[
                 BurntAnswer(
                     seq=entry.seq,
@@ -314,27 +334,38 @@ class Explain(reads.Read):
                     amount=entry.amount,
                     debt_change=entry.debt_delta,
                     grant=entry.grant_id,
-                    source=source,
+                    source=grant and grant.source,
                     balance_after=entry.balance_after,
                 )
-                for entry, source in burnt
+                for entry, grant in burnt
             ],
             reversed=None if back is None else ReversalAnswer(at=back.created_at, amount=back.amount),
-        ).response()
+            steps=[StepAnswer(name=step.name, text=step.text, parts=list(step.parts)) for step in said.steps],
+            holds=said.holds,
+        )
+        return (told.model_copy(update=_proof(said)) if staff else told).response()
 
 
-def _rating(rated: charges.Rated, *, staff: bool) -> RatingAnswer:
+def _proof(said: explanation.Explanation) -> dict[str, Any]:
+    """What is compared and hashed: with the cost in it, so for staff alone."""
+    seals = [SealAnswer(stored=seal.stored.hex, text=seal.text, holds=seal.holds) for seal in said.charge.stored.seals]
+    return {"differences": list(said.differences), "seals": seals}
+
+
+def _rating(record: UsageRecord, rated: charges.Rated, *, told: explanation.Told) -> RatingAnswer:
     answer = RatingAnswer(
         rate_card=rated.rate_card,
         version=rated.version,
-        mode=rated.mode,
+        mode=rated.card.mode,
         exact=charges.exact(rated.exact),
-        quantum=rated.quantum,
-        minimum=rated.minimum,
+        quantum=rated.card.quantum_nanos,
+        minimum=rated.card.minimum_nanos,
         price=rated.price,
-        reproduces=rated.reproduces,
+        reproduces=rated.price == (record.price_nanos or 0) + record.waived_nanos,
     )
-    return answer if rated.lines is None else answer.model_copy(update={"lines": [_line(line, staff=staff) for line in rated.lines]})
+    if not told.components:
+        return answer
+    return answer.model_copy(update={"lines": [_line(line, staff=told.staff) for line in rated.lines]})
 
 
 def _line(line: rating.Line, *, staff: bool) -> LineAnswer:

@@ -234,7 +234,10 @@ def test_the_page_of_a_use_explains_its_charge_to_the_last_digit(superuser: Clie
     assert isinstance(answer, ledger.Usage)
     record = UsageRecord.objects.get(account=account)
     shown = re.sub(r"<[^>]+>", "", text(superuser, reverse("admin:metering_usagerecord_change", args=[f"{account.pk}-{record.pk}"])))
-    for words in ("$0.004504500", "$0.003003000", "3 per 1,000,000", "0.0045045", "wholesale cost plus a markup", "$0.000000001"):
+    for words in (
+        "$0.004504500", "$0.003003000", "3 per 1,000,000", "0.0045045", "wholesale cost plus a markup of 50 %", "nothing had to be rounded",
+        "equal to the nano", "re-derives", "The first 32 digits of its SHA-256",
+    ):  # fmt: skip
         assert words in shown, words
     [row] = record.price_ids or []
     assert reverse("admin:pricing_pricerow_change", args=[row]) in text(

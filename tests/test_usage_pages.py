@@ -372,9 +372,9 @@ class TestExplain:
         for sentence in (
             "Charged $0.45 00225",
             "in the feature chat, for the user ada",
-            "It took 100,000 input tokens and 1 output tokens",
-            "$0.67 5 of your credit was reserved for it",
-            "$0.22 49775 of that was not needed and came back",
+            "It took 100,000 input tokens and 1 output token.",
+            "$0.675 of your credit was reserved for it",
+            "$0.2249775 of that was not needed and came back",
             "rate card standard, version 1",
             "Input tokens 100,000 4.5 for 1,000,000 0.45",
             "Output tokens 1 22.5 for 1,000,000 0.0000225",
@@ -415,8 +415,8 @@ class TestExplain:
         product = factories.make_product(visibility="amount", quantum_nanos=10_000_000)
         account = factories.make_account(product, credit=2, owner=user)
         said = self.told(signed_in, account, report(account, tokens=12_345))
-        assert "What it took comes to 0.0555525 USD. The total is rounded up, once," in said
-        assert "to a multiple of $0.01 : $0.06." in said
+        assert "What it took comes to $0.0555525. The total is rounded up, once," in said
+        assert "to a multiple of $0.01: $0.06." in said
 
     def test_a_minimum_a_waiver_and_debt_are_said(self, signed_in: Client, user: User) -> None:
         product = factories.make_product(visibility="amount", minimum_nanos=NANOS, overage="cap")
@@ -425,7 +425,7 @@ class TestExplain:
         ask = usage.Ask(model=factories.make_model(), quantities={"input_tokens": 1})
         held = usage.authorize(account=account, ask=ask, key="k", now=datetime.now(UTC))
         done = usage.capture(account=account, authorization_id=held.usage.id, quantities={"input_tokens": 500_000})
-        assert "$1.25 was let go" in self.told(signed_in, account, done)
+        assert "$1.25 of the price was let go: no more than was reserved is charged." in self.told(signed_in, account, done)
         assert "$1.00 is owed" in self.told(signed_in, account, report(account, tokens=1))
 
     def test_what_was_given_back_is_said(self, signed_in: Client, account: Account) -> None:

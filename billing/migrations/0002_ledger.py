@@ -5,7 +5,7 @@ from pathlib import Path
 from django.db import migrations
 
 SQL = Path(__file__).parents[1] / "sql"
-FILES = ("tables", "counters", "spend", "ledger", "calendar", "refunds", "settle", "tenancy")
+FILES = ("tables", "seal", "counters", "spend", "ledger", "calendar", "refunds", "settle", "tenancy")
 
 
 class Migration(migrations.Migration):

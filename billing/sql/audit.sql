@@ -114,6 +114,17 @@ left join usage_record u on u.account_id = e.account_id and u.id = e.usage_id
 left join open_authorization a on a.account_id = e.account_id and a.id = e.usage_id
 where e.usage_id is not null and u.id is null and (a.id is null or e.kind in ('usage', 'debt'));
 
+-- name: a charge is what its seal says
+-- What was recorded in the last two days, and each night a thirtieth of the accounts whole: every charge is looked at each month.
+select u.account_id, format('record %s: it, or an entry of it, is not what was written', u.id)
+from usage_record u
+where (u.recorded_at > app_now() - interval '2 days' or u.account_id % 30 = floor(extract(epoch from app_now()) / 86400)::bigint % 30)
+  and u.seal <> usage_seal(usage_sealed_record(u))
+union all
+select u.account_id, format('rating of record %s: it, or an entry of it, is not what was written', u.id)
+from usage_rating r join usage_record u on u.account_id = r.account_id and u.id = r.usage_id
+where r.seal <> usage_seal(usage_sealed_rating(u, r));
+
 -- name: a reversed record is undone whole
 select o.account_id, format('reversal %s: undone %s of %s', o.id, coalesce(e.total, 0), o.amount)
 from operation_key o

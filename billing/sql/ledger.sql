@@ -511,6 +511,7 @@ create function usage_write(u usage_record, w open_wallet, p_tokens bigint) retu
 begin
   u.balance_after := w.balance;
   u.debt_after := w.debt;
+  u.seal := usage_seal(usage_sealed_record(u));
   insert into usage_record select (u).*;
   if u.outcome in ('captured', 'recorded') then
     insert into rollup_delta values (
@@ -574,11 +575,15 @@ begin
     insert into usage_record (
       account_id, id, key_hash, fingerprint, event_at, recorded_at, authorized_at, expires_at, cost_nanos, price_nanos, value_nanos, hold,
       first_seq, balance_after, debt_after, outcome, model_id, feature_id, rate_card_id, api_key_id, unit_id, entries, price_ids, quantities,
-      remaining, meters, counts, assumed_output_tokens, user_ref, session_ref, run_ref)
+      seal, remaining, meters, counts, assumed_output_tokens, user_ref, session_ref, run_ref)
     select
       p_account, p_id, e.key_hash, e.fingerprint, e.created_at, v_now, e.created_at, e.expires_at, p_cost, p_price, p_value, e.hold,
       f.seq + 1, f.balance - p_price, 0, 'captured', e.model_id, e.feature_id, e.rate_card_id, e.api_key_id, e.unit_id, 1, p_price_ids,
-      p_quantities, e.remaining, e.meters, e.counts, e.assumed_output_tokens, e.user_ref, e.session_ref, e.run_ref
+      p_quantities,
+      usage_seal(usage_sealed(
+        p_account, p_id, 'captured', e.created_at, v_now, null, e.model_id, null, p_quantities, e.rate_card_id, p_price_ids, e.unit_id, p_cost,
+        p_price, p_value, 0, e.hold, f.seq + 1, usage_movement(f.grant_id, -p_price, 0, f.cash, f.fee))),
+      e.remaining, e.meters, e.counts, e.assumed_output_tokens, e.user_ref, e.session_ref, e.run_ref
     from ended e
     returning hold, expires_at, remaining, meters, counts into u.hold, u.expires_at, u.remaining, u.meters, u.counts;
     if f.assumed then

@@ -99,10 +99,11 @@ begin
     where w.account_id = b.account_id and w.unit_id = b.unit_id
   ), charge as (
     select usage_id, min(seq) as first, count(*) as entries, min(balance_after) as balance, max(debt_after) as debt,
-      isum(debt_delta) as owed, isum(cash_nanos) as cash, isum(fee_nanos) as fee
+      isum(debt_delta) as owed, isum(cash_nanos) as cash, isum(fee_nanos) as fee,
+      string_agg(usage_movement(grant_id, amount, debt_delta, cash_nanos, fee_nanos), ' ' order by seq) as moved
     from entry group by 1
   ), event as materialized (
-    select e.*, c.first, coalesce(c.entries, 0) as entries, c.balance, c.debt, coalesce(c.owed, 0) as owed, coalesce(c.cash, 0) as cash,
+    select e.*, c.first, c.moved, coalesce(c.entries, 0) as entries, c.balance, c.debt, coalesce(c.owed, 0) as owed, coalesce(c.cash, 0) as cash,
       coalesce(c.fee, 0) as fee, case when e.price is null then 'unpriced' else 'recorded' end::usage_outcome as outcome,
       case when e.closes_at < p_now then p_now end as counted_at
     from unnest(
@@ -116,10 +117,13 @@ begin
     insert into usage_record (
       account_id, id, key_hash, fingerprint, event_at, recorded_at, counted_at, cost_nanos, price_nanos, value_nanos, first_seq, balance_after,
       debt_after, outcome, model_id, feature_id, rate_card_id, api_key_id, unit_id, entries, price_ids, quantities, counts, service_level,
-      user_ref, session_ref, run_ref)
+      user_ref, session_ref, run_ref, seal)
     select account, id, key, fingerprint, event_at, p_now, counted_at, cost, price, value, first, balance,
       debt, outcome, model, feature, rate_card, api_key, unit, entries, price_ids::int[], quantities::bigint[], counts, service_level,
-      user_ref, session_ref, run_ref
+      user_ref, session_ref, run_ref,
+      usage_seal(usage_sealed(
+        account, id, outcome::text, event_at, p_now, counted_at, model, service_level, quantities::bigint[], rate_card, price_ids::int[], unit,
+        cost, price, value, 0, 0, first, moved))
     from event
   ), delta as (
     insert into rollup_delta
@@ -269,6 +273,7 @@ begin
   end if;
   r.balance_after := w.balance;
   r.debt_after := w.debt;
+  r.seal := usage_seal(usage_sealed_rating(u, r));
   insert into usage_rating select (r).*;
   insert into rollup_delta values (
     p_account, (u.event_at at time zone 'UTC')::date, u.model_id, u.feature_id, 1, p_tokens, r.cost_nanos, r.price_nanos, r.value_nanos,

@@ -211,6 +211,7 @@ create table usage_record (
   entries smallint not null default 0,
   price_ids int[],
   quantities bigint[] not null,
+  seal uuid not null,   -- of all that the charge was made of (seal.sql)
   remaining bigint[],
   meters text[],
   counts jsonb,
@@ -314,6 +315,7 @@ create table usage_rating (
   unit_id smallint,
   entries smallint not null,
   price_ids int[] not null,
+  seal uuid not null,
   primary key (account_id, usage_id),
   foreign key (account_id, usage_id) references usage_record
 );

@@ -1,5 +1,5 @@
 -- Row-level security on what customers' pages read of the ledger (see accounts/sql/tenancy.sql). "authenticated" gets the parents only:
--- no partition, no verb, and no column that says what a call cost us, what the payment provider took, or who of staff did what and why.
+-- no partition, no verb, and no column that says what a call cost us (or would let it be worked out: the seal), what the payment provider took, or who of staff did what and why.
 do $$
 declare
   v_table text;
@@ -11,7 +11,7 @@ begin
     execute format('create policy tenant on %I for select to authenticated using (account_id in (select visible_account_ids()))', v_table);
     select string_agg(quote_ident(attname), ', ') into v_columns
     from pg_attribute
-    where attrelid = v_table::regclass and attnum > 0 and not attisdropped and attname not in ('cost_nanos', 'fee_nanos', 'actor', 'reason', 'stopped_because');
+    where attrelid = v_table::regclass and attnum > 0 and not attisdropped and attname not in ('cost_nanos', 'fee_nanos', 'seal', 'actor', 'reason', 'stopped_because');
     execute format('grant select (%s) on %I to authenticated', v_columns, v_table);
   end loop;
 end $$;

@@ -71,8 +71,10 @@ BREAKS = {
     "the last entry is the wallet": "update wallet set seq = seq + 1",
     "every priced record has its entries": "update usage_record set price_nanos = price_nanos + 1",
     "only what had no price is rated later": """
-        insert into usage_rating select account_id, id, now(), 0, 0, 0, 0, null, null, null, 1, null, 0, '{}' from usage_record limit 1""",
+        insert into usage_rating
+        select account_id, id, now(), 0, 0, 0, 0, null, null, null, 1, null, 0, '{}', seal from usage_record limit 1""",
     "every usage entry has its record": "delete from usage_record",
+    "a charge is what its seal says": "update usage_record set quantities = '{2}'",
     "a reversed record is undone whole": "update operation_key set amount = amount + 1 where verb = 'reverse'",
     "nothing stays past its expiry unless holds cover it": """
         update credit_grant set starts_at = now() - interval '3 days', expires_at = now() - interval '2 hours';

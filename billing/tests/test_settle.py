@@ -146,7 +146,9 @@ STATE = {
         left join credit_grant g on g.account_id = e.account_id and g.id = e.grant_id
         left join usage_record u on u.account_id = e.account_id and u.id = e.usage_id
         where e.account_id = %s order by 1, 2""",
-    "records": """select to_jsonb(u) - 'account_id' - 'id' from usage_record u where account_id = %s order by key_hash""",
+    "records": """
+        select to_jsonb(u) - 'account_id' - 'id' - 'seal', seal = usage_seal(usage_sealed_record(u))
+        from usage_record u where account_id = %s order by key_hash""",
     "deltas": """
         select day, model_id, feature_id, sum(records), sum(tokens), sum(cost_nanos), sum(price_nanos), sum(value_nanos), sum(cash_nanos),
           sum(fee_nanos)
