@@ -12,8 +12,8 @@ from django.http import HttpRequest
 from django.shortcuts import redirect
 from django.utils import timezone
 
-from accounts import members, registration, sign_up
-from accounts.models import User
+from accounts import acts, members, registration, sign_up
+from accounts.models import AuditEvent, User
 from pricing.models import Product
 
 EMAIL_LENGTH = 254
@@ -35,6 +35,13 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
         except registration.UnknownProduct:
             return False
         return True
+
+    def post_login(self, request: HttpRequest, user: User, **kwargs: Any) -> Any:
+        """Staff's log-ins are in the audit log; a superuser's is for emergencies, and staff is alerted of it."""
+        if user.is_staff:
+            what = "Signed in as superuser" if user.is_superuser else "Signed in"
+            acts.note(actor=user, subject=user, what=what, kind=AuditEvent.Kind.SIGNED_IN, now=timezone.now())
+        return super().post_login(request, user, **kwargs)
 
     def clean_email(self, email: str) -> str:
         """allauth would cut a longer address off at the column's length and sign up somebody else's."""

@@ -36,7 +36,7 @@ from unfold.widgets import (
     UnfoldAdminTextInputWidget,
 )
 
-from accounts import api_keys, approvals, branding, letters, mail_delivery, mail_samples, mails
+from accounts import acts, api_keys, approvals, branding, letters, mail_delivery, mail_samples, mails
 from accounts.forms import read_logo
 from accounts.logos import MAX_BYTES, Logo
 from accounts.models import Account, ApiKey, Approval, Brand, Mail, Membership, User
@@ -80,7 +80,7 @@ class EmailForm(UserCreationForm):  # type: ignore[misc]
 
 
 @admin.register(User)
-class UserAdmin(BaseUserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]
+class UserAdmin(acts.Audited, BaseUserAdmin, ModelAdmin):  # type: ignore[misc, type-arg]
     """Only superusers say who is staff, and only they touch another superuser."""
 
     form = UserChangeForm
@@ -375,7 +375,7 @@ class ProductLogoForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 @admin.register(Brand)
-class BrandAdmin(ModelAdmin):  # type: ignore[misc]
+class BrandAdmin(acts.Audited, ModelAdmin):  # type: ignore[misc]
     """Products' logos are given here; their colours are in their catalogs. A team's brand is its own: staff only take it away."""
 
     form = ProductLogoForm
@@ -496,4 +496,5 @@ def actor(request: HttpRequest) -> str:
     return request.user.get_username()[:150]
 
 
-from accounts import webhook_admin as webhook_admin  # noqa: E402 (registers its pages, which use what is above)
+from accounts import audit_admin as audit_admin  # noqa: E402 (they register their pages, which use what is above)
+from accounts import webhook_admin as webhook_admin  # noqa: E402

@@ -7,23 +7,25 @@
     change    what it would change, as things are now
 
 An act is carried out in the transaction that approves it, so it is done and approved or neither; it talks to nobody over a network (a row
-that says what is due is enough). Asking and deciding each leave a line in the audit log. That nobody approves what they asked for, and
-that nothing is decided twice or too late, is also a constraint of the database.
+that says what is due is enough). Asking and deciding each leave a line in the audit log. That nobody approves what they asked for, that
+nothing is decided twice or too late, and that the same waits only once, is also a constraint of the database.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.contrib.admin.models import ADDITION, CHANGE, LogEntry
-from django.contrib.contenttypes.models import ContentType
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
-from accounts.models import Approval, User
+from accounts import acts
+from accounts.models import Account, Approval, AuditEvent, User
 
+Kind = AuditEvent.Kind
 LIFETIME = timedelta(hours=24)
 
 
@@ -57,14 +59,23 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """``name`` follows "Asked for:". ``permission`` is what both people need. ``carry_out`` gets the approval, who approved and the time,
-    and returns what it did in words; it raises :class:`Impossible`.
+    """``name`` follows "Asked for:". ``permission`` is what who asks needs, and who decides too unless ``decides`` names another.
+    ``carry_out`` gets the approval, who approved and the time, and returns what it did in words; it raises :class:`Impossible`.
+    ``account`` finds the account that a payload is about, for the audit log.
     """
 
     name: str
     permission: str
     change: Callable[[Mapping[str, Any], datetime], Change]
     carry_out: Callable[[Approval, User, datetime], str]
+    decides: str = ""
+    account: Callable[[Mapping[str, Any]], Account | None] = lambda payload: None
+
+    def may_ask(self, actor: User) -> bool:
+        return _may(actor, self.permission)
+
+    def may_approve(self, actor: User) -> bool:
+        return _may(actor, self.decides or self.permission)
 
 
 _acts: dict[str, Act] = {}
@@ -91,51 +102,62 @@ def ask(
     :raises NotAllowed: the actor is no staff with the act's permission.
     :raises AlreadyAsked: the same waits for its second person.
     """
-    _check(_acts[kind], actor)
-    waiting = Approval.objects.filter(kind=kind, state=Approval.State.PENDING, expires_at__gt=now)
-    waiting = waiting.filter(payload=dict(payload)) if same is None else waiting.filter(payload__contains=dict(same))
+    wanted = _acts[kind]
+    if not wanted.may_ask(actor):
+        raise _not_allowed(wanted.permission, "ask for this")
+    mark = hashlib.sha256(json.dumps(dict(payload if same is None else same), sort_keys=True).encode()).hexdigest()
+    waiting = Approval.objects.filter(kind=kind, mark=mark, state=Approval.State.PENDING, expires_at__gt=now)
     with transaction.atomic():
-        if earlier := waiting.select_for_update().first():
-            raise AlreadyAsked(f"{earlier.asked_by} asked for the same, and it waits for somebody else to approve it.")
-        change = _acts[kind].change(payload, now)
-        approval = Approval.objects.create(
-            kind=kind, payload=dict(payload), before=change.before, after=change.after, reason=reason, asked_by=actor, asked_at=now,
-            expires_at=now + LIFETIME,
-        )  # fmt: skip
-        _log(approval, actor, ADDITION, f"Asked for: {change.after}. {reason}", now)
+        if earlier := waiting.first():
+            raise _already_asked(earlier)
+        change = wanted.change(payload, now)
+        try:
+            with transaction.atomic():
+                approval = Approval.objects.create(
+                    kind=kind, mark=mark, payload=dict(payload), before=change.before, after=change.after, reason=reason, asked_by=actor,
+                    asked_at=now, expires_at=now + LIFETIME,
+                )  # fmt: skip
+        except IntegrityError as error:  # somebody asked for the same between our look and our row
+            if "approval_asked_once" not in str(error):
+                raise
+            raise _already_asked(waiting.get()) from error
+        _log(approval, actor, Kind.ASKED, f"Asked for: {change.after}. {reason}", reason, now)
     return approval
 
 
 def approve(*, approval: Approval, actor: User, now: datetime, note: str = "") -> str:
     """Carries the act out; returns what was done, in words.
 
-    :raises NotAllowed: the actor asked for it, or is no staff with the act's permission.
+    :raises NotAllowed: the actor asked for it, or is no staff with the right to decide.
     :raises NotPending: it was decided before, or its day is over.
     :raises Impossible: the act cannot be done now.
     """
     with transaction.atomic():
         approval = _pending(approval, now)
         wanted = _acts[approval.kind]
-        _check(wanted, actor)
         if approval.asked_by_id == actor.pk:
             raise NotAllowed("Somebody else has to approve what you asked for.")
+        if not wanted.may_approve(actor):
+            raise _not_allowed(wanted.decides or wanted.permission, "approve this")
         _decide(approval, Approval.State.APPROVED, actor, note, now)
         done = wanted.carry_out(approval, actor, now)
-        _log(approval, actor, CHANGE, f"Approved: {done}{f' {note}' if note else ''}", now)
+        _log(approval, actor, Kind.APPROVED, f"Approved: {done}{f' {note}' if note else ''}", note, now)
     return done
 
 
 def refuse(*, approval: Approval, actor: User, now: datetime, note: str) -> None:
     """Nothing is done. Who asked may refuse too: that takes it back.
 
-    :raises NotAllowed: the actor is no staff with the act's permission.
+    :raises NotAllowed: the actor neither asked for it nor is staff with the right to decide.
     :raises NotPending: it was decided before, or its day is over.
     """
     with transaction.atomic():
         approval = _pending(approval, now)
-        _check(_acts[approval.kind], actor)
+        if not _may_refuse(approval, actor):
+            wanted = _acts[approval.kind]
+            raise _not_allowed(wanted.decides or wanted.permission, "refuse this")
         _decide(approval, Approval.State.REFUSED, actor, note, now)
-        _log(approval, actor, CHANGE, f"Refused: {note}", now)
+        _log(approval, actor, Kind.REFUSED, f"Refused: {note}", note, now)
 
 
 def change(*, approval: Approval, now: datetime) -> Change:
@@ -145,7 +167,7 @@ def change(*, approval: Approval, now: datetime) -> Change:
 
 def may_decide(*, approval: Approval, actor: User, now: datetime) -> bool:
     """Whether this person may approve or, if it is their own, take it back."""
-    return approval.is_pending(now) and _may(_acts[approval.kind], actor)
+    return approval.is_pending(now) and _may_refuse(approval, actor)
 
 
 def _pending(approval: Approval, now: datetime) -> Approval:
@@ -161,17 +183,27 @@ def _decide(approval: Approval, state: Approval.State, actor: User, note: str, n
     approval.save(update_fields=["state", "decided_by", "decided_at", "note"])
 
 
-def _may(act: Act, actor: User) -> bool:
-    return actor.is_active and actor.is_staff and actor.has_perm(act.permission)
+def _may_refuse(approval: Approval, actor: User) -> bool:
+    """Who may decide; and who asked, who takes it back."""
+    wanted = _acts[approval.kind]
+    return wanted.may_approve(actor) or (approval.asked_by_id == actor.pk and wanted.may_ask(actor))
 
 
-def _check(act: Act, actor: User) -> None:
-    if not _may(act, actor):
-        raise NotAllowed(f"Only staff with the right “{act.permission}” may ask for this or approve it.")
+def _may(actor: User, permission: str) -> bool:
+    return actor.is_active and actor.is_staff and actor.has_perm(permission)
 
 
-def _log(approval: Approval, actor: User, flag: int, message: str, now: datetime) -> None:
-    LogEntry.objects.create(
-        user=actor, content_type=ContentType.objects.get_for_model(Approval), object_id=str(approval.pk), object_repr=str(approval)[:200],
-        action_flag=flag, change_message=message, action_time=now,
+def _not_allowed(permission: str, what: str) -> NotAllowed:
+    return NotAllowed(f"Only staff with the right “{permission}” may {what}.")
+
+
+def _already_asked(earlier: Approval) -> AlreadyAsked:
+    return AlreadyAsked(f"{earlier.asked_by} asked for the same, and it waits for somebody else to approve it.")
+
+
+def _log(approval: Approval, actor: User, kind: str, message: str, reason: str, now: datetime) -> None:
+    account = _acts[approval.kind].account(approval.payload)
+    acts.note(
+        actor=actor, subject=approval, account=account, what=message, kind=kind, reason=reason, now=now,
+        before={"as it was": approval.before}, after={"effect": approval.after, "state": approval.state},
     )  # fmt: skip

@@ -8,6 +8,7 @@ import zoneinfo
 from datetime import datetime
 from typing import Any, ClassVar
 
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.base_user import BaseUserManager
 from django.contrib.auth.models import AbstractUser
 from django.contrib.postgres.fields import ArrayField
@@ -109,6 +110,7 @@ class Account(models.Model):
             ),
         ]
         ordering = ["id"]
+        permissions = [("impersonate_account", "Can look at an account as one of its people")]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.product_id and self.product.slug})"
@@ -464,7 +466,10 @@ class WebhookDelivery(models.Model):
 
 
 class Approval(models.Model):
-    """An act that needs two of staff: who asked for it and why, what it changes, and what another one said. :mod:`accounts.approvals`."""
+    """An act that needs two of staff: who asked for it and why, what it changes, and what another one said. :mod:`accounts.approvals`.
+
+    Of two with the same ``mark`` only one waits at a time (``accounts/sql/acts.sql``).
+    """
 
     class State(models.TextChoices):
         PENDING = "pending"
@@ -472,6 +477,7 @@ class Approval(models.Model):
         REFUSED = "refused"
 
     kind = models.CharField(max_length=40)
+    mark = models.CharField(max_length=64, blank=True, editable=False, help_text="By which the same asked for twice is known.")
     payload = models.JSONField()
     before = models.TextField(blank=True)
     after = models.TextField()
@@ -504,6 +510,41 @@ class Approval(models.Model):
     def is_pending(self, now: datetime) -> bool:
         """Neither decided nor run out."""
         return self.state == self.State.PENDING and now < self.expires_at
+
+
+class AuditEvent(models.Model):
+    """What a line of the audit log knows beside who, when and what, which are in its ``entry``. :mod:`accounts.acts` alone writes both;
+    neither is ever changed or deleted (``accounts/sql/acts.sql``).
+
+    ``before`` and ``after`` name what changed, secrets left out. ``impersonator`` is who of staff looked through ``entry.user``'s eyes.
+    """
+
+    class Kind(models.TextChoices):
+        ADDED = "added"
+        CHANGED = "changed"
+        DELETED = "deleted"
+        MONEY = "money", "money moved"
+        ASKED = "asked", "asked a second person"
+        APPROVED = "approved"
+        REFUSED = "refused"
+        EXPORTED = "exported"
+        SIGNED_IN = "signed_in", "signed in"
+        LOOKED = "looked", "looked as a customer"
+
+    entry = models.OneToOneField(LogEntry, on_delete=models.PROTECT, primary_key=True, related_name="audit")
+    kind = models.CharField(max_length=10, choices=Kind)
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, null=True, related_name="+")
+    impersonator = models.ForeignKey(User, on_delete=models.PROTECT, null=True, related_name="+")
+    reason = models.TextField(blank=True)
+    before = models.JSONField(default=dict)
+    after = models.JSONField(default=dict)
+    request_id = models.CharField(max_length=64, blank=True)
+
+    class Meta:
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()}: {self.entry}"
 
 
 class Fault(models.Model):

@@ -15,11 +15,8 @@ from urllib.parse import urlsplit
 from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from django.conf import settings
-from django.contrib.admin.models import LogEntry
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Value
-from django.db.models.functions import Replace
 
 from accounts import acts, mails, signals
 from accounts.models import Account, ApiKey, Invitation, Membership, User
@@ -134,8 +131,7 @@ def forget_user(*, user: User, now: datetime) -> None:
         Invitation.objects.filter(email__in=addresses, accepted_at=None).delete()
         Invitation.objects.filter(email__in=addresses).update(email=f"{forgotten}@invalid")
         for address in addresses:
-            written = LogEntry.objects.filter(change_message__contains=address)
-            written.update(change_message=Replace("change_message", Value(address), Value(forgotten)))
+            acts.forget(address=address, forgotten=forgotten)
         EmailAddress.objects.filter(user=user).delete()
         Authenticator.objects.filter(user=user).delete()
         user.email = f"{forgotten}@invalid"

@@ -26,15 +26,15 @@ from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 from unfold.decorators import display
 
-from accounts import registration
+from accounts import acts, approvals, registration
 from accounts.admin import MembershipInline, actor
 from accounts.admin import ReasonForm as KeptReasonForm
-from accounts.models import Account
+from accounts.models import Account, Approval
 from accounts.pages import signed_in
 from accounts.templatetags.amounts import amount, plain_amount
 from analytics import account_acts, account_search, account_sections
 from analytics.forms import AdjustForm, AgreeForm, GrantForm, ReasonForm
-from billing import agreements, balances, ledger, subscriptions
+from billing import agreements, balances, ledger, staff_credit
 from metering import throttles
 from metering.admin import charged
 from metering.forms import StopForm
@@ -55,7 +55,7 @@ class Effect:
     debt_after: int
 
 
-class AccountAdmin(ModelAdmin):  # type: ignore[misc]
+class AccountAdmin(acts.Audited, ModelAdmin):  # type: ignore[misc]
     """Accounts are opened and renamed here; their money moves by the acts on their page."""
 
     list_display = ("name", "kind", "product", "available", "debt", "external_id", "opened")
@@ -189,28 +189,37 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
         """Adds credits that nobody paid for."""
         account = self._acting_on(request, account_id)
 
-        def act(cleaned: dict[str, Any]) -> str:
-            done = ledger.grant(
-                account_id=account.pk, unit_id=account.product.unit_id, amount_nanos=cleaned["amount"], source=cleaned["source"],
-                source_key=str(cleaned["token"]), key=f"staff:{cleaned['token']}", actor=actor(request), reason=cleaned["reason"],
-                priority=subscriptions.priority(product=account.product, source=cleaned["source"]), expires_at=cleaned["last_day"],
+        def wanted(cleaned: dict[str, Any]) -> staff_credit.Wanted:
+            return staff_credit.Wanted(
+                account=account, verb="grant", amount_nanos=cleaned["amount"], mark=str(cleaned["token"]), source=cleaned["source"],
+                expires_at=cleaned["last_day"],
             )  # fmt: skip
-            return f"{self._amount(account, done.amount_nanos)} {_was(done)}granted."
 
-        return self._act(request, account, "Grant credits", GrantForm, act)
+        return self._give(request, account, "Grant credits", GrantForm, wanted)
 
     def adjust_view(self, request: HttpRequest, account_id: int) -> HttpResponse:
         """Corrects the wallet, up or down."""
         account = self._acting_on(request, account_id)
 
-        def act(cleaned: dict[str, Any]) -> str:
-            done = ledger.adjust(
-                account_id=account.pk, unit_id=account.product.unit_id, amount_nanos=cleaned["amount"], key=f"staff:{cleaned['token']}",
-                actor=actor(request), reason=cleaned["reason"],
-            )  # fmt: skip
-            return f"The wallet was {_was(done)}adjusted by {self._amount(account, done.amount_nanos)}."
+        def wanted(cleaned: dict[str, Any]) -> staff_credit.Wanted:
+            return staff_credit.Wanted(account=account, verb="adjust", amount_nanos=cleaned["amount"], mark=str(cleaned["token"]))
 
-        return self._act(request, account, "Adjust the wallet", AdjustForm, act)
+        return self._give(request, account, "Adjust the wallet", AdjustForm, wanted)
+
+    def _give(
+        self, request: HttpRequest, account: Account, title: str, form_class: type[ReasonForm],
+        wanted: Callable[[dict[str, Any]], staff_credit.Wanted],
+    ) -> HttpResponse:  # fmt: skip
+        """By this person alone, or with a second one; the preview says which."""
+        person = signed_in(request)
+
+        def act(cleaned: dict[str, Any]) -> str | Approval:
+            return staff_credit.give(wanted=wanted(cleaned), actor=person, reason=cleaned["reason"], now=timezone.now())
+
+        def asks(cleaned: dict[str, Any]) -> bool:
+            return staff_credit.above_cap(wanted=wanted(cleaned), actor=person, now=timezone.now())
+
+        return self._act(request, account, title, form_class, act, asks=asks)
 
     def reverse_view(self, request: HttpRequest, account_id: int, usage_id: UUID) -> HttpResponse:
         """Undoes the whole charge of one usage record."""
@@ -225,13 +234,19 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
             done = ledger.reverse(
                 account_id=account.pk, usage_id=usage_id, key=f"staff:{cleaned['token']}", actor=actor(request), reason=cleaned["reason"]
             )
-            return f"The charge of {self._amount(account, done.amount_nanos)} was {_was(done)}reversed."
+            said = f"The charge of {self._amount(account, done.amount_nanos)} was {_was(done)}reversed."
+            if not done.replayed:
+                acts.note(
+                    actor=signed_in(request), account=account, what=said, kind=acts.Kind.MONEY, reason=cleaned["reason"],
+                    before={"usage record": str(usage_id)}, now=timezone.now(),
+                )  # fmt: skip
+            return said
 
         return self._act(request, account, "Reverse this charge", ReasonForm, act, record=record, charged=charged(record))
 
     def agree_view(self, request: HttpRequest, account_id: int) -> HttpResponse:
         """Agrees terms with one customer: a price, limits and credit that nobody else has."""
-        account = self._acting_on(request, account_id)
+        account = self._acting_on(request, account_id, "billing.change_subscription")
         plans = Plan.objects.filter(product=account.product, available=True).order_by("-rank")
         form = AgreeForm(request.POST or None, plans=[(plan.slug, plan.name) for plan in plans], initial={"token": uuid4()})
         if form.is_valid():
@@ -308,8 +323,9 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
         return self._page(request, account, title, "admin/metering/ask.html", form=form, says=says, button=button, cancel=cancel)
 
     def _act(
-        self, request: HttpRequest, account: Account, title: str, form_class: type[ReasonForm], act: Callable[[dict[str, Any]], str],
-        record: UsageRecord | None = None, **context: Any,
+        self, request: HttpRequest, account: Account, title: str, form_class: type[ReasonForm],
+        act: Callable[[dict[str, Any]], str | Approval],
+        record: UsageRecord | None = None, asks: Callable[[dict[str, Any]], bool] = lambda cleaned: False, **context: Any,
     ) -> HttpResponse:  # fmt: skip
         """Asks, shows the effect, acts when that was confirmed."""
         form = form_class(request.POST or None, initial={"token": uuid4()})
@@ -322,21 +338,26 @@ class AccountAdmin(ModelAdmin):  # type: ignore[misc]
             elif "confirm" in request.POST:
                 try:
                     with transaction.atomic():
-                        message = act(form.cleaned_data)
-                except (ledger.LedgerError, ValueError) as error:
+                        done = act(form.cleaned_data)
+                except (ledger.LedgerError, approvals.ApprovalError, ValueError) as error:
                     form.add_error(None, str(error))
                 else:
-                    self.message_user(request, message, messages.SUCCESS)
+                    if isinstance(done, Approval):
+                        said = f"Nothing has moved yet: somebody else has to approve “{done}” within a day."
+                        self.message_user(request, said, messages.WARNING)
+                        return HttpResponseRedirect(reverse("admin:accounts_approval_decide", args=[done.pk]))
+                    self.message_user(request, done, messages.SUCCESS)
                     return HttpResponseRedirect(reverse("admin:accounts_account_change", args=[account.pk]))
         preview = form.is_bound and not form.errors and "edit" not in request.POST
         return self._page(
             request, account, f"{title} · {account.name}", "admin/accounts/act.html",
-            act=title, form=form, preview=preview, effect=effect, record=record, unit=account.product.unit, **context,
+            act=title, form=form, preview=preview, effect=effect, record=record, unit=account.product.unit,
+            asks=preview and asks(form.cleaned_data), **context,
         )  # fmt: skip
 
-    def _acting_on(self, request: HttpRequest, account_id: int) -> Account:
+    def _acting_on(self, request: HttpRequest, account_id: int, permission: str = "billing.add_operation") -> Account:
         """:raises PermissionDenied: who asks may not move money. :raises Http404: there is no such account."""
-        if not request.user.has_perm("billing.add_operation"):
+        if not request.user.has_perm(permission):
             raise PermissionDenied
         account = Account.objects.select_related("product__unit").filter(pk=account_id).first()
         if account is None:

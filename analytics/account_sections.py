@@ -52,7 +52,7 @@ ACTS: Final[list[Act]] = [
     Act("Grant credits", _on_page("grant"), "billing.add_operation"),
     Act("Adjust", _on_page("adjust"), "billing.add_operation"),
     Act("Change plan…", _on_page("plan"), "billing.change_subscription"),
-    Act("Agree terms…", _on_page("agree"), "billing.add_operation"),
+    Act("Agree terms…", _on_page("agree"), "billing.change_subscription"),
     Act("Issue an API key", lambda account: f"{reverse('admin:accounts_apikey_add')}?account={account.public_id}", "accounts.add_apikey"),
     Act("Resume…", _on_page("resume"), "metering.change_throttle", offered=lambda standing: bool(standing.stops)),
     Act("Stop…", _on_page("stop"), "metering.add_throttle", offered=lambda standing: not standing.stopped),
@@ -139,7 +139,7 @@ def _ledger(account: Account, now: datetime) -> dict[str, Any]:
 def _told(account: Account) -> dict[str, Any]:
     """What the customer was mailed, what its client apps were told, and what people did to the account."""
     of_accounts = ContentType.objects.get_for_model(Account)
-    acts = LogEntry.objects.filter(content_type=of_accounts, object_id=str(account.pk)).select_related("user").order_by("-action_time")
+    acts = LogEntry.objects.filter(audit__account=account).select_related("user").order_by("-pk")
     return {
         "mails": account.mails.order_by("-queued_at", "-pk")[:SHOWN],
         "events": WebhookEvent.objects.filter(account=account).prefetch_related("deliveries").order_by("-created_at", "-pk")[:SHOWN],

@@ -7,9 +7,6 @@ from typing import Any
 
 from allauth.account.decorators import secure_admin_login
 from django.contrib import admin
-from django.contrib.admin.models import LogEntry
-from django.contrib.auth.admin import GroupAdmin as BaseGroupAdmin
-from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
@@ -23,6 +20,7 @@ from waffle import get_waffle_flag_model, get_waffle_sample_model, get_waffle_sw
 from waffle.admin import FlagAdmin as BaseFlagAdmin
 from waffle.admin import SwitchAdmin as BaseSwitchAdmin
 
+from accounts import acts
 from accounts.models import Account
 from analytics import alert_admin as alert_admin  # registers its pages
 from analytics import bill_admin as bill_admin  # and these
@@ -42,6 +40,7 @@ ROWS = 200
 #: So many models that earn least are named.
 LEAST = 3
 
+admin.site.disable_action("delete_selected")  # what is deleted is looked at one by one
 admin.site.register(Account, AccountAdmin)
 admin.site.register(DraftReplay, DraftReplayAdmin)
 admin.site.register(ShadowRefusal, ShadowRefusalAdmin)
@@ -163,34 +162,15 @@ class MarginAdmin(ReadOnlyAdmin):
         return self.changelist_view(request)
 
 
-@admin.register(LogEntry)
-class LogEntryAdmin(ReadOnlyAdmin):
-    list_display = ("action_time", "user", "content_type", "object_repr", "message")
-    list_filter = ("action_flag", "content_type")
-    search_fields = ("object_repr", "user__email")
-    list_select_related = ("user", "content_type")
-    fields = ("action_time", "user", "content_type", "object_repr", "message")
-    show_full_result_count = False
-
-    @display(description="What")
-    def message(self, entry: LogEntry) -> str:
-        return entry.get_change_message() or entry.get_action_flag_display()
-
-
-@admin.register(Group)
-class GroupAdmin(BaseGroupAdmin, ModelAdmin):  # type: ignore[misc]
-    """Staff roles: groups of permissions."""
-
-
 for switch in (get_waffle_flag_model(), get_waffle_sample_model(), get_waffle_switch_model()):
     admin.site.unregister(switch)
 
 
 @admin.register(get_waffle_flag_model())
-class FlagAdmin(BaseFlagAdmin, ModelAdmin):  # type: ignore[misc]
+class FlagAdmin(acts.Audited, BaseFlagAdmin, ModelAdmin):  # type: ignore[misc]
     pass
 
 
 @admin.register(get_waffle_switch_model())
-class SwitchAdmin(BaseSwitchAdmin, ModelAdmin):  # type: ignore[misc]
+class SwitchAdmin(acts.Audited, BaseSwitchAdmin, ModelAdmin):  # type: ignore[misc]
     pass

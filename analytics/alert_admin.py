@@ -19,7 +19,7 @@ from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 
-from accounts import doorbell
+from accounts import acts, doorbell
 from accounts.admin import ReasonForm, actor
 from analytics import alert_metrics, alert_notices, alerts, tasks
 from analytics.alert_forms import ChannelForm, MuteForm, NoteForm, RuleForm
@@ -125,7 +125,7 @@ class AlertAdmin(ReadOnlyAdmin):
 
 
 @admin.register(AlertRule)
-class AlertRuleAdmin(_NeverDeleted, ModelAdmin):  # type: ignore[misc]
+class AlertRuleAdmin(acts.Audited, _NeverDeleted, ModelAdmin):  # type: ignore[misc]
     """Rules are changed, turned off and muted, never deleted."""
 
     form = RuleForm
@@ -219,7 +219,7 @@ class AlertRuleAdmin(_NeverDeleted, ModelAdmin):  # type: ignore[misc]
 
 
 @admin.register(AlertChannel)
-class AlertChannelAdmin(_NeverDeleted, ModelAdmin):  # type: ignore[misc]
+class AlertChannelAdmin(acts.Audited, _NeverDeleted, ModelAdmin):  # type: ignore[misc]
     """Where alerts are told. A channel is turned off, never deleted: its notices are history."""
 
     form = ChannelForm

@@ -25,7 +25,7 @@ from django.db import connection
 from django.db.models import Max, QuerySet, Sum
 from django.urls import reverse
 
-from accounts.models import Fault, Mail, WebhookDelivery, WebhookEndpoint
+from accounts.models import AuditEvent, Fault, Mail, WebhookDelivery, WebhookEndpoint
 from analytics import audits, jobs, rollups
 from analytics.models import AlertNotice, AlertRule, JobRun
 from billing.models import Schedule, StripeEvent, StripeReconciliation
@@ -412,6 +412,17 @@ def broken_rules(ask: Ask) -> Reading:
     """Rules whose metric failed the last time."""
     names = list(AlertRule.objects.filter(enabled=True).exclude(error="").order_by("slug").values_list("name", flat=True))
     return Reading(Fraction(len(names)), ", ".join(names[:NAMES]), names[:NAMES], reverse("admin:analytics_alertrule_changelist"))
+
+
+@_metric("log-ins of superusers", "count")
+def superuser_log_ins(ask: Ask) -> Reading:
+    """Who signed in with every right there is, in the window."""
+    found = AuditEvent.objects.filter(
+        kind=AuditEvent.Kind.SIGNED_IN, entry__user__is_superuser=True, entry__action_time__gt=ask.since, entry__action_time__lte=ask.now
+    )
+    names = list(dict.fromkeys(found.order_by("-pk").values_list("entry__user__email", flat=True)[:CANDIDATES]))
+    link = reverse("admin:admin_logentry_changelist") + f"?audit__kind__exact={AuditEvent.Kind.SIGNED_IN}"
+    return Reading(Fraction(found.count()), ", ".join(names[:NAMES]), names[:NAMES], link)
 
 
 def _faults(ask: Ask, kind: Fault.Kind) -> Reading:

@@ -19,7 +19,7 @@ from django.utils import timezone
 from unfold.admin import ModelAdmin
 from unfold.decorators import display
 
-from accounts import exports
+from accounts import acts, exports
 from accounts.admin import actor
 from accounts.exports import Nanos
 from accounts.pages import signed_in
@@ -93,7 +93,7 @@ class Sum:
 
 
 @admin.register(ProviderBill)
-class ProviderBillAdmin(ModelAdmin):  # type: ignore[misc]
+class ProviderBillAdmin(acts.Audited, ModelAdmin):  # type: ignore[misc]
     """What providers billed: typed in or imported once, never changed."""
 
     form = BillForm
@@ -262,7 +262,7 @@ class ProviderBillAdmin(ModelAdmin):  # type: ignore[misc]
 
 
 @admin.register(BillMapping)
-class BillMappingAdmin(ModelAdmin):  # type: ignore[misc]
+class BillMappingAdmin(acts.Audited, ModelAdmin):  # type: ignore[misc]
     """What the columns of other providers' files mean."""
 
     form = MappingForm

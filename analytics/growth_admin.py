@@ -12,6 +12,7 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import display
 from unfold.widgets import UnfoldAdminDateWidget, UnfoldAdminTextInputWidget
 
+from accounts import acts
 from accounts.admin import actor
 from analytics import alert_metrics, growth, hourly
 from analytics.forms import AmountField
@@ -46,7 +47,7 @@ class SpendForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 @admin.register(MarketingSpend)
-class MarketingSpendAdmin(ModelAdmin):  # type: ignore[misc]
+class MarketingSpendAdmin(acts.Audited, ModelAdmin):  # type: ignore[misc]
     """Typed in once, never changed: another row puts one right."""
 
     form = SpendForm

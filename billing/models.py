@@ -211,6 +211,7 @@ class Operation(models.Model):
         managed = False
         db_table = "operation_key"
         ordering = ["-id"]
+        permissions = [("approve_operation", "Can approve credit above the cap of one person")]
 
     def __str__(self) -> str:
         return f"{self.verb} {self.id}"

@@ -179,7 +179,7 @@ def statement_csv(request: HttpRequest, public_id: str) -> HttpResponseBase:
     product = Product.objects.select_related("unit").get(pk=account.product_id)
     whole = found.entries <= exports.MAX_ROWS
     name = f"statement_{account.public_id}_{period.name}{'' if whole else f'_first-{exports.MAX_ROWS}-rows'}.csv"
-    return exports.download(_file(request, account, unit or product.unit, period, found), name=name)
+    return exports.download(_file(request, account, unit or product.unit, period, found), name=name, account=account)
 
 
 def page_number(request: HttpRequest) -> int:

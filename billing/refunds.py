@@ -87,7 +87,8 @@ def ask(*, payment: StripePayment, cents: int, mark: UUID, by: User, reason: str
             raise NotRefundable(f"At most {_money(left(payment=locked), locked.currency)} can be given back.")
         params = {"payment_intent": locked.pk, "amount": cents, "reason": _REASON}
         request = stripe_requests.ask(key=key, kind=KIND, path="/v1/refunds", params=params, account=account, now=now)
-        acts.note(account=account, actor=by, what=f"Refund of {_money(cents, locked.currency)} of {locked.pk}: {reason}", now=now)
+        what = f"Refund of {_money(cents, locked.currency)} of {locked.pk}: {reason}"
+        acts.note(account=account, actor=by, what=what, kind=acts.Kind.MONEY, reason=reason, now=now)
     return request
 
 

@@ -1,24 +1,28 @@
-"""Admin's page of jobs: how each stands, and what staff may do about it. It stands on top because the table of jobs does."""
+"""Admin's page of jobs: how each stands, and what staff may do about it; and staff's roles. They stand on top because their tables do."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.auth.admin import GroupAdmin as BaseGroupAdmin
+from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from unfold.admin import ModelAdmin
 from unfold.decorators import display
 
+from accounts import acts
 from accounts.admin import ReasonForm, actor
 from accounts.models import Account
 from analytics import jobs
 from analytics.models import AuditFinding, JobRun
 from config import jobs as table
-from config import tasks
+from config import staff_roles, tasks
 from pricing.admin import CappedPaginator, ReadOnlyAdmin
 
 STATES = {"waiting": "info", "running": "info", "done": "success", "failed": "danger"}
@@ -133,6 +137,17 @@ class JobRunAdmin(ReadOnlyAdmin):
 
     def _back(self) -> HttpResponse:
         return HttpResponseRedirect(reverse("admin:analytics_jobrun_changelist"))
+
+
+@admin.register(Group)
+class GroupAdmin(acts.Audited, BaseGroupAdmin, ModelAdmin):  # type: ignore[misc]
+    """Staff's roles. The program's own are what its table says; whoever needs another makes one."""
+
+    def has_change_permission(self, request: HttpRequest, obj: Group | None = None) -> bool:
+        return (obj is None or obj.name not in staff_roles.ROLES) and super().has_change_permission(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Group | None = None) -> bool:
+        return (obj is None or obj.name not in staff_roles.ROLES) and super().has_delete_permission(request, obj)
 
 
 @admin.register(AuditFinding)

@@ -126,6 +126,7 @@ def _fingerprint() -> str:
         *ROOT.glob("*/sql/*.sql"),
         *ROOT.glob("config/djstripe_migrations/*.py"),
         ROOT / "config/roles.py",
+        ROOT / "config/staff_roles.py",
         ROOT / "config/management/commands/migrate.py",
         ROOT / "requirements.txt",
     ]

@@ -62,6 +62,17 @@ class UsageRecordAdmin(LedgerAdmin):
     )
     change_form_before_template = "admin/metering/explained.html"
 
+    def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
+        return self._for(request, self.list_display)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        return [(name, {"fields": self._for(request, options["fields"])}) for name, options in self.fieldsets]
+
+    def _for(self, request: HttpRequest, fields: Any) -> tuple[str, ...]:
+        """What we pay, and so what is left of the price, is for those who read the margin report."""
+        hidden = () if request.user.has_perm("analytics.view_margin") else ("cost", "value", "margin", "terms", "lines")
+        return tuple(field for field in fields if field not in hidden)
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[UsageRecord]:
         found: QuerySet[UsageRecord] = super().get_queryset(request)
         reversals = Operation.objects.filter(account_id=OuterRef("account_id"), verb="reverse", target=OuterRef("pk"))

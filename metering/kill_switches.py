@@ -28,13 +28,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.contrib.admin.models import ADDITION, LogEntry
-from django.contrib.contenttypes.models import ContentType
 from django.db import connection, transaction
 from django.db.models import Q
 
-from accounts import approvals, webhooks
-from accounts.models import Account, Approval, User
+from accounts import acts, approvals, webhooks
+from accounts.models import Account, Approval, AuditEvent, User
 from metering.models import KillSwitch, SpooledUsage
 from pricing.models import Entitlement, Product
 
@@ -174,10 +172,12 @@ def throw(*, wanted: Wanted, reason: str, actor: str, ends_at: datetime, now: da
         raise InvalidSwitch(f"A switch ends within {MAX_LIFETIME.days} days.")
     if wanted.is_global and approval is None:
         raise InvalidSwitch("A switch for everything needs a second person.")
-    check(wanted=wanted, now=now)
     switch = wanted.row()
     switch.reason, switch.actor, switch.created_at, switch.ends_at, switch.approval = reason, actor, now, ends_at, approval
     with transaction.atomic():
+        with connection.cursor() as cursor:  # of two who throw the same at once, the second finds the first
+            cursor.execute("select pg_advisory_xact_lock(0, hashtext('kill switch'))")
+        check(wanted=wanted, now=now)
         switch.save(force_insert=True)
         _tell(switch, "on", now)
         transaction.on_commit(_forget)
@@ -264,9 +264,9 @@ def _carry_out(approval: Approval, actor: User, now: datetime) -> str:
         )  # fmt: skip
     except InvalidSwitch as error:
         raise approvals.Impossible(str(error)) from error
-    LogEntry.objects.create(
-        user=actor, content_type=ContentType.objects.get_for_model(KillSwitch), object_id=str(switch.pk), object_repr=str(switch)[:200],
-        action_flag=ADDITION, change_message=f"Approved until {ends_at:%Y-%m-%d %H:%M} UTC: {switch.reason}", action_time=now,
+    acts.note(
+        actor=actor, subject=switch, what=f"Approved until {ends_at:%Y-%m-%d %H:%M} UTC: {switch.reason}", reason=switch.reason,
+        kind=AuditEvent.Kind.ADDED, now=now,
     )  # fmt: skip
     return f"{switch}, until {ends_at:%Y-%m-%d %H:%M} UTC."
 

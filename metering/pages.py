@@ -199,7 +199,7 @@ def usage_csv(request: HttpRequest, public_id: str) -> HttpResponseBase:
         whole = not records.values("id")[exports.MAX_ROWS :].exists()
     stretch = f"{window.days[0]}_to_{window.days[-1]}"
     name = f"usage_{account.public_id}_{stretch}{'' if whole else f'_latest-{exports.MAX_ROWS}-rows'}.csv"
-    return exports.download(_file(request, account, product, records.defer("cost_nanos")), name=name)
+    return exports.download(_file(request, account, product, records.defer("cost_nanos")), name=name, account=account)
 
 
 @require_safe

@@ -139,10 +139,20 @@ class ProductAdmin(ReadOnlyAdmin):
             },
         ),
         ("What customers see and pay", {"fields": ("visibility", "overage", "late_charging", "late_hours", "grace", "burn_order")}),
-        ("Credit that it gives", {"fields": ("welcome", "announcement")}),
+        ("Credit that it gives", {"fields": ("welcome", "announcement", "staff_cap")}),
         ("Open work", {"fields": ("least_balance", "work_in_debt", "hold_lifetime", "hold_max")}),
         ("Margin", {"fields": ("target", "alert", "floor", "payment_fee", "expected")}),
     )
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """What we mean to earn is for those who read the margin report."""
+        return (
+            self.fieldsets if request.user.has_perm("analytics.view_margin") else [each for each in self.fieldsets if each[0] != "Margin"]
+        )
+
+    def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
+        shown = self.list_display
+        return shown if request.user.has_perm("analytics.view_margin") else tuple(name for name in shown if name != "target")
 
     @display(description="Latest report that is charged")
     def late_hours(self, product: Product) -> str:
@@ -159,6 +169,10 @@ class ProductAdmin(ReadOnlyAdmin):
     @display(description="Launch credit, for earlier accounts")
     def announcement(self, product: Product) -> str:
         return in_unit(product.announcement_credit_nanos, product.unit)
+
+    @display(description="One of staff alone, an account and day", empty_value="any amount")
+    def staff_cap(self, product: Product) -> str | None:
+        return None if product.staff_credit_cap_nanos is None else in_unit(product.staff_credit_cap_nanos, product.unit)
 
     @display(description="Least balance to start work")
     def least_balance(self, product: Product) -> str:

@@ -298,6 +298,7 @@ PRODUCT = (
     Field("enforced_meters", "enforced_meters", _list(_text(METER, 'a meter and its window, e.g. "messages/day"', 80)), []),
     Field("welcome_credit", "welcome_credit_nanos", UNIT_AMOUNT, 0),
     Field("announcement_credit", "announcement_credit_nanos", UNIT_AMOUNT, 0),
+    Field("staff_credit_cap", "staff_credit_cap_nanos", UNIT_AMOUNT, None),
     Field("burn_order", "burn_order", _list(_choice(*CREDIT_SOURCES))),
     Field("allowed_origins", "allowed_origins", _list(Kind(_origin)), []),
     Field("support_email", "support_email", Kind(_email), ""),

@@ -84,6 +84,11 @@ class Product(models.Model):
         default=list,
         help_text='Limits in shadow mode that refuse all the same, on every plan, e.g. "messages/day".',
     )
+    staff_credit_cap_nanos = models.BigIntegerField(
+        null=True,
+        blank=True,
+        help_text="The most credit that one of staff alone gives or takes on an account in 24 hours; empty = any amount.",
+    )
     burn_order = ArrayField(models.CharField(max_length=20), default=list, help_text="Sources of credit, first burnt first.")
     allowed_origins = ArrayField(models.CharField(max_length=200), default=list, help_text="Where checkout may send a customer back to.")
     support_email = models.EmailField(blank=True)
@@ -106,6 +111,9 @@ class Product(models.Model):
             models.CheckConstraint(
                 name="product_amounts_not_negative",
                 condition=Q(minimum_balance_nanos__gte=0, welcome_credit_nanos__gte=0, announcement_credit_nanos__gte=0),
+            ),
+            models.CheckConstraint(
+                name="product_staff_credit_cap", condition=Q(staff_credit_cap_nanos=None) | Q(staff_credit_cap_nanos__gte=0)
             ),
             models.CheckConstraint(
                 name="product_hold_lifetimes",

@@ -184,6 +184,27 @@ class TestAtOnce:
         assert sorted(said) == sorted([f"{code} is called after.", *["It was decided already."] * 2])
         assert LogEntry.objects.filter(object_id=str(approval.pk), change_message__startswith="Approved").count() == 1
 
+    def test_of_the_same_asked_for_by_three_at_once_one_waits(self) -> None:
+        code, people, said = unit().code, [person(), person(), person()], []
+        ready = threading.Barrier(len(people))
+
+        def want(who: User) -> None:
+            ready.wait()
+            try:
+                said.append(str(ask(who, code)))
+            except approvals.AlreadyAsked:
+                said.append("waits")
+            finally:
+                connection.close()
+
+        threads = [threading.Thread(target=want, args=[who]) for who in people]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(said) == sorted([f"Call {code} after", "waits", "waits"])
+        assert Approval.objects.filter(payload__code=code).count() == 1
+
 
 @pytest.mark.django_db
 class TestPages:

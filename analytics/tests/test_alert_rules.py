@@ -14,8 +14,8 @@ from django.test import RequestFactory
 from django.utils import timezone
 from pytest_django import Settings
 
-from accounts import api, faults, mails, registration
-from accounts.models import Account, Fault, Mail, WebhookEndpoint
+from accounts import acts, api, faults, mails, registration
+from accounts.models import Account, Fault, Mail, User, WebhookEndpoint
 from analytics import alert_metrics, alerts, audits, jobs, rollups
 from analytics.models import Alert, AlertRule, JobRun, ProviderBill
 from billing import ledger
@@ -377,6 +377,13 @@ def stripe_differences(scene: Scene, loud: bool) -> tuple[Product | None, str]:
         since=NOW, started_at=NOW + timedelta(days=9_999), finished_at=NOW, problems=["pi_1: paid and not granted"] if loud else []
     )
     return None, "Differences from Stripe: 1. pi_1: paid and not granted."
+
+
+@shows("superuser-log-in")
+def superuser_log_in(scene: Scene, loud: bool) -> tuple[Product | None, str]:
+    boss = User.objects.create_user("boss@example.com", is_staff=True, is_superuser=loud)
+    acts.note(actor=boss, subject=boss, what="Signed in", kind=acts.Kind.SIGNED_IN, now=scene.now)
+    return None, "Log-ins of superusers: 1. boss@example.com."
 
 
 @shows("broken-rules")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from metering.models import KillSwitch, UsageRecord
 from metering.tests.limited import PER_TOKEN, Shop, dollars, plan
 from metering.tests.switched import thrown
 from pricing.models import Entitlement
-from tests.factories import NANOS, give, make_account, make_model
+from tests.factories import NANOS, give, make_account, make_model, make_product
 
 NOON = datetime(2027, 6, 15, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -346,3 +347,27 @@ class TestThrowing:
         assert told[0].data["reason"] == "an incident"
         assert told[0].data["feature"] == "chat"
         assert "ada" not in str([event.data for event in told])
+
+
+@pytest.mark.usefixtures("committed")
+def test_of_two_who_throw_the_same_at_once_one_does() -> None:
+    product, said, ready = make_product(), [], threading.Barrier(3)
+
+    def throw() -> None:
+        ready.wait()
+        now = datetime.now(UTC)
+        try:
+            wanted = kill_switches.Wanted(product=product)
+            said.append(str(kill_switches.throw(wanted=wanted, reason="x", actor="ada", ends_at=now + timedelta(seconds=1), now=now)))
+        except kill_switches.InvalidSwitch:
+            said.append("switched already")
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=throw) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said.count("switched already") == 2
+    assert KillSwitch.objects.filter(product=product).count() == 1

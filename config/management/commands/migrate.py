@@ -1,4 +1,4 @@
-"""Django's ``migrate``, as the owner of the tables, and the app role's rights afterwards (config/roles.py)."""
+"""Django's ``migrate``, as the owner of the tables; then the app role's rights (config/roles.py), and staff's roles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from django.core.management.commands import migrate
 from django.db import ProgrammingError, connections, transaction
 from django.db.backends.utils import CursorWrapper
 
-from config import roles
+from config import roles, staff_roles
 
 
 class Command(migrate.Command):
@@ -31,6 +31,8 @@ class Command(migrate.Command):
                 )
         try:
             super().handle(*args, **options)
+            if not (options["plan"] or options["check_unapplied"] or options["app_label"]):
+                staff_roles.establish()
             if as_owner:
                 with transaction.atomic(using=options["database"]), connection.cursor() as cursor:
                     cursor.execute(roles.grants_sql())
