@@ -1,7 +1,7 @@
 """What an account has, as the next verb of the ledger will find it: read only, nothing is locked or written.
 
-What is due by now is counted as if it had happened already, as ``billing/sql/calendar.sql`` will do it: grants expire or roll over, and the
-schedule grants, each at its due time, oldest first.
+What is due by now is counted as if it had happened already, as ``billing/sql/calendar.sql`` will do it: holds that nobody resolved end,
+grants expire or roll over, and the schedule grants, each at its due time, oldest first.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from django.db import connection
 from django.db.models import DateTimeField, Q, Value
 from django.db.models.functions import Cast, NullIf
 
@@ -57,15 +58,16 @@ def of_account(account: Account, *, now: datetime) -> list[Balance]:
         grants.setdefault(unit_id, []).append(_Grant(age, *values))
     balances = []
     for wallet in Wallet.objects.filter(account=account).order_by("unit_id"):
-        seen = _Wallet(wallet.held, wallet.debt, grants.get(wallet.unit_id, []), wallet.rollover_cap)
-        if wallet.due_at is not None and wallet.due_at <= now:
+        ends = _hold_ends(wallet, now)
+        seen = _Wallet(wallet.held, wallet.debt, grants.get(wallet.unit_id, []), wallet.rollover_cap, ends)
+        if ends or (wallet.due_at is not None and wallet.due_at <= now):
             schedules = Schedule.objects.filter(account=account, unit_id=wallet.unit_id)
             seen.apply(schedules.defer(*Schedule.STAFFS_OWN).first(), now)
         balances.append(
             Balance(
                 unit_id=wallet.unit_id,
                 balance=sum(grant.left for grant in seen.grants),
-                held=wallet.held,
+                held=seen.held,
                 debt=seen.debt,
                 seq=wallet.seq,
                 lots=tuple(Lot(lot.id, lot.source, lot.granted, lot.left, lot.starts_at, lot.ends_at) for lot in seen.queue()),
@@ -115,6 +117,7 @@ class _Wallet:
     debt: int
     grants: list[_Grant]
     cap: int | None
+    hold_ends: list[tuple[datetime, int]]
 
     def queue(self) -> list[_Grant]:
         """What is left, in the order in which it burns."""
@@ -128,9 +131,12 @@ class _Wallet:
         at: datetime | None = None
         while True:
             ends = [grant.ends_at for grant in self.grants if grant.left and grant.ends_at and (at is None or grant.ends_at > at)]
-            at = min([*ends, *([coming.starts_at] if coming else [])], default=None)
+            at = min([*ends, *(end for end, _ in self.hold_ends), *([coming.starts_at] if coming else [])], default=None)
             if at is None or at > now:
                 return
+            while self.hold_ends and self.hold_ends[0][0] == at:
+                self.held -= self.hold_ends.pop(0)[1]
+                self.repay()
             self.expire(at)
             if coming and coming.starts_at == at:
                 self.add(coming)
@@ -175,6 +181,19 @@ class _Wallet:
                 return
             grant.left -= repaid
             self.debt -= repaid
+
+
+def _hold_ends(wallet: Wallet, now: datetime) -> list[tuple[datetime, int]]:
+    """When holds of the wallet ended that are not given back yet, and how much each holds, oldest first."""
+    if wallet.held == 0:
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select coalesce(extended_to, expires_at) as ended_at, held from open_authorization where account_id = %s and unit_id = %s"
+            " and state = 'open' and held > 0 and coalesce(extended_to, expires_at) <= %s order by ended_at, id",
+            [wallet.account_id, wallet.unit_id, now],
+        )
+        return cursor.fetchall()
 
 
 def _due_grants(schedule: Schedule | None) -> Iterator[_Grant]:

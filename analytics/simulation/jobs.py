@@ -1,9 +1,6 @@
 """The jobs of a simulated year, and how they are run: on time, or as badly as they are in real life.
 
 What they do is in PostgreSQL; they say "look" and never "this is due". So however they are run, the ledger must come out the same.
-
-But for the sweeping of holds, which is on time here in every manner: a hold keeps credits until it is swept, so what an account that owes
-something may spend meanwhile depends on when that is. docs/decisions/0059 says what it would take to change that.
 """
 
 from __future__ import annotations
@@ -78,6 +75,7 @@ def _failed(subject: str, error: Exception) -> None:
 #: Those that neither ask Stripe nor send mails, each with how long it rests after a run. Warnings change no account and cost the most.
 JOBS: tuple[tuple[Callable[[datetime], None], timedelta], ...] = (
     (_apply_due, timedelta(0)),
+    (_sweep_holds, timedelta(0)),
     (_take_dunning_steps, timedelta(0)),
     (_renew_plans, timedelta(0)),
     (_close_windows, timedelta(days=1)),
@@ -124,16 +122,9 @@ class Worker:
             _run(due, now)
         self.runs += len(due)
 
-    def sweep(self, *, now: datetime) -> None:
-        """Ends the holds that outlived their time."""
-        if self.manner == "doubled":
-            _twice_at_once([_sweep_holds], now)
-        else:
-            _sweep_holds(now)
-
     def finish(self, *, now: datetime) -> None:
         """All of them, undisturbed: the last state of the year is up to date, whatever the manner."""
-        _run([_sweep_holds, *(job for job, _ in JOBS)], now)
+        _run([job for job, _ in JOBS], now)
 
     def _run_and_die(self, due: Sequence[Callable[[datetime], None]], now: datetime) -> None:
         """What was committed stays; what was not is gone, and so is what would have come after it."""

@@ -99,7 +99,6 @@ class Year:
         self._buffer: list[tuple[datetime, str, Customer, work.Unit]] = []
         self._rings = jobs.rings(manner=manner, start=start, seed=seed)
         self._next_ring = next(self._rings)
-        self._next_sweep = start + jobs.EVERY
         self.worker = jobs.Worker(manner=manner, seed=seed)
         self.books = books.Books(product_id=product.pk, start=start)
 
@@ -188,18 +187,12 @@ class Year:
 
     def _run_jobs(self, *, until: datetime) -> None:
         """Every ring that comes before the next thing that happens. While we are out nobody hears it."""
-        while (ring := min(self._next_sweep, self._next_ring)) < until:
+        while (ring := self._next_ring) < until:
             self._set(max(ring, self.now))
+            self._next_ring = next(self._rings)
             if not self.is_out:
                 self._back_in_service()
-            if ring == self._next_sweep:
-                self._next_sweep += jobs.EVERY
-                if not self.is_out:
-                    self.worker.sweep(now=self.now)
-            if ring == self._next_ring:
-                self._next_ring = next(self._rings)
-                if not self.is_out:
-                    self.worker.run(now=self.now)
+                self.worker.run(now=self.now)
 
     def _back_in_service(self) -> None:
         if not self.is_out:

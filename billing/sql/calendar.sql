@@ -1,7 +1,8 @@
--- What happens to a wallet by itself: grants expire or roll over, schedules grant. The verbs apply it, under the lock and before anything
--- else; wallet.due_at says when there is something, so that the hot path looks no further while there is not.
+-- What happens to a wallet by itself: holds that nobody resolved end, grants expire or roll over, schedules grant. The verbs apply it, under
+-- the lock and before anything else; wallet.due_at says when there is something, so that the hot path looks no further while there is not.
+-- The ends of holds are not in it: they move what is free and nothing else, so a verb looks for them where what is free decides.
 --
--- Everything happens at its due time, oldest first: expire → roll over → grant. A verb that comes late finds what it would have found.
+-- Everything happens at its due time, oldest first: holds end → expire → roll over → grant. A verb that comes late finds what it would have found.
 --
 -- A schedule that is about to grant what it should not (a third time for one day, or a period again) is stopped and grants nothing more
 -- until staff have looked; everything else of the account goes on. docs/decisions/0050 says why so.
@@ -11,15 +12,20 @@ create function ledger_due(w open_wallet) returns open_wallet language plpgsql a
 declare
   s credit_schedule;
   v_grant_at timestamptz;
+  v_end_at timestamptz := usage_first_end(w.account_id, w.unit_id);
   v_at timestamptz := '-infinity';
   v_stopped text;
 begin
   select * into s from credit_schedule where account_id = w.account_id and unit_id = w.unit_id;
   v_grant_at := next_grant(s);
   loop
-    select least(min(c.expires_at), v_grant_at) into v_at from credit_grant c
+    select least(min(c.expires_at), v_grant_at, v_end_at) into v_at from credit_grant c
     where c.account_id = w.account_id and c.unit_id = w.unit_id and not c.closed and c.remaining > 0 and c.expires_at > v_at;
     exit when v_at is null or v_at > w.now;
+    if v_end_at = v_at then
+      w := ledger_unhold(w, v_at);
+      v_end_at := usage_first_end(w.account_id, w.unit_id);
+    end if;
     w := ledger_expire(w, v_at);
     if v_grant_at = v_at then
       v_stopped := ledger_runaway(s, v_at);
@@ -35,6 +41,37 @@ begin
   end loop;
   select ledger_sooner(min(c.expires_at), v_grant_at) into w.due_at from credit_grant c
   where c.account_id = w.account_id and c.unit_id = w.unit_id and not c.closed and c.remaining > 0;
+  return w;
+end $$;
+
+-- When the first hold of a wallet that is still open ends, or ended; null: there is none.
+create function usage_first_end(p_account bigint, p_unit smallint) returns timestamptz language plpgsql stable as $$
+begin
+  return (
+    select min(coalesce(extended_to, expires_at)) from open_authorization
+    where account_id = p_account and unit_id = p_unit and state = 'open' and held > 0);
+end $$;
+
+-- Gives back the holds of a wallet that end at p_at; what they free repays debt. Their captures may still come.
+create function ledger_unhold(w open_wallet, p_at timestamptz) returns open_wallet language plpgsql as $$
+declare
+  a open_authorization;
+  v_usage uuid := w.usage_id;
+  v_operation bigint := w.operation_id;
+begin
+  w.operation_id := null;
+  for a in
+    select * from open_authorization
+    where account_id = w.account_id and unit_id = w.unit_id and state = 'open' and held > 0 and coalesce(extended_to, expires_at) = p_at
+    order by id
+  loop
+    w.held := w.held - a.held;
+    w.usage_id := a.id;   -- of several at once the last: what they free together is one repayment
+    perform usage_time_out(a);
+  end loop;
+  w := ledger_repay(w, p_at);
+  w.usage_id := v_usage;
+  w.operation_id := v_operation;
   return w;
 end $$;
 
@@ -319,7 +356,7 @@ begin
 end $$;
 
 revoke all on function
-  ledger_due, ledger_expire, ledger_roll, ledger_grant_due, ledger_runaway, ledger_schedule, ledger_unschedule, ledger_restart, ledger_recap,
+  ledger_due, usage_first_end, ledger_unhold, ledger_expire, ledger_roll, ledger_grant_due, ledger_runaway, ledger_schedule, ledger_unschedule, ledger_restart, ledger_recap,
   ledger_catch_up from public;
 alter function ledger_schedule security definer set search_path = public, pg_temp;
 alter function ledger_unschedule security definer set search_path = public, pg_temp;

@@ -113,8 +113,9 @@ begin
   return w;
 end $$;
 
--- Loads a wallet (making an empty one the first time) and applies what is due (calendar.sql).
-create function ledger_open(p_account bigint, p_unit smallint, p_now timestamptz, p_usage uuid, p_operation bigint)
+-- Loads a wallet (making an empty one the first time) and applies what is due (calendar.sql). p_needed: what must be free for the verb, where
+-- that alone is what it asks; then holds that have ended are looked for only where it is not, or something is owed.
+create function ledger_open(p_account bigint, p_unit smallint, p_now timestamptz, p_usage uuid, p_operation bigint, p_needed bigint default null)
 returns open_wallet language plpgsql as $$
 declare
   w open_wallet;
@@ -125,7 +126,8 @@ begin
     insert into wallet (account_id, unit_id) values (p_account, p_unit);
     w := row(p_account, p_unit, 0, 0, 0, 0, p_usage, p_operation, p_now, 0, 0, null);
   end if;
-  if w.due_at <= p_now then
+  if w.due_at <= p_now
+    or w.held > 0 and (p_needed is null or w.debt > 0 or w.balance - w.held < p_needed) and usage_first_end(p_account, p_unit) <= p_now then
     w := ledger_due(w);
     w.cash_nanos := 0;   -- what happened by itself is no part of what the verb will move
     w.fee_nanos := 0;
@@ -364,6 +366,7 @@ declare
   w open_wallet;
   k usage_look;
   said usage_answer;
+  v_ended boolean;
 begin
   -- What the usual call depends on, in one statement: a new key, nothing to look for, nothing due, and enough that is free.
   select s.stopped, s.counted, v.balance, v.held, v.debt, v.due_at <= v_now as due, cardinality(p_limits) > 0 as limited,
@@ -408,15 +411,17 @@ begin
         perform usage_ran_out(p_account);
       end if;
       if said.outcome is null and p_unit is not null then
-        w := ledger_open(p_account, p_unit, v_now, null, null);
+        w := ledger_open(p_account, p_unit, v_now, null, null, greatest(p_hold, p_minimum));
         said.outcome := case when w.debt > 0 and not p_in_debt then 'debt' when w.balance - w.held < greatest(p_hold, p_minimum) then 'insufficient' end;
         said.state := 'credits';
-        if said.outcome is not null or f.due then
+        v_ended := w.held <> f.held;   -- holds have ended, which the limits do not know yet
+        if said.outcome is not null or f.due or v_ended then
           w := ledger_close(w);
         end if;
         f.balance := w.balance;
         f.held := w.held;
         f.debt := w.debt;
+        continue when v_ended;
       end if;
       exit when said.outcome is null;
       if said.state = 'credits' then
@@ -424,7 +429,7 @@ begin
         said.available := w.balance - w.held;
         said.debt := w.debt;
       end if;
-      if said.state not in ('concurrency', 'cost', 'quota', 'cap', 'credits') or usage_sweep_account(p_account, v_now) = 0 then
+      if said.state not in ('concurrency', 'cost', 'quota', 'cap') or usage_sweep_account(p_account, v_now) = 0 then
         return said;
       end if;
     end loop;
@@ -601,12 +606,8 @@ begin
                u.meters, null, null, null, null)::usage_answer;
   end if;
 
-  select * into a from open_authorization where account_id = p_account and id = p_id;
-  if not found then
-    return usage_settled(p_account, p_id, 'captured', p_quantities);
-  end if;
-  if a.state <> 'awaiting_price' and usage_end(a) <= v_now - interval '7 days' then   -- too late, whether it was swept or not
-    perform usage_sweep_account(p_account, v_now);
+  a := usage_unfinished(p_account, p_id, v_now);
+  if a.id is null then
     return usage_settled(p_account, p_id, 'captured', p_quantities);
   end if;
   if a.state = 'awaiting_price' and a.captured <> p_quantities then
@@ -622,7 +623,7 @@ begin
   u.value_nanos := case when u.price_nanos = p_price then p_value else share(p_value, u.price_nanos, p_price) end;
   u.waived_nanos := p_price - u.price_nanos;
   if a.unit_id is not null then
-    w := ledger_open(p_account, a.unit_id, v_now, p_id, null);
+    w := ledger_open(p_account, a.unit_id, v_now, p_id, null, u.price_nanos - a.held);
     w.held := w.held - a.held;
     u.first_seq := w.seq + 1;
     w := usage_charge(w, u.price_nanos);
@@ -638,6 +639,19 @@ begin
     perform usage_count(p_account, u.counted_at, u.cost_nanos, 1, u.counts, 1);
   end if;
   return usage_replayed(u, 'done');
+end $$;
+
+-- An authorization that is not finished, with what its end has brought: its hold has come back, or it is too late for its capture.
+create function usage_unfinished(p_account bigint, p_id uuid, p_now timestamptz) returns open_authorization language plpgsql as $$
+declare
+  a open_authorization;
+begin
+  select * into a from open_authorization where account_id = p_account and id = p_id;
+  while a.state <> 'awaiting_price' and usage_end(a) <= p_now - (case a.state when 'timed_out' then interval '7 days' else interval '0' end) loop
+    perform usage_sweep_account(p_account, p_now);
+    select * into a from open_authorization where account_id = p_account and id = p_id;
+  end loop;
+  return a;
 end $$;
 
 -- The answer about an authorization that is still unfinished.
@@ -675,8 +689,8 @@ declare
   a open_authorization;
   v_outcome text := 'done';
 begin
-  select * into a from open_authorization where account_id = p_account and id = p_id;
-  if not found then
+  a := usage_unfinished(p_account, p_id, v_now);
+  if a.id is null then
     return usage_settled(p_account, p_id, 'captured', p_quantities);
   end if;
   if a.state = 'awaiting_price' then
@@ -698,8 +712,8 @@ declare
   v_now timestamptz := ledger_lock(p_account);
   a open_authorization;
 begin
-  select * into a from open_authorization where account_id = p_account and id = p_id;
-  if not found then
+  a := usage_unfinished(p_account, p_id, v_now);
+  if a.id is null then
     return usage_settled(p_account, p_id, 'released', null);
   end if;
   if a.state = 'awaiting_price' then
@@ -735,11 +749,11 @@ declare
 begin
   update open_authorization
   set extended_to = nullif(greatest(expires_at, extended_to, least(hard_expires_at, v_now + p_lifetime)), expires_at)
-  where account_id = p_account and id = p_id and state = 'open'
+  where account_id = p_account and id = p_id and state = 'open' and coalesce(extended_to, expires_at) > v_now
   returning * into a;
   if not found then
-    select * into a from open_authorization where account_id = p_account and id = p_id;
-    return case when found then usage_pending(a, 'already_resolved') else usage_settled(p_account, p_id, null, null) end;
+    a := usage_unfinished(p_account, p_id, v_now);
+    return case when a.id is null then usage_settled(p_account, p_id, null, null) else usage_pending(a, 'already_resolved') end;
   end if;
   a.expires_at := usage_end(a);
   return usage_pending(a, 'done');
@@ -795,7 +809,7 @@ begin
   u.hold := 0;
   u.entries := 0;
   if p_price > 0 and p_unit is not null then
-    w := ledger_open(p_account, p_unit, v_now, u.id, null);
+    w := ledger_open(p_account, p_unit, v_now, u.id, null, p_price);
     u.first_seq := w.seq + 1;
     w := usage_charge(w, p_price);
     u.entries := w.seq + 1 - u.first_seq;
@@ -829,7 +843,6 @@ end $$;
 create function usage_sweep_account(p_account bigint, p_now timestamptz) returns int language plpgsql as $$
 declare
   a open_authorization;
-  w open_wallet;
   v_swept int := 0;
 begin
   for a in
@@ -839,21 +852,28 @@ begin
            or (state = 'timed_out' and coalesce(extended_to, expires_at) <= p_now - interval '7 days'))
     order by id limit 1000
   loop
-    if a.state = 'open' and usage_end(a) > p_now - interval '7 days' then
+    if a.state = 'open' then
       if a.held > 0 then
-        w := ledger_open(p_account, a.unit_id, p_now, a.id, null);
-        w.held := w.held - a.held;
-        w := ledger_close(w);
+        perform ledger_close(ledger_open(p_account, a.unit_id, p_now, null, null));   -- every hold of the wallet that has ended
+      else
+        perform usage_time_out(a);
       end if;
-      update open_authorization set state = 'timed_out', held = 0 where account_id = p_account and id = a.id;
-      update account_state set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - a.cost_nanos where account_id = p_account and counted;
-      perform usage_count(p_account, a.created_at, 0, 0, a.counts, -1);
-    else
+    end if;
+    if usage_end(a) <= p_now - interval '7 days' then
+      select * into a from open_authorization where account_id = p_account and id = a.id;
       perform usage_end_without_work(a, 'timed_out', p_now);
     end if;
     v_swept := v_swept + 1;
   end loop;
   return v_swept;
+end $$;
+
+-- The end of a hold that nobody resolved: what it kept back has come free (ledger_unhold), and its capture may come for 7 days yet.
+create function usage_time_out(a open_authorization) returns void language plpgsql as $$
+begin
+  update open_authorization set state = 'timed_out', held = 0 where account_id = a.account_id and id = a.id;
+  update account_state set open_count = open_count - 1, open_cost_nanos = open_cost_nanos - a.cost_nanos where account_id = a.account_id and counted;
+  perform usage_count(a.account_id, a.created_at, 0, 0, a.counts, -1);
 end $$;
 
 -- ------------------------------------------------------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ begin
 
   -- The wallets to charge and what is left in their grants. Where one is missing or something is due, they are opened as for one event.
   for pass in 1..2 loop
-    select array_agg(x.w) filter (where (x.w).account_id is not null), bool_or((x.w).account_id is null), bool_or((x.w).due_at <= p_now)
+    select array_agg(x.w) filter (where (x.w).account_id is not null), bool_or((x.w).account_id is null),
+      bool_or((x.w).due_at <= p_now or (x.w).held > 0 and usage_first_end((x.w).account_id, (x.w).unit_id) <= p_now)
     into v_wallets, v_missing, v_due
     from (
       select distinct account, unit from unnest(p_account, p_unit, p_price, v_id) e (account, unit, price, id)

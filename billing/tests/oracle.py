@@ -177,19 +177,33 @@ class Wallet:
         return taken
 
     def due(self, now: datetime) -> None:
-        """Moment by moment: what is overdue goes, but for what open holds cover; then the schedule grants."""
-        moments = [lot.ends_at for lot in self.lots.values() if lot.left] + ([self.schedule.next] if self.schedule else [])
-        moment = min(moments, default=NEVER)
+        """Moment by moment: holds end; what is overdue goes, but for what open holds cover; then the schedule grants."""
+        moment = min(self.moments(), default=NEVER)
         while moment <= now and moment < NEVER:
             self.at = moment
+            self.unhold()
             self.clear()
             if self.schedule and self.schedule.next == moment:
                 self.grant_scheduled(self.schedule)
                 self.repay()
                 self.clear()
-            moments = [lot.ends_at for lot in self.lots.values() if lot.left] + ([self.schedule.next] if self.schedule else [])
-            moment = min((each for each in moments if each > moment), default=NEVER)
+            moment = min((each for each in self.moments() if each > moment), default=NEVER)
         self.at = now
+
+    def moments(self) -> list[datetime]:
+        ends = [lot.ends_at for lot in self.lots.values() if lot.left] + [work.ends_at for work in self.open if work.ends_at]
+        return ends + ([self.schedule.next] if self.schedule else [])
+
+    @property
+    def open(self) -> list[Work]:
+        return [work for work in self.work if work.state == "authorized"]
+
+    def unhold(self) -> None:
+        """Holds that end at this moment come back and pay what is owed; their work may still be captured."""
+        if ended := [work for work in self.open if work.ends_at == self.at]:
+            for work in ended:
+                work.held, work.state = 0, "late"
+            self.repay()
 
     def clear(self) -> None:
         """What is overdue at this moment expires, then rolls over, until nothing more does: what rolls over may change what is covered."""
@@ -453,8 +467,6 @@ class Account:
         wallet = self.wallet(unit, now)
         needed = max(amount, minimum)
         if wallet.debt or wallet.free < needed:
-            self.sweep(now=now)  # nobody is refused for what holds of crashed clients keep
-        if wallet.debt or wallet.free < needed:
             raise Refusal("InsufficientCredits", needed_nanos=needed, available_nanos=wallet.free, debt_nanos=wallet.debt)
         work = Work(unit=unit, hold=amount, held=amount, ends_at=now + lifetime, hard_end=now + longest)
         wallet.work.append(work)
@@ -462,7 +474,7 @@ class Account:
         return self._done("usage", key, command, answer | {"state": "authorized", "work": work})
 
     def capture(self, *, now: datetime, id: UUID, quantities: tuple[int, ...], price: int, overage: str) -> Answer:
-        work = self._authorization(id)
+        work = self._authorization(id, now)
         if not work.unfinished:
             return self._again(work, "captured", quantities)
         if work.state == "awaiting_price" and work.quantities != quantities:
@@ -480,7 +492,7 @@ class Account:
         }  # fmt: skip
 
     def await_price(self, *, now: datetime, id: UUID, quantities: tuple[int, ...]) -> Answer:
-        work = self._authorization(id)
+        work = self._authorization(id, now)
         if not work.unfinished:
             return self._again(work, "captured", quantities)
         if work.state == "awaiting_price" and work.quantities != quantities:
@@ -490,7 +502,7 @@ class Account:
         return {"state": "awaiting_price", "hold_nanos": work.hold, "replayed": replayed}
 
     def release(self, *, now: datetime, id: UUID) -> Answer:
-        work = self._authorization(id)
+        work = self._authorization(id, now)
         if not work.unfinished:
             return self._again(work, "released", ())
         if work.state == "awaiting_price":
@@ -499,7 +511,7 @@ class Account:
         return {"state": "released", "hold_nanos": work.hold, "price_nanos": 0, "owed_nanos": 0}
 
     def extend(self, *, now: datetime, id: UUID, lifetime: timedelta) -> Answer:
-        work = self._authorization(id)
+        work = self._authorization(id, now)
         if work.state != "authorized":
             raise Refusal("AlreadyResolved")
         assert work.ends_at is not None
@@ -532,15 +544,12 @@ class Account:
         return {"price_nanos": work.price, "owed_nanos": work.owed, "replayed": replayed}
 
     def sweep(self, *, now: datetime) -> None:
-        """Holds past their end come back but may still be captured; a week later they are over.
-
-        One by one, in the order of their ids: what each frees of an overdue lot rolls over by itself.
-        """
-        for work in sorted((work for wallet in self.wallets.values() for work in wallet.work), key=lambda work: str(work.id)):
-            if work.state == "authorized" and work.ends_at is not None and work.ends_at <= now:
-                self._end(work, "late", now)
-            if work.state == "late" and work.ends_at is not None and work.ends_at + LATE <= now:
-                work.state = "timed_out"
+        """Work whose hold ended a week ago is over."""
+        self.due(now)
+        for wallet in self.wallets.values():
+            for work in wallet.work:
+                if work.state == "late" and work.ends_at is not None and work.ends_at + LATE <= now:
+                    work.state = "timed_out"
 
     # Parts -----------------------------------------------------------------------------------------------------------------------
 
@@ -557,7 +566,8 @@ class Account:
         self.keys[verb, key] = command, answer
         return answer | {"replayed": False}
 
-    def _authorization(self, id: UUID) -> Work:
+    def _authorization(self, id: UUID, now: datetime) -> Work:
+        self.due(now)
         work = self.work.get(id)
         if work is None or work.ends_at is None:
             raise Refusal("NotFound")

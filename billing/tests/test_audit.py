@@ -25,8 +25,8 @@ def account() -> Account:
     usd, call = account.product.unit_id, ledger.Call(1, None, None, 1, [1], [1])
     common: dict[str, Any] = {"refusal": None, "call": call, "unit_id": usd, "cost_nanos": 1, "minimum_nanos": 0, "remaining": [None]}
     held = ledger.hold(
-        account_id=account.pk, key=ledger.key_hash("a"), fingerprint=ledger.key_hash("a"), amount_nanos=10, lifetime=timedelta(hours=1),
-        hard_lifetime=timedelta(hours=2), **common,
+        account_id=account.pk, key=ledger.key_hash("a"), fingerprint=ledger.key_hash("a"), amount_nanos=10, lifetime=timedelta(days=2),
+        hard_lifetime=timedelta(days=2), **common,
     )  # fmt: skip
     ledger.record(
         ledger.Event(account.pk, ledger.key_hash("b"), ledger.key_hash("b"), call, usd, datetime.now(UTC), ledger.Charge(5, 20, 20, 1))

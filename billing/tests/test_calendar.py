@@ -538,11 +538,12 @@ SCHEDULES = st.none() | st.tuples(
     st.integers(1, 100), st.integers(0, 2), st.integers(-40, 40), st.integers(1, 2), st.none() | st.integers(0, 120), st.integers(0, 2),
     st.none() | st.integers(0, 90), st.integers(0, 2),
 )  # fmt: skip
-LIVES = st.tuples(GRANTS, SCHEDULES, st.integers(0, 40), st.integers(0, 150))
+HOLDS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 120)), max_size=3)
+LIVES = st.tuples(GRANTS, SCHEDULES, HOLDS, st.integers(0, 150))
 
 
 def lived(account: Account, life: tuple[Any, ...]) -> None:
-    grants, plan, held, spent = life
+    grants, plan, holds, spent = life
     for amount, priority, days, rolls in grants:
         ends_at = None if days is None else BEGIN + timedelta(days=days)
         rollover = ledger.Rollover(ends_at + timedelta(days=rolls[0]), *rolls[1:]) if ends_at and rolls else None
@@ -554,9 +555,9 @@ def lived(account: Account, life: tuple[Any, ...]) -> None:
             rollover_cap_nanos=cap, rollover_priority=rollover_priority,
             ends_at=None if ends_in is None else BEGIN + timedelta(days=ends_in),
         )  # fmt: skip
-    if held:
-        give(account, held, priority=1)
-        hold(account, held) if not Wallet.objects.get(account=account).debt else None
+    for amount, days in holds if grants else ():
+        give(account, amount + 1, priority=1)
+        hold(account, amount, lifetime=timedelta(days=days))
     if spent:
         record(account, spent)
 
@@ -607,7 +608,11 @@ def test_a_verb_that_comes_late_finds_what_it_would_have_found_and_pages_show_it
                 break
             for moment in sorted(set(moments)):
                 with at(moment):
-                    ledger.catch_up(after=on_time.pk - 1, limit=1) if punctual == "job" else _touch(on_time)
+                    if punctual == "job":
+                        ledger.sweep(limit=10)
+                        ledger.catch_up(after=on_time.pk - 1, limit=1)
+                    else:
+                        _touch(on_time)
             if kept == LedgerEntry.objects.filter(account=on_time).count():
                 break
         seen = _seen(late, now)
@@ -622,7 +627,9 @@ def test_a_verb_that_comes_late_finds_what_it_would_have_found_and_pages_show_it
 
 def _ends(account: Account) -> list[datetime]:
     rows = Grant.objects.filter(account=account, remaining__gt=0).annotate(ends_at=balances.ENDS_AT).values_list("ends_at", flat=True)
-    return [moment for moment in rows if moment]
+    with connection.cursor() as cursor:
+        cursor.execute("select expires_at from open_authorization where account_id = %s and state = 'open'", [account.pk])
+        return [moment for moment in rows if moment] + [moment for (moment,) in cursor.fetchall()]
 
 
 def _touch(account: Account) -> None:
@@ -636,6 +643,24 @@ def _seen(account: Account, now: datetime) -> list[Any]:
         (seen.balance, seen.held, seen.debt, [(lot.source, lot.granted, lot.remaining, lot.starts_at, lot.ends_at) for lot in seen.lots])
         for seen in balances.of_account(account, now=now)
     ]
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_a_hold_that_nobody_ended_pays_at_its_end_whether_or_not_it_is_swept_then(account: Account, swept: bool) -> None:
+    with at(BEGIN):
+        give(account, 100)
+        held = hold(account, 60, lifetime=timedelta(minutes=15))
+        record(account, 70)
+    assert entries(account)[1:] == [("usage", -40, BEGIN), ("debt", 0, BEGIN)]
+    ended = BEGIN + timedelta(minutes=15)
+    with at(ended):
+        assert ledger.sweep(limit=10) == 1 if swept else True
+    with at(BEGIN + timedelta(days=3)):
+        record(account, 20)
+        assert entries(account)[3:] == [("debt_repaid", -30, ended), ("usage", -20, BEGIN + timedelta(days=3))]
+        with pytest.raises(ledger.AlreadyResolved):
+            ledger.extend(account_id=account.pk, authorization_id=held.id, lifetime=MONTH)
+        assert capture(account, held.id, 15).debt_nanos == 5
 
 
 class TestReading:

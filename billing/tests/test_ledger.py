@@ -58,7 +58,7 @@ def hold(
         minimum_nanos=minimum,
         remaining=[None],
         lifetime=lifetime,
-        hard_lifetime=timedelta(hours=24),
+        hard_lifetime=max(lifetime, timedelta(hours=24)),
         closes_at=closes_at,
         in_debt=in_debt,
     )
