@@ -31,6 +31,7 @@ from analytics.models import AlertNotice, AlertRule, JobRun
 from billing.models import Schedule, StripeEvent, StripeReconciliation
 from metering import throttles
 from metering.models import OpenAuthorization, UsageRecord
+from pricing import catalog_file, margin_terms
 from pricing.models import Product
 from pricing.rating import TOKEN_COMPONENTS
 
@@ -212,6 +213,19 @@ def cost_accuracy(ask: Ask) -> Reading:
     detail = f"{provider} billed {dollars(billed)} for {since} to {until - timedelta(days=1)}, we recorded {dollars(recorded)}"
     off = min(Fraction(PPM * abs(recorded - billed), billed), Fraction(MOST))
     return Reading(off, detail, [provider], reverse("admin:analytics_providerbill_changelist"))
+
+
+@_metric("things on sale below their floor", "count", each=True)
+def below_floor(ask: Ask) -> Reading:
+    """Packs, plans and limits on cost that leave less than the product's floor if they are used up on the dearest model."""
+    assert ask.product is not None
+    document = catalog_file.current(slug=ask.product.slug)
+    if document is None or "floor_margin_percent" not in document["product"]:
+        return UNKNOWN
+    found = [one for one in margin_terms.worst_first(margin_terms.look(document, at=ask.now)) if one.is_below_floor]
+    names = list(dict.fromkeys(one.offer for one in found))
+    link = f"{reverse('admin:analytics_margin_lint')}?{urlencode({'product': ask.product.slug})}"
+    return Reading(Fraction(len(names)), " ".join(one.headline for one in found[:NAMES]), names[:NAMES], link)
 
 
 def _of_revenue(ask: Ask, part: Callable[[int, int], int]) -> Reading:

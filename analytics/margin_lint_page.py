@@ -38,6 +38,10 @@ class Row:
         return _bound(self.finding, "floor")
 
     @property
+    def is_bad(self) -> bool:
+        return self.finding.is_below_floor or self.finding.is_loss
+
+    @property
     def verdict(self) -> str:
         finding = self.finding
         if finding.is_below_floor:
@@ -48,7 +52,7 @@ class Row:
 
 
 def margin_lint_view(request: HttpRequest) -> HttpResponse:
-    """Every product as it is on sale now. Reads alone."""
+    """Every product as it is on sale now, with the arithmetic of what loses; of one product, of everything. Reads alone."""
     if not request.user.has_perm("analytics.view_margin"):
         raise PermissionDenied
     now, shown = timezone.now(), []
@@ -61,7 +65,7 @@ def margin_lint_view(request: HttpRequest) -> HttpResponse:
     every = [row.finding for _, rows in shown for row in rows]
     context = {
         "title": "Margin lint", "products": shown, "below": sum(one.is_below_floor for one in every),
-        "losses": sum(one.is_loss and not one.is_below_floor for one in every), "count": len(every),
+        "losses": sum(one.is_loss and not one.is_below_floor for one in every), "count": len(every), "chosen": "product" in request.GET,
     }  # fmt: skip
     return TemplateResponse(request, "admin/analytics/margin_lint.html", admin.site.each_context(request) | context)
 

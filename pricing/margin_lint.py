@@ -322,15 +322,14 @@ def at_limit(
 
 
 def cap(*, limits: Mapping[str, tuple[Fraction | None, Fraction | None]], price: Mapping[str, Fraction]) -> list[Finding]:
-    """Limits that become one same amount, as a cap would make them, and of which some rise by it: those.
+    """Limits of different amounts that become one same amount, as a cap would make them, and of which some rise by it: those.
 
     ``limits`` are the amounts before and after by path (``cost_tiers.free.monthly_cost``), None is no limit; ``price`` is what the
     dearest plan with this limit costs a month, where there is one.
     """
-    after = [new for old, new in limits.values() if new is not None and new != old]
     found = []
     for offer, (old, new) in limits.items():
-        if old is None or new is None or new <= old or after.count(new) < 2:
+        if old is None or new is None or new <= old or len({before for before, after in limits.values() if after == new}) < 2:
             continue
         says = [f"It is {money(old)} and would be {money(new)}" + (f", {plain(new / old)} times as much." if old else ".")]
         if offer in price and price[offer] < new:

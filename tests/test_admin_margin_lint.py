@@ -17,7 +17,8 @@ from django.utils import timezone
 from playwright.sync_api import Browser, Page, expect
 
 from accounts.models import Approval, User
-from analytics import model_mix
+from analytics import alert_metrics, model_mix
+from analytics.models import AlertRule
 from analytics.tests.world import World
 from billing import ledger
 from pricing import catalog_file, margin_terms
@@ -60,6 +61,8 @@ class TestPage:
         assert "PRPM+ Individual at its cost limit" in said
         assert "Left: $20.00 − $0.88 − $20.00 = −$0.88; ÷ $20.00 = −4.4 %." in said
         assert len(page.content) < 100_000
+        assert "For 40 % at worst: a price of $37.89" not in said  # that only misses its target: see the product's own page
+        assert "For 40 % at worst: a price of $37.89" in text(superuser.get(LINT, {"product": "rover"}))
 
     def test_without_a_product_it_says_what_to_do(self, superuser: Client) -> None:
         assert "There is no product yet." in text(superuser.get(LINT))
@@ -74,6 +77,15 @@ class TestPage:
         assert staff("analytics.view_margin").get(LINT).status_code == 200
         assert staff().get(LINT).status_code == 403
         assert Client().get(LINT).status_code == 302
+
+    def test_an_alert_rule_may_count_what_is_below_its_floor(self) -> None:
+        product, now = rover(), timezone.now()
+        ask = alert_metrics.Ask(product, AlertRule.Window.DAY, now)
+        found = alert_metrics.read(metric="below_floor", ask=ask)
+        assert (found.value, list(found.rows), found.link) == (Fraction(1), ["packs.pro"], f"{LINT}?product=rover")
+        assert found.detail == "Pro Pack at the rate card reduced: −7.2 % at worst, below the floor of 0 %."
+        Product.objects.update(floor_margin_ppm=None)
+        assert alert_metrics.read(metric="below_floor", ask=ask).value is None
 
     def test_the_mix_is_what_was_used_in_30_days(self) -> None:
         world, now = World.new(), timezone.now()

@@ -147,6 +147,17 @@ class TestBusinesses:
         }
         assert margin_terms.raised(after, before) == []
 
+    def test_limits_that_were_the_same_and_rise_together_are_no_cap(self) -> None:
+        paths = [f"cost_tiers.{slug}.monthly_cost" for slug in ("free", "prpm_plus_individual")]
+        before, after = (shipped("prpm", *((path, amount) for path in paths)) for amount in ("5.00", "6.00"))
+        assert margin_terms.raised(before, after) == []
+
+    def test_a_cap_that_raises_needs_a_second_person_with_or_without_a_floor(self) -> None:
+        found = margin_terms.raised(
+            shipped("prpm"), shipped("prpm", *((f"cost_tiers.{slug}.daily_cost", "1.00") for slug in ("free", "prpm_plus_org")))
+        )
+        assert margin_lint.refused(before=[], after=found) == found != []
+
 
 class TestArithmetic:
     def test_a_person_can_follow_rovers_enterprise_pack(self) -> None:
