@@ -24,6 +24,7 @@ from accounts import acts
 from accounts.models import Account
 from analytics import alert_admin as alert_admin  # registers its pages
 from analytics import bill_admin as bill_admin  # and these
+from analytics import checklist_page as checklist_page  # and these
 from analytics import growth_admin as growth_admin  # and these
 from analytics import growth_page, margin, margin_lint_page, projection_page, revenue_page, risk_page
 from analytics.account_page import AccountAdmin

@@ -531,3 +531,22 @@ class DraftReplayAccount(models.Model):
 
     def __str__(self) -> str:
         return f"{self.account_id} of replay {self.replay_id}"
+
+
+class ChecklistTick(models.Model):
+    """Staff said that an item of a checklist holds, or no longer does. The last one counts; none is changed or deleted (a trigger)."""
+
+    checklist = models.CharField(max_length=40)
+    item = models.CharField(max_length=40)
+    done = models.BooleanField()
+    note = models.CharField(max_length=300)
+    actor = models.CharField(max_length=150)
+    ticked_at = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ("add", "view")
+        constraints = [models.CheckConstraint(name="checklist_tick_says_why", condition=~Q(note="") & ~Q(actor=""))]
+        verbose_name = "checklist"
+
+    def __str__(self) -> str:
+        return f"{self.checklist}: {self.item}"

@@ -172,6 +172,7 @@ UNFOLD: dict[str, Any] = {
                     _list("Hourly figures", "schedule", "analytics", "hourlyfigures"),
                     _list("Marketing spend", "ads_click", "analytics", "marketingspend"),
                     _list("Provider bills", "request_quote", "analytics", "providerbill"),
+                    _list("Checklists", "checklist", "analytics", "checklisttick"),
                     _list("Staff roles", "badge", "auth", "group"),
                     _list("Audit log", "policy", "admin", "logentry"),
                     _list("Feature flags", "flag", "waffle", "flag"),
