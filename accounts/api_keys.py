@@ -22,6 +22,7 @@ from typing import Final
 
 from django.db import transaction
 from django.db.models import Q
+from prometheus_client import Counter
 
 from accounts import acts
 from accounts.models import Account, ApiKey, User
@@ -85,6 +86,8 @@ class Issued:
 
 #: Digest → principal and when it was read. Only good keys are kept: an unknown token cannot fill it, a new key works at once.
 _cache: dict[bytes, tuple[Principal, datetime]] = {}
+_READS = Counter("key_reads", "API keys that were looked up, by whether they were kept.", ["outcome"])
+_hit, _miss = (_READS.labels(outcome).inc for outcome in ("hit", "miss"))
 
 
 def issue(
@@ -165,8 +168,10 @@ def authenticate(*, token: str, now: datetime) -> Principal:
     digest = _digest(token)
     cached = _cache.get(digest)
     if cached and timedelta(0) <= now - cached[1] < timedelta(seconds=CACHE_SECONDS):
+        _hit()
         principal = cached[0]
     else:
+        _miss()
         _cache.pop(digest, None)
         principal = _read(digest, now=now)
         if len(_cache) >= CACHE_KEYS:

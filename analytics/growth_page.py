@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
 
@@ -68,7 +68,7 @@ def rows_view(request: HttpRequest) -> HttpResponse:
     return TemplateResponse(request, "admin/analytics/growth_rows.html", admin.site.each_context(request) | context)
 
 
-def file_view(request: HttpRequest) -> HttpResponse:
+def file_view(request: HttpRequest) -> StreamingHttpResponse:
     """One of the page's tables, or the rows behind a figure, as CSV."""
     asked, what = _asked(request), request.GET.get("what", "")
     tables: dict[str, Callable[[], Iterator[Sequence[exports.Cell]]]] = {

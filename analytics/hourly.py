@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 from django.db import connection
 from django.db.models import QuerySet
@@ -66,6 +66,6 @@ def _gifts_cost(product: Product, at: datetime) -> int:
     """Since the row before, until ``at``."""
     last = HourlyFigures.objects.filter(product=product, at__lt=at).order_by("-at").values_list("at", flat=True).first()
     with connection.cursor() as cursor:
-        asked = {"product": product.pk, "since": last or at - FIRST_SPAN, "until": at, "sources": list(GIFTS)}
+        asked: dict[str, Any] = {"product": product.pk, "since": last or at - FIRST_SPAN, "until": at, "sources": list(GIFTS)}
         cursor.execute(rollups.query("gifts_cost"), asked)
         return int(cursor.fetchone()[0])

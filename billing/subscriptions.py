@@ -22,6 +22,7 @@ from datetime import datetime
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from django.db import connection, transaction
+from prometheus_client import Counter
 
 from accounts import prepared, webhooks
 from accounts.models import Account
@@ -36,6 +37,7 @@ MAX_AGE_SECONDS = 1.0
 MAX_KEPT = 10_000
 MONTHS = {PlanVersion.Interval.MONTH: 1, PlanVersion.Interval.YEAR: 12}
 SYSTEM = "tollgate"
+READS = Counter("account_reads", "Accounts and their plans that were looked up, by whether they were kept.", ["kind", "outcome"])
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -311,15 +313,24 @@ def _for_members(plan: catalog.PlanTerms, seats: int, *, own_tier: bool) -> cata
     return replace(plan, cost_tier=tier, limits=tuple(each))
 
 
+#: Looking a label up takes longer than the rest of a hit.
+_COUNTS = {kind: (READS.labels(kind, "hit").inc, READS.labels(kind, "miss").inc) for kind in ("account", "plan", "transaction")}
+
+
 class _Kept(Generic[K, V]):
     """Answers that are no older than ``MAX_AGE_SECONDS``."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "transaction") -> None:
         self._answers: dict[K, tuple[float, V]] = {}
+        self._hit, self._miss = _COUNTS[kind]
 
     def get(self, key: K) -> V | None:
         kept = self._answers.get(key)
-        return None if kept is None or time.monotonic() - kept[0] >= MAX_AGE_SECONDS else kept[1]
+        if kept is None or time.monotonic() - kept[0] >= MAX_AGE_SECONDS:
+            self._miss()
+            return None
+        self._hit()
+        return kept[1]
 
     def keep(self, key: K, value: V, read_at: float) -> None:
         if len(self._answers) >= MAX_KEPT:
@@ -335,8 +346,8 @@ class _Kept(Generic[K, V]):
 
 _Payers: TypeAlias = _Kept[tuple[int, str | int], Account]
 _Terms: TypeAlias = _Kept[int, Sequence[Any]]
-_payers: _Payers = _Kept()
-_terms: _Terms = _Kept()
+_payers: _Payers = _Kept("account")
+_terms: _Terms = _Kept("plan")
 
 
 def _kept() -> tuple[_Payers, _Terms]:

@@ -15,7 +15,7 @@ from billing import keys_page, plan_pages, settings_page, shop_pages, stripe_rec
 from billing import pages as billing_pages
 from billing import selling_api as selling
 from billing import widget as billing_widget
-from config import errors, health, job_api, openapi
+from config import errors, health, job_api, metrics, openapi
 from metering import api as metering
 from metering import guard_pages, limit_pages
 from metering import pages as usage_pages
@@ -26,6 +26,7 @@ ACCOUNT = r"^a/(?P<public_id>acct_[0-9a-f]{20})/"
 urlpatterns = [
     path("health", health.live, name="health"),
     path("health/ready", health.ready, name="health_ready"),
+    path("metrics", metrics.metrics, name="metrics"),
     path("admin/", admin.site.urls),
     path("accounts/", include("allauth.urls")),
     path("", account_pages.home, name="home"),

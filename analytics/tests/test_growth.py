@@ -272,7 +272,7 @@ class TestCreditRevenue:
             give(who, 10 * NANOS, cash_nanos=9 * NANOS, currency="usd", source_key="pi_1")
             give(who, 10 * NANOS, cash_nanos=0, source="promotion")
             give(who, 10 * NANOS, cash_nanos=8 * NANOS, currency="eur")
-        march = {"since": date(2026, 3, 1), "until": date(2026, 4, 1), "product_id": product.pk}
+        march: dict[str, Any] = {"since": date(2026, 3, 1), "until": date(2026, 4, 1), "product_id": product.pk}
         assert growth.credit_revenue(**march) == 9 * NANOS
         ledger.refund(account_id=who.pk, source="purchased", source_key="pi_1", refunded=1, paid=3, key="r", actor="t", reason="t")
         assert growth.credit_revenue(**march) == 6_000_000_001  # a third of the credits, rounded down, and of the cash behind them

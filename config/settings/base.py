@@ -120,6 +120,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "config.metrics.measured",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "config.security.content_security_policy",
@@ -201,7 +202,7 @@ PUBLIC_URL = public_url.origin(env("PUBLIC_URL", default="") or public_url.of_ho
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
 
 SECURE_SSL_REDIRECT = True
-SECURE_REDIRECT_EXEMPT = [r"^health"]  # load balancers ask over plain HTTP
+SECURE_REDIRECT_EXEMPT = [r"^health", r"^metrics$"]  # who watches from inside asks over plain HTTP
 # Only where a proxy overwrites it: anybody else could claim to have come by HTTPS.
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("BEHIND_TLS_PROXY", default=False) else None
 ALLAUTH_TRUSTED_PROXY_COUNT = env.int("TRUSTED_PROXY_COUNT", default=0)
@@ -342,6 +343,14 @@ LOGGING: dict[str, Any] = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
     "root": {"handlers": ["stderr"], "level": env("LOG_LEVEL", default="INFO")},
 }
+
+# By which Prometheus reads /metrics; two while one is being changed. Empty: nobody may.
+METRICS_SECRETS = [secret for each in env.list("METRICS_SECRET", default=[]) if (secret := each.strip())]
+if any(len(secret) < 32 for secret in METRICS_SECRETS):
+    raise ImproperlyConfigured("METRICS_SECRET is too short to be secret: 32 characters or more.")
+# Where the processes of this machine keep what they count: prometheus_client reads the variable itself, and needs the folder.
+if _counts := env("PROMETHEUS_MULTIPROC_DIR", default=""):
+    Path(_counts).mkdir(parents=True, exist_ok=True)
 
 SENTRY_DSN = env("SENTRY_DSN", default="")
 if SENTRY_DSN:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,8 @@ from django.core.management.base import BaseCommand, CommandError
 from config import local_stripe
 
 WEB_SECONDS = 60
+#: What our processes count together, for /metrics.
+METRICS = settings.BASE_DIR / "var" / "metrics"
 STOP_SECONDS = 20
 #: The workload's run: the same name each time, so that starting again charges nothing again.
 RUN_ID = "welcome"
@@ -99,6 +102,7 @@ class Command(BaseCommand):
 
     def _serve(self, port: int, stripe: dict[str, str], log_ins: str) -> None:
         url = f"http://localhost:{port}"
+        shutil.rmtree(METRICS, ignore_errors=True)
         with _running([sys.executable, "-m", "honcho", "start"], port=port, **stripe) as services:
             self._await(services, port)
             self._say(f"Tollgate is at {url}: sign in there, staff at {url}/admin/, API at {url}/api/docs. Ctrl-C stops it.")
@@ -147,6 +151,7 @@ def _environment(port: int) -> dict[str, str]:
         "DJANGO_SETTINGS_MODULE": os.environ["DJANGO_SETTINGS_MODULE"],
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PORT": str(port),
+        "PROMETHEUS_MULTIPROC_DIR": os.environ.get("PROMETHEUS_MULTIPROC_DIR") or str(METRICS),
         "WEB_THREADS": os.environ.get("WEB_THREADS", str(THREADS)),
         "LOG_LEVEL": os.environ.get("LOG_LEVEL", "WARNING"),
     }
