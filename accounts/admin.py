@@ -36,7 +36,7 @@ from unfold.widgets import (
     UnfoldAdminTextInputWidget,
 )
 
-from accounts import acts, api_keys, approvals, branding, letters, mail_delivery, mail_samples, mails
+from accounts import acts, api_keys, approvals, branding, letters, mail_delivery, mail_samples, mails, staff_door
 from accounts.forms import read_logo
 from accounts.logos import MAX_BYTES, Logo
 from accounts.models import Account, ApiKey, Approval, Brand, Mail, Membership, User
@@ -463,6 +463,7 @@ class ApprovalAdmin(ReadOnlyAdmin):
         if approval is None:
             raise Http404
         person, now = cast(User, request.user), timezone.now()
+        staff_door.fresh(request, now=now)
         form = DecideForm(request.POST or None)
         if form.is_valid():
             try:

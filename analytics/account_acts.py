@@ -16,6 +16,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
 
+from accounts import staff_door
 from accounts.models import Account
 from accounts.pages import signed_in
 from analytics.forms import PlanForm, RefundForm
@@ -107,6 +108,7 @@ def _account(request: HttpRequest, account_id: int, permission: str) -> Account:
     account = Account.objects.select_related("product__unit").filter(pk=account_id).first()
     if account is None:
         raise Http404
+    staff_door.fresh(request, now=timezone.now())
     return account
 
 

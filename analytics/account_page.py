@@ -26,13 +26,13 @@ from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 from unfold.decorators import display
 
-from accounts import acts, approvals, registration
+from accounts import acts, approvals, registration, staff_door
 from accounts.admin import MembershipInline, actor
 from accounts.admin import ReasonForm as KeptReasonForm
 from accounts.models import Account, Approval
 from accounts.pages import signed_in
 from accounts.templatetags.amounts import amount, plain_amount
-from analytics import account_acts, account_search, account_sections
+from analytics import account_acts, account_search, account_sections, look_page
 from analytics.forms import AdjustForm, AgreeForm, GrantForm, ReasonForm
 from billing import agreements, balances, ledger, staff_credit
 from metering import throttles
@@ -134,6 +134,8 @@ class AccountAdmin(acts.Audited, ModelAdmin):  # type: ignore[misc]
             ("<int:account_id>/agree/", "agree", self.agree_view),
             ("<int:account_id>/stop/", "stop", self.stop_view),
             ("<int:account_id>/resume/", "resume", self.resume_view),
+            ("<int:account_id>/look/", "look", self.look_view),
+            ("look/end/", "look_end", look_page.end),
             ("<int:account_id>/reverse/<uuid:usage_id>/", "reverse", self.reverse_view),
             ("<int:account_id>/refund/<str:payment_id>/", "refund", partial(account_acts.refund, self)),
             ("<int:account_id>/plan/", "plan", partial(account_acts.change_plan, self)),
@@ -304,6 +306,19 @@ class AccountAdmin(acts.Audited, ModelAdmin):  # type: ignore[misc]
         )
         return self._ask(request, account, f"Resume {account.name}", form, says, "Resume the account")
 
+    def look_view(self, request: HttpRequest, account_id: int) -> HttpResponse:
+        """Into the customer's own pages, through the eyes of one of its people."""
+        shown = look_page.look(request, account_id)
+        if isinstance(shown, HttpResponse):
+            return shown
+        account, form = shown
+        says = (
+            "For half an hour you see this account as that person does. You can change nothing there, and buy nothing."
+            if form.fields["member"].queryset.exists()  # type: ignore[attr-defined]
+            else "Nobody signs in for this account, so there are no eyes to look through: a client app acts for it."
+        )
+        return self._ask(request, account, f"Look at {account.name} as its people do", form, says, "Look")
+
     def _done(self, request: HttpRequest, account: Account, done: bool, yes: str, no: str) -> HttpResponse:
         """Back to the account, saying what came of it."""
         self.message_user(request, yes if done else no, messages.SUCCESS if done else messages.WARNING)
@@ -362,6 +377,7 @@ class AccountAdmin(acts.Audited, ModelAdmin):  # type: ignore[misc]
         account = Account.objects.select_related("product__unit").filter(pk=account_id).first()
         if account is None:
             raise Http404
+        staff_door.fresh(request, now=timezone.now())
         return account
 
     def _page(self, request: HttpRequest, account: Account, title: str, template: str, **context: Any) -> TemplateResponse:

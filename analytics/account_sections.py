@@ -57,6 +57,7 @@ ACTS: Final[list[Act]] = [
     Act("Resume…", _on_page("resume"), "metering.change_throttle", offered=lambda standing: bool(standing.stops)),
     Act("Stop…", _on_page("stop"), "metering.add_throttle", offered=lambda standing: not standing.stopped),
     Act("Edit", _on_page("edit"), "accounts.change_account"),
+    Act("Look as a customer…", _on_page("look"), "accounts.impersonate_account"),
 ]
 
 

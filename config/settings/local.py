@@ -30,6 +30,7 @@ from config.settings.base import EMAIL_BACKEND, LOGGING, STORAGES  # noqa: E402
 
 DEBUG = environ.Env().bool("DEBUG", default=False)
 DEMO_LOG_INS = True
+STAFF_MFA_REQUIRED = environ.Env().bool("STAFF_MFA_REQUIRED", default=False)  # the demo's staff have no phone
 OUTBOUND_TO_LOCALHOST = True
 SECURE_SSL_REDIRECT = False
 SECURE_HSTS_SECONDS = 0

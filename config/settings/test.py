@@ -27,6 +27,7 @@ from config.settings.base import *  # noqa: F403
 from config.settings.base import CACHES, LOGGING, STORAGES
 
 SECURE_SSL_REDIRECT = False
+STAFF_MFA_REQUIRED = False  # tests of the staff's door switch it on
 SESSION_COOKIE_NAME = "session"
 SESSION_COOKIE_SECURE = False
 CSRF_COOKIE_NAME = "csrf"
