@@ -91,7 +91,8 @@ def remember(place: Place, *, records: int) -> None:
             "create temporary table the_record as select * from usage_record;"
             "create temporary table the_entry as select * from ledger_entry where usage_id is not null;"
             "create temporary table the_delta as select * from rollup_delta;"
-            "create temporary table past (account_id bigint, seq bigint, id uuid, at timestamptz, model_id int, feature_id int)"
+            "create temporary table past (account_id bigint, seq bigint, id uuid, at timestamptz, model_id int, feature_id int,"
+            " price_ids int[])"
         )
         for chunk in range(chunks):
             for busy, count in ((False, records - theirs), (True, theirs)):
@@ -111,10 +112,13 @@ def _imagine(connection: psycopg.Connection, place: Place, numbers: range, *, bu
     connection.execute(
         """
         insert into past
-        select %(base)s + n %% %(accounts)s, n / %(accounts)s + 2, uuidv7(t.at - clock_timestamp()), t.at, m.id, f.id
+        select %(base)s + n %% %(accounts)s, n / %(accounts)s + 2, uuidv7(t.at - clock_timestamp()), t.at, m.id, f.id, m.prices
         from generate_series(%(from)s::bigint, %(to)s::bigint) n
           cross join lateral (select now() - %(begin)s * interval '1 day' + (n - %(zero)s) * %(days)s * interval '1 day') t (at)
-          join (select id, row_number() over (order by id) - 1, count(*) over () from metering_usagemodel) m (id, i, c) on m.i = n %% m.c
+          join (
+            select u.id, row_number() over (order by u.id) - 1, count(*) over (),
+              array(select b.id::int from price_book b where b.provider = u.provider and b.model = u.name order by b.id)
+            from metering_usagemodel u) m (id, i, c, prices) on m.i = n %% m.c
           join (select id, row_number() over (order by id) - 1, count(*) over () from metering_feature) f (id, i, c) on f.i = n %% f.c
         order by n
         """,
@@ -135,6 +139,7 @@ def _copy_the_call(connection: psycopg.Connection) -> None:
     rows = sql.SQL("past p join credit_grant g on g.account_id = p.account_id")
     record: dict[str, LiteralString] = {
         "account_id": "p.account_id", "id": "p.id", "key_hash": "gen_random_uuid()", "model_id": "p.model_id", "feature_id": "p.feature_id",
+        "price_ids": "p.price_ids",
         "event_at": "p.at", "recorded_at": "p.at", "authorized_at": "p.at", "expires_at": "p.at + interval '1 hour'",
         "first_seq": "p.seq", "balance_after": "g.granted - (p.seq - 1) * m.price_nanos",
     }  # fmt: skip

@@ -22,9 +22,10 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
-from unfold.widgets import UnfoldAdminTextareaWidget
+from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
-from pricing import price_effects, price_import
+from pricing import price_effects, price_import, price_inbox
+from pricing.inbox_page import InboxPages
 from pricing.models import (
     CatalogChange,
     CreditPack,
@@ -39,6 +40,10 @@ from pricing.models import (
     RateCardPrice,
     Unit,
 )
+
+#: Of so many proposals at once it is told what others say of them and what they affect.
+EXPLAINED = 10
+DOLLAR = Unit(code="USD", name="US dollar", decimals=2)
 
 
 class ReadOnly:
@@ -356,8 +361,18 @@ class DecisionForm(forms.Form):
     reason = forms.CharField(max_length=300, widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}), help_text="Kept with the proposal.")
 
 
+class ApprovalForm(DecisionForm):
+    """And from when on."""
+
+    effective = forms.DateTimeField(
+        required=False, label="From (UTC)", input_formats=["%Y-%m-%dT%H:%M"],
+        widget=UnfoldAdminTextInputWidget(attrs={"type": "datetime-local"}),
+        help_text="When prices without a date of their own begin. Empty: now.",
+    )  # fmt: skip
+
+
 @admin.register(PriceProposal)
-class PriceProposalAdmin(ReadOnlyAdmin):
+class PriceProposalAdmin(InboxPages, ReadOnlyAdmin):
     """Pending proposals are chosen in the list and decided on a page that shows what changes and asks why."""
 
     list_display = ("__str__", "before", "after", "level", "valid_from", "source", "decided_by")
@@ -395,12 +410,15 @@ class PriceProposalAdmin(ReadOnlyAdmin):
         return self._decide(request, chosen, "reject")
 
     def _decide(self, request: HttpRequest, chosen: QuerySet[PriceProposal], verb: str) -> HttpResponse | None:
-        form = DecisionForm(request.POST if "confirm" in request.POST else None)
+        form = (ApprovalForm if verb == "approve" else DecisionForm)(request.POST if "confirm" in request.POST else None)
         if form.is_valid():
             ids = list(chosen.values_list("pk", flat=True))
-            decide = price_import.approve if verb == "approve" else price_import.reject
+            by: dict[str, Any] = {"ids": ids, "actor": request.user.get_username()[:150], "reason": form.cleaned_data["reason"]}
             try:
-                count = decide(ids=ids, actor=request.user.get_username()[:150], reason=form.cleaned_data["reason"])
+                if verb == "approve":
+                    count = price_import.approve(effective=form.cleaned_data["effective"], **by)
+                else:
+                    count = price_import.reject(**by)
             except price_import.NotApprovable as error:
                 form.add_error(None, str(error))
             else:
@@ -411,6 +429,12 @@ class PriceProposalAdmin(ReadOnlyAdmin):
             "title": f"{verb.capitalize()} {chosen.count()} price proposal{'' if chosen.count() == 1 else 's'}",
             "opts": self.model._meta,
             "proposals": [(proposal, self.before(proposal), self.after(proposal)) for proposal in chosen],
+            "beside": [
+                (proposal, price_import.agree(proposal), price_inbox.effect_of(proposal, now=timezone.now()))
+                for proposal in chosen[:EXPLAINED]
+            ],
+            "explained": EXPLAINED,
+            "dollar": DOLLAR,
             "form": form,
             "verb": verb,
             "checkbox": ACTION_CHECKBOX_NAME,

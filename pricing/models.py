@@ -577,7 +577,7 @@ class PriceProposal(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["provider", "model", "component", "context_above", "service_level", "valid_from"],
+                fields=["provider", "model", "component", "context_above", "service_level", "valid_from", "source"],
                 condition=Q(state="pending"),
                 nulls_distinct=False,
                 name="price_proposal_pending_once",

@@ -1,7 +1,8 @@
 """The price book's way in: what upstream prices are said to be → proposals → rows that staff approved.
 
     read      dated prices of genai-prices' offline data, as stretches of time
-    propose   a proposal for each difference from the price book
+    propose   a proposal for each difference from the price book; propose_file the same for a file's prices
+    agree     what each source says of a price that is proposed
     approve   proposals become rows; what they replace is closed, or withdrawn if it never began
     reject    a proposal is not taken; the same figure is not proposed again
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice
 
 SOURCES = ("genai-prices",)
+#: Sources that differ by no more than this say the same.
+AGREES_PPM = 10_000
 PROVIDERS = ("anthropic", "openai", "google")
 
 #: genai-prices' price keys that have a component here, and for how many units their figure is.
@@ -232,20 +235,86 @@ def propose(*, providers: Iterable[str] = PROVIDERS, now: datetime, since: datet
     """
     providers = list(providers)
     stretches, skipped = read(providers=providers)
+    mine = PriceProposal.objects.filter(provider__in=providers, source__startswith=SOURCES[0])
+    return _propose(stretches, source=_source(), mine=list(mine), skipped=skipped, now=now, since=since)
+
+
+@transaction.atomic
+def propose_file(*, stretches: Iterable[Stretch], source: str, now: datetime, skipped: Iterable[str] = ()) -> Report:
+    """Propose each price of a file that the price book has not. What this source proposed before for the same prices is replaced; proposals
+    of other sources stay, and what the file does not name stays as it is.
+
+    :param source: where the figures come from, in words: its first word tells one source from another.
+    """
+    found = list(stretches)
+    keys = {stretch.key for stretch in found}
+    earlier = PriceProposal.objects.filter(provider__in={key.provider for key in keys}, source__startswith=source.split()[0])
+    return _propose(found, source=source, mine=[row for row in earlier if _key(row) in keys], skipped=skipped, now=now, since=None)
+
+
+def _propose(
+    stretches: list[Stretch], *, source: str, mine: list[PriceProposal], skipped: Iterable[str], now: datetime, since: datetime | None
+) -> Report:
+    providers = {stretch.key.provider for stretch in stretches}
     book = _book(PriceRow.objects.filter(provider__in=providers, withdrawn_at=None))
     carried = {key for key, rows in book.items() if any(row.catalog and row.valid.upper is None for row in rows)}
     stretches = [stretch for stretch in stretches if stretch.key not in carried]
     wanted = [proposal for stretch in stretches for proposal in _differences(stretch, book.get(stretch.key, []), now=now, since=since)]
-    old = list(PriceProposal.objects.filter(provider__in=providers).exclude(state=PriceProposal.State.APPROVED))
-    rejected = {_figure(proposal) for proposal in old if proposal.state == PriceProposal.State.REJECTED}
+    for proposal in wanted:
+        proposal.source = source
+    rejected = {_figure(row) for row in PriceProposal.objects.filter(provider__in=providers, state=PriceProposal.State.REJECTED)}
     wanted = [proposal for proposal in wanted if _figure(proposal) not in rejected]
     kept = {_figure(proposal) for proposal in wanted}
-    stale = [proposal.id for proposal in old if proposal.state == PriceProposal.State.PENDING and _figure(proposal) not in kept]
-    PriceProposal.objects.filter(id__in=stale).delete()
-    pending = {_figure(proposal) for proposal in old if proposal.state == PriceProposal.State.PENDING}
-    new = [proposal for proposal in wanted if _figure(proposal) not in pending]
+    pending = [proposal for proposal in mine if proposal.state == PriceProposal.State.PENDING]
+    PriceProposal.objects.filter(id__in=[proposal.id for proposal in pending if _figure(proposal) not in kept]).delete()
+    there = {_figure(proposal) for proposal in pending}
+    new = [proposal for proposal in wanted if _figure(proposal) not in there]
     PriceProposal.objects.bulk_create(new, batch_size=1000)
     return Report(proposed=len(new), unchanged=len(stretches) - len(wanted), skipped=tuple(skipped))
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a source says a price is now. ``off_ppm`` is how far that is from the figure in question, None where that is 0 and this is not;
+    up to ``AGREES_PPM`` they agree."""
+
+    source: str
+    price_nanos: int
+    per_units: int
+    off_ppm: int | None
+
+    @property
+    def agrees(self) -> bool:
+        return self.off_ppm is not None and self.off_ppm <= AGREES_PPM
+
+
+def agree(proposal: PriceProposal) -> list[Quote]:
+    """What the others say of the price that is proposed: genai-prices, and what is pending from files."""
+    key, at = _key(proposal), proposal.valid_from or proposal.proposed_at
+    said = [(row.source, row.price_nanos, row.per_units) for row in _pending_beside(proposal)]
+    if not proposal.source.startswith(SOURCES[0]) and key.provider in PROVIDERS:
+        for stretch in _known(key.provider):
+            if stretch.key == key and (stretch.start is None or stretch.start <= at) and (stretch.end is None or at < stretch.end):
+                said.append((_source(), stretch.price_nanos, stretch.per_units))
+    return [Quote(source, nanos, units, _off(nanos, units, proposal)) for source, nanos, units in dict.fromkeys(said)]
+
+
+def _pending_beside(proposal: PriceProposal) -> list[PriceProposal]:
+    """What other sources propose for the same price and time, and nobody has decided."""
+    same = PriceProposal.objects.filter(state=PriceProposal.State.PENDING, valid_from=proposal.valid_from, **_key(proposal)._asdict())
+    return list(same.exclude(pk=proposal.pk).exclude(source=proposal.source).order_by("pk"))
+
+
+def _off(nanos: int, units: int, proposal: PriceProposal) -> int | None:
+    """How far ``nanos`` for ``units`` is from the proposal's figure, in parts per million of that, rounded up."""
+    ours, theirs = proposal.price_nanos * units, nanos * proposal.per_units
+    return (0 if theirs == 0 else None) if ours == 0 else -(-abs(theirs - ours) * 1_000_000 // ours)
+
+
+@cache
+def _known(provider: str) -> list[Stretch]:
+    """What genai-prices says of a provider: the same for as long as it is installed."""
+    return read(providers=[provider])[0]
 
 
 def _differences(stretch: Stretch, rows: list[PriceRow], *, now: datetime, since: datetime | None) -> Iterator[PriceProposal]:
@@ -312,6 +381,11 @@ def approve(*, ids: Iterable[int] | None, actor: str, reason: str, effective: da
     now = _database_now()
     found = PriceRow.objects.select_for_update().filter(provider__in={p.provider for p in proposals}, withdrawn_at=None)
     plan = _Plan(_book(found.order_by("id")), now)
+    begun: dict[tuple[Key, datetime | None], int] = {}
+    for proposal in proposals:
+        other = begun.setdefault((_key(proposal), proposal.valid_from), proposal.id)
+        if other != proposal.id:
+            plan.problems.append(f"{proposal.id} {_key(proposal)}: {other} is for the same price and time; approve one of them")
     for _, group in groupby(sorted(proposals, key=_key), key=_key):
         for proposal in sorted(group, key=lambda p: p.valid_from or effective or now):
             plan.add(proposal, effective or now)
@@ -321,6 +395,10 @@ def approve(*, ids: Iterable[int] | None, actor: str, reason: str, effective: da
     PriceRow.objects.bulk_update([row for row in plan.closed if row.withdrawn_at is None], ["valid"], batch_size=500)
     PriceRow.objects.bulk_create(plan.new, batch_size=1000)
     _decide(proposals, PriceProposal.State.APPROVED, actor, reason, now)
+    approved = {(_key(proposal), proposal.valid_from) for proposal in proposals}
+    pending = PriceProposal.objects.filter(state=PriceProposal.State.PENDING, provider__in={p.provider for p in proposals})
+    beside = [other for other in pending if (_key(other), other.valid_from) in approved]
+    _decide(beside, PriceProposal.State.REJECTED, actor, f"Another source was approved: {reason}"[:300], now)
     catalog.clear()
     transaction.on_commit(catalog.clear)
     return len(proposals)

@@ -135,7 +135,7 @@ class TestResults:
         made.account.save()
         replay = worked(made, document(made, rate_cards__standard__markup_percent="60"))
         response = superuser.get(f"{LIST}{replay.pk}/file/")
-        [row] = csv.DictReader(io.StringIO(b"".join(response).decode()))  # type: ignore[arg-type]
+        [row] = csv.DictReader(io.StringIO(b"".join(response).decode()))
         assert (row["value_old"], row["value_new"], row["pays_more_usd"], row["records_new"]) == (
             "0.001500000",
             "0.001600000",

@@ -67,7 +67,7 @@ class AskForm(forms.Form):
         said: dict[str, Any] = super().clean() or {}
         if said.get("since") and said.get("last_day"):
             said["begins"], said["ends"] = _midnight(said["since"]), _midnight(said["last_day"]) + timedelta(days=1)
-        changed = {number: said.get(f"term_{number}") for number in TERMS if said.get(f"term_{number}")}
+        changed = {number: str(said[f"term_{number}"]) for number in TERMS if said.get(f"term_{number}")}
         if said.get("file") and changed:
             self.add_error("file", "Choose either a file or terms, not both.")
         elif said.get("file"):

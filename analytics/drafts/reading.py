@@ -145,7 +145,7 @@ class Reader:
         """The top-up rules that are on, as they are now."""
         on_sale = {pack.slug: pack for pack in catalog.packs(product_id=self.product.pk, at=self.until)}
         priority = subscriptions.priority(product=self.product, source="purchased")
-        found = {}
+        found: dict[int, tuple[TopUp | None, TopUp | None]] = {}
         for rule in AutoTopUp.objects.filter(account_id__in=accounts, enabled=True):
             pack = on_sale.get(rule.pack)
             if pack is None:
@@ -310,7 +310,8 @@ class Reader:
         with connection.cursor() as cursor:
             asked = {"accounts": list(accounts), "since": self.since, "until": self.until, "unit": self.product.unit_id, **more}
             cursor.execute(rollups.query(name), asked)
-            return cursor.fetchall()
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+        return rows
 
 
 def _credit(table: terms.Table) -> int:

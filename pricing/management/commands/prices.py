@@ -1,4 +1,4 @@
-"""``manage.py prices propose|list|approve|reject``: upstream prices, from a source to the price book."""
+"""``manage.py prices propose|import|list|approve|reject``: upstream prices, from a source to the price book."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from pricing import price_effects, price_import
+from pricing import price_effects, price_files, price_import, price_inbox
 from pricing.models import PriceProposal, PriceRow
 
 
@@ -33,6 +34,10 @@ class Command(BaseCommand):
         propose.add_argument("--source", choices=price_import.SOURCES, default=price_import.SOURCES[0])
         propose.add_argument("--providers", default=",".join(price_import.PROVIDERS), help="Separated by commas.")
         propose.add_argument("--since", type=instant, help="Also propose what was valid since then, where the price book has nothing.")
+        files = verbs.add_parser(
+            "import", help="propose every difference of a file (LiteLLM's JSON, or CSV); the price book does not change"
+        )
+        files.add_argument("file", type=Path, metavar="FILE")
         verbs.add_parser("list", help="show what is pending")
         for verb in ("approve", "reject"):
             decide = verbs.add_parser(verb, help=f"{verb} proposals")
@@ -46,6 +51,8 @@ class Command(BaseCommand):
     def handle(self, *, verb: str, **options: Any) -> None:
         if verb == "propose":
             self.propose(options["providers"], options["since"])
+        elif verb == "import":
+            self.take(options["file"])
         elif verb == "list":
             self.list()
         else:
@@ -59,6 +66,19 @@ class Command(BaseCommand):
             report = price_import.propose(providers=names, now=timezone.now(), since=since)
         except price_import.UnknownProvider as error:
             raise CommandError(str(error)) from error
+        self.report(report)
+
+    def take(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                report = price_inbox.take(file.read(price_files.MAX_BYTES + 1), name=path.name, now=timezone.now())
+        except OSError as error:
+            raise CommandError(f"{path}: {error.strerror}") from error
+        except price_files.InvalidPriceFile as error:
+            raise CommandError("\n".join(f"{path}: {problem}" for problem in error.problems)) from error
+        self.report(report)
+
+    def report(self, report: price_import.Report) -> None:
         for skipped in report.skipped:
             self.stdout.write(f"left out: {skipped}")
         self.stdout.write(f"{report.proposed} proposed, {report.unchanged} as in the price book or rejected before.")
