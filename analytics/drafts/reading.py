@@ -100,8 +100,7 @@ class Reader:
         spans, rules = self._spans(accounts), self._rules(accounts)
         lots, movements = self._credits(accounts, spans, set(rules))
         wallets = {row[0]: row[1:] for row in self._rows("draft_wallets", accounts)}
-        zoned = Account.objects.filter(pk__in=accounts).select_related("product")
-        zones = {row.pk: row.time_zone for row in zoned}
+        zones = dict(Account.objects.filter(pk__in=accounts).values_list("pk", "time_zone"))
         for account_id in accounts:
             extra = self._granted_anew(spans[account_id])
             movements[account_id] = sorted([*movements[account_id], *extra], key=lambda movement: movement.at)
