@@ -145,7 +145,9 @@ class MarginAdmin(ReadOnlyAdmin):
                     "product_id": chosen["product"].pk if chosen["product"] else None,
                 }
                 shown = {"since": period["since"], "last_day": last_day, "product": chosen["product"] and chosen["product"].slug}
-                by, order, fees = chosen["by"] or "model", chosen["order"] or "revenue", chosen["fees"]
+                by: margin.By = chosen["by"] or "model"
+                order: margin.Order = chosen["order"] or "revenue"
+                fees = chosen["fees"]
                 report = margin.report(by=by, limit=ROWS, order=order, fees=fees, **period)
                 context |= {
                     "form": MarginForm(initial=shown | {"by": by, "order": order, "fees": fees}),

@@ -133,4 +133,7 @@ def percent(part: int, whole: int) -> Decimal | None:
 def _rows(name: str, parameters: dict[str, Any]) -> list[tuple[Row, int]]:
     with connection.cursor() as cursor:
         cursor.execute(rollups.query(name), parameters)
-        return [(Row(key or "", label or "", *figures, parameters["fees"]), groups) for key, label, *figures, groups in cursor.fetchall()]
+        return [
+            (Row(key or "", label or "", *figures, fees_in=parameters["fees"]), groups)
+            for key, label, *figures, groups in cursor.fetchall()
+        ]

@@ -44,7 +44,8 @@ def revenue_view(request: HttpRequest) -> HttpResponse:
     context: dict[str, Any] = {"title": "Revenue", "form": form, "report": None, "dollar": DOLLAR, "bys": recognition.BYS}
     if asked is not None:
         period, product = asked["period"], asked["product"]
-        whose, by = product and product.pk, form.cleaned_data["by"] or "product"
+        whose = product and product.pk
+        by: recognition.By = form.cleaned_data["by"] or "product"
         try:
             context |= {
                 "report": recognition.report(**period, by=by, product_id=whose, limit=ROWS),

@@ -122,6 +122,7 @@ def test_every_page_is_quiet_local_and_fits(server: str, ada: Account, context: 
         "account": reverse("admin:accounts_account_change", args=[ada.pk]),
         "accounts": reverse("admin:accounts_account_changelist"),
         "margin": reverse("admin:analytics_margin_changelist") + "?by=account",
+        "revenue": reverse("admin:analytics_revenue") + "?by=account",
         "risk": reverse("admin:analytics_risk") + f"?product={ada.product.slug}",
         "projection": reverse("admin:analytics_projection"),
         "grant": reverse("admin:accounts_account_grant", args=[ada.pk]),

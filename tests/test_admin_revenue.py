@@ -69,7 +69,7 @@ def test_the_command_and_the_page_write_the_same_file(life: Life, superuser: Cli
     slug = life.world.product.slug
     out = io.StringIO()
     call_command("journal", since=SINCE, until=UNTIL, product=slug, stdout=out)
-    response: Any = superuser.get(reverse(JOURNAL), {"since": SINCE, "last_day": UNTIL - timedelta(days=1), "product": slug})
+    response: Any = superuser.get(f"{reverse(JOURNAL)}?since={SINCE}&last_day={UNTIL - timedelta(days=1)}&product={slug}")
     assert (response.status_code, response["Content-Disposition"]) == (
         200,
         f'attachment; filename="journal_{slug}_2026-03-01_2026-05-31.csv"',
@@ -144,7 +144,7 @@ def test_the_margin_page_names_the_models_that_earn_least_and_takes_the_fee_in(w
     for by in margin.BYS:
         shown = text(superuser, f"{url}&by={by}")
         assert f"Earns least: <b>{world.models[1]}</b> (10.00 %" in shown
-        assert "50.00 % was earned at list prices, 0.00 % of what customers had paid" in shown
+        assert "$10.00 (50.00 %) was left at list prices, $0.00 (0.00 %) of what customers had paid" in shown
     with_fees = text(superuser, f"{url}&fees=on&order=least")
-    assert "40.00 % was earned at list prices, −20.00 % of what customers had paid" in with_fees
+    assert "$8.00 (40.00 %) was left at list prices, −$2.00 (−20.00 %) of what customers had paid" in with_fees
     assert "Payment fees</th>" in with_fees

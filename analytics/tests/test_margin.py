@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -19,12 +21,13 @@ from analytics.margin import BYS, By, Row
 from analytics.tests.world import NANOS, NOON, World
 from billing import ledger
 from billing.models import Subscription
+from pricing import catalog_file
 from pricing.models import Plan, PlanVersion
 
 SINCE, UNTIL = date(2026, 3, 1), date(2026, 3, 31)
 
 
-def report(world: World, by: By = "model", **options: int) -> margin.Report:
+def report(world: World, by: By = "model", **options: Any) -> margin.Report:
     return margin.report(by=by, since=SINCE, until=UNTIL, product_id=world.product.pk, **options)
 
 
@@ -295,7 +298,7 @@ class TestSlices:
 
     def test_a_plan_counts_from_its_first_day_and_the_cohort_is_the_month_of_sign_up(self, world: World) -> None:
         account = world.account()
-        versions = []
+        versions: list[PlanVersion] = []
         for slug in ("free", "pro"):
             plan = Plan.objects.create(product=world.product, slug=slug, name=slug.title(), rank=len(versions))
             versions.append(
@@ -342,3 +345,18 @@ class TestSlices:
         )  # fmt: skip
         [row] = margin.report(by="pack", since=SINCE, until=UNTIL, product_id=world.product.pk, fees=True).rows
         assert row.cash_margin_percent == Decimal("-3.50")
+
+    def test_rovers_packs_used_up_earn_what_their_discounts_leave(self, world: World) -> None:
+        """At a markup of 50 %: 20.0, 14.7, 6.7 and 0.0 % of what was paid; with the payment fee 14.1, 10.6, 3.2 and -3.2 %."""
+        packs = tomllib.loads((Path(catalog_file.__file__).parent / "catalogs" / "rover.toml").read_text())["packs"]
+        for pack in packs.values():
+            account, cash = world.account(), int(Decimal(pack["price"]) * NANOS)
+            nanos = int(Decimal(pack["credit"]) * NANOS)
+            give(account, nanos, cash_nanos=cash, fee_nanos=cash * 29 // 1000 + 3 * NANOS // 10, reason=f"{pack['name']}, pi_1")
+            ledger.record(world.event(account, cost=nanos * 2 // 3, price=nanos))
+        found = {fees: [f"{row.cash_margin_percent:.1f}" for row in self.report(world, fees=fees)] for fees in (False, True)}
+        assert found == {False: ["20.0", "14.7", "6.7", "0.0"], True: ["14.1", "10.6", "3.2", "-3.2"]}
+
+    def report(self, world: World, *, fees: bool) -> list[Row]:
+        found = margin.report(by="pack", since=SINCE, until=UNTIL, product_id=world.product.pk, fees=fees).rows
+        return sorted(found, key=lambda row: row.cash_nanos)

@@ -11,7 +11,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import ProgrammingError, connection, connections, transaction
 
-from analytics import margin, rollups, tasks
+from analytics import books, margin, rollups, tasks
 from analytics.tests.world import NOON, World
 from billing import ledger
 from config import roles
@@ -134,12 +134,14 @@ def test_charges_folds_and_rebuilds_at_once_lose_and_double_nothing() -> None:
         try:
             for round_ in range(30):
                 rollups.rebuild() if number == 0 and round_ % 10 == 0 else rollups.fold(limit=7)
+                books.rebuild() if number == 0 and round_ % 10 == 5 else books.fold()
         finally:
             connections.close_all()
 
     with ThreadPoolExecutor(7) as pool:
         list(pool.map(lambda job: job[0](job[1]), [(charge, 0), (charge, 1), (charge, 2), (charge, 3), (fold, 0), (fold, 1), (fold, 2)]))
     assert rollups.check() == []
+    assert books.check() == []
     assert (live(world).records, live(world).revenue_nanos) == (160, 4 * sum(range(1, 41)))
 
 
@@ -171,3 +173,4 @@ def test_an_earlier_charge_that_commits_after_a_later_one_was_folded_is_folded_t
     tasks.fold_rollups()
     assert live(world).revenue_nanos == 30
     assert rollups.check() == []
+    assert books.check() == []
