@@ -138,6 +138,7 @@ UNFOLD: dict[str, Any] = {
                     _list("Records", "bolt", "metering", "usagerecord"),
                     _list("Open authorizations", "hourglass_top", "metering", "openauthorization"),
                     _list("Throttled accounts", "front_hand", "metering", "costthrottle"),
+                    _list("Refusals", "block", "metering", "refusal"),
                     _list("Shadow limits", "visibility", "metering", "shadowrefusal"),
                     _list("Levers", "tune", "pricing", "lever"),
                     _list("Kill switches", "power_settings_new", "metering", "killswitch"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, cast
 
@@ -24,13 +24,13 @@ from accounts.models import ApiKey, User
 from accounts.templatetags.amounts import exact_amount, sub_digits
 from billing.admin import LedgerAdmin, exactly, link, unit, within
 from billing.models import Operation
-from metering import charges, explanation, guard, kill_switches, ladder, switch_preview, usage
+from metering import charges, explanation, guard, kill_switches, ladder, refusal_explanation, switch_preview, usage
 from metering.forms import ISO_MINUTE, ThrowForm
-from metering.models import CostThrottle, GuardState, GuardStep, KillSwitch, OpenAuthorization, SpooledUsage, UsageRecord
+from metering.models import CostThrottle, GuardState, GuardStep, KillSwitch, OpenAuthorization, Refusal, SpooledUsage, UsageRecord
 from metering.throttle_pages import CostThrottleAdmin, LeverAdmin
 from pricing import rating
 from pricing.admin import CappedPaginator, ReadOnlyAdmin
-from pricing.models import Lever, RateCard, Unit
+from pricing.models import Lever, Product, RateCard, Unit
 from pricing.rating import COMPONENTS
 
 admin.site.register(CostThrottle, CostThrottleAdmin)
@@ -271,6 +271,32 @@ class KillSwitchAdmin(ReadOnlyAdmin):
         context = {"title": f"End: {switch}", "opts": self.opts, "form": form, "says": says, "button": "End it"}
         context["cancel"] = reverse("admin:metering_killswitch_changelist")
         return TemplateResponse(request, "admin/metering/ask.html", self.admin_site.each_context(request) | context)
+
+
+@admin.register(Refusal)
+class RefusalAdmin(ReadOnlyAdmin):
+    """The last refusal of each account by each limit, told in sentences."""
+
+    list_display = ("last_at", "account", "layer", "meter", "count", "reason")
+    list_filter = ("layer", "account__product")
+    list_select_related = ("account__product__unit",)
+    search_fields = ("=account__public_id", "=account__external_id", "model", "user")
+    search_help_text = "An account's id, a model, or a user."
+    show_full_result_count = False
+    paginator = CappedPaginator
+    fields = ("account", "layer", "meter", "model", "feature", "user", "count", "first_at", "last_at", "resets_at")
+    change_form_before_template = "admin/metering/refusal.html"
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        refusal = self.get_object(request, object_id)
+        context: dict[str, Any] = {}
+        if refusal is not None and self.has_view_permission(request, refusal):
+            told = explanation.Told(True, Product.Visibility(refusal.account.product.visibility), UTC)
+            context["steps"] = refusal_explanation.explain(refusal=refusal, account=refusal.account, told=told, now=timezone.now())
+        response: HttpResponse = super().change_view(request, object_id, form_url, (extra_context or {}) | context)
+        return response
 
 
 STATES = {"open": "info", "waiting": "warning", "done": "success", "released": "info"}

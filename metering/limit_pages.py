@@ -1,4 +1,4 @@
-"""Where a refusal sends a customer: which limit it was, when it ends and what would lift it."""
+"""Where a refusal sends a customer: which limit it was, when it ends and what would lift it; and the last refusals, in sentences."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from django.views.decorators.http import require_safe
 
 from accounts import pages
 from billing import balances
-from metering import prompts
+from metering import explanation, prompts, refusal_explanation
+from metering.models import Refusal
 from pricing import catalog
+from pricing.models import Product
 
 
 @require_safe
@@ -45,3 +47,17 @@ def limit(request: HttpRequest, public_id: str) -> HttpResponse:
             "wallet": next((wallet for wallet in wallets if wallet.unit_id == account.product.unit_id), None),
         },
     )
+
+
+@require_safe
+@never_cache
+@login_required
+def refusals(request: HttpRequest, public_id: str) -> HttpResponse:
+    """The last refusal by each limit: what was asked, by which figures, when it ends and what would lift it."""
+    now = timezone.now()
+    with pages.tenant(request, public_id) as account:
+        kept = list(Refusal.objects.filter(account=account).defer("costs"))
+    account.product = catalog.product_by_id(product_id=account.product_id)
+    told = explanation.Told(False, Product.Visibility(account.product.visibility), explanation.zone_of(account))
+    said = [refusal_explanation.explain(refusal=refusal, account=account, told=told, now=now) for refusal in kept]
+    return pages.render(request, "billing/refusals.html", account=account, now=now, context={"refusals": said})

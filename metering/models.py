@@ -517,3 +517,34 @@ class ShadowRefusal(models.Model):
 
     def __str__(self) -> str:
         return f"{self.meter} of account {self.account_id}"
+
+
+class Refusal(models.Model):
+    """The last refusal of an account by one limit, and how many there were in its window; :mod:`metering.refusals` writes it.
+
+    ``layers`` is what every layer said, ``costs`` its figures in nano-USD of wholesale cost, which no customer is told.
+    """
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
+    layer = models.CharField(max_length=20)
+    meter = models.CharField(max_length=80, blank=True)
+    resets_at = models.DateTimeField(null=True)
+    reason = models.CharField(max_length=500)
+    count = models.BigIntegerField()
+    first_at = models.DateTimeField()
+    last_at = models.DateTimeField()
+    model = models.CharField(max_length=200, blank=True)
+    feature = models.CharField(max_length=128, blank=True)
+    user = models.CharField(max_length=128, blank=True)
+    layers = models.JSONField()
+    costs = models.JSONField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["account", "layer", "meter"], name="refusal_once"),
+            models.CheckConstraint(name="refusal_happened", condition=models.Q(count__gte=1, last_at__gte=models.F("first_at"))),
+        ]
+        ordering = ["-last_at"]
+
+    def __str__(self) -> str:
+        return f"{self.layer} of account {self.account_id}"

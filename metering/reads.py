@@ -29,9 +29,9 @@ from accounts.api_keys import Principal
 from accounts.models import Account, ApiKey
 from billing import ledger, periods, subscriptions
 from billing.models import LedgerEntry, UsageRating
-from metering import charges, explanation, throttles, usage
+from metering import charges, explanation, refusal_explanation, throttles, usage
 from metering.api import layers
-from metering.models import Feature, OpenAuthorization, UsageModel, UsageRecord
+from metering.models import Feature, OpenAuthorization, Refusal, UsageModel, UsageRecord
 from pricing import catalog, rating
 from pricing.models import Product
 
@@ -334,7 +334,7 @@ class Explain(reads.Read):
                     amount=entry.amount,
                     debt_change=entry.debt_delta,
                     grant=entry.grant_id,
-                    source=grant and grant.source,
+                    source=None if grant is None else grant.source,
                     balance_after=entry.balance_after,
                 )
                 for entry, grant in burnt
@@ -377,6 +377,61 @@ def _line(line: rating.Line, *, staff: bool) -> LineAnswer:
         charge=charges.exact(line.charge),
     )
     return answer.model_copy(update={"cost": charges.exact(line.cost), "price_row": line.price_row_id or None}) if staff else answer
+
+
+# Why was it refused? ----------------------------------------------------------------------------------------------------------
+
+
+class RefusalAnswer(reads.Answer):
+    """The last refusal by one limit, and how many there were in its window since ``first_at``. ``resets_at`` null: no instant is known."""
+
+    layer: str
+    meter: str
+    reason: str
+    count: int
+    first_at: datetime
+    last_at: datetime
+    resets_at: datetime | None
+    steps: list[StepAnswer]
+
+
+class RefusalsAnswer(reads.Answer):
+    """The latest first: one for each limit that ever refused something."""
+
+    items: list[RefusalAnswer]
+
+
+class Refusals(reads.Read):
+    permission_classes = [api.HasScope.of("usage:read")]
+
+    @extend_schema(operation_id="listRefusals", parameters=reads.parameters(reads.OfAccount), responses=RefusalsAnswer)
+    def get(self, request: Request) -> Response:
+        """What was refused, by which limit and figures, what else was asked, when it ends and what would lift it."""
+        query = self.asked(request, reads.OfAccount)
+        account = self.account(request, query)
+        staff = ApiKey.Scope.ADMIN_READ in reads.principal(request).scopes
+        with tenancy.acting_as(account=account):
+            kept = list(Refusal.objects.filter(account=account).defer("costs"))
+        account.product = catalog.product_by_id(product_id=account.product_id)
+        told, now = explanation.Told(staff, Product.Visibility(account.product.visibility), UTC), timezone.now()
+        return RefusalsAnswer(
+            items=[
+                RefusalAnswer(
+                    layer=refusal.layer,
+                    meter=refusal.meter,
+                    reason=refusal.reason,
+                    count=refusal.count,
+                    first_at=refusal.first_at,
+                    last_at=refusal.last_at,
+                    resets_at=refusal.resets_at,
+                    steps=[
+                        StepAnswer(name=step.name, text=step.text, parts=list(step.parts))
+                        for step in refusal_explanation.explain(refusal=refusal, account=account, told=told, now=now)
+                    ],
+                )
+                for refusal in kept
+            ]
+        ).response()
 
 
 # Sums -------------------------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from accounts import prepared
 from accounts.models import Account
 from billing import balances, ledger, subscriptions
 from billing.models import Wallet
-from metering import estimates, guard, kill_switches, limits, names, shadow, throttles
+from metering import estimates, guard, kill_switches, limits, names, refusals, shadow, throttles
 from metering.kill_switches import Kind, Switches
 from metering.ladder import Step
 from metering.limits import Decision, Layer
@@ -201,7 +201,7 @@ def authorize(
         if error.layer == "cost" and not lifted and (free := throttles.lifted(account_id=account.pk, now=now)):
             return authorize(account=account, ask=ask, key=key, now=now, api_key_id=api_key_id, lifted=free)
         answered = limits.answered(counted=counted, look=error.look)
-        raise _refused(error.layer, [*before, *answered, _credits(account, now)], allowed) from None
+        raise _refused(error.layer, [*before, *answered, _credits(account, now)], allowed, account=account, ask=ask, now=now) from None
     except ledger.InsufficientCredits as error:
         _hear(account, error.available_nanos)
         if ask.open_ended and _estimate(account, allowed, ask, now).quantities != estimate.quantities:
@@ -209,7 +209,7 @@ def authorize(
             return authorize(account=account, ask=ask, key=key, now=now, api_key_id=api_key_id, lifted=lifted)
         answered = limits.answered(counted=counted, look=error.look)
         short = Layer("credits", allowed=False, remaining=error.available_nanos, reason=str(error))
-        raise _refused("credits", [*before, *answered, short], allowed) from error
+        raise _refused("credits", [*before, *answered, short], allowed, account=account, ask=ask, now=now) from error
     passed = [] if usage.replayed else limits.in_order([*before, *limits.answered(counted=counted, look=usage.look)]).passed
     for layer in passed:
         _passed(account, layer)
@@ -319,7 +319,7 @@ def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> 
             [used] = error.look.used
             reason = f"There are {used} {meter.replace('_', ' ')}; the plan allows {at_most}."
             layers.append(Layer("quota", allowed=False, meter=f"{meter}/count", limit=at_most, used=used, remaining=0, reason=reason))
-        raise _refused(error.layer, layers, allowed) from None
+        raise _refused(error.layer, layers, allowed, account=account, ask=Ask(meter, {}), now=now) from None
     watched = mode in (Entitlement.Mode.SHADOW, Entitlement.Mode.SOFT)
     if watched and at_most is not None and places.used > at_most and not places.replayed:
         layer = Layer("quota", allowed=False, mode=mode, meter=f"{meter}/count", limit=at_most, used=places.used)
@@ -349,11 +349,14 @@ def _note(account: Account, layer: Layer, *, value_nanos: int, now: datetime) ->
         )  # fmt: skip
 
 
-def _refused(name: str, layers: Sequence[Layer], allowed: subscriptions.Allowed | None) -> Refused:
-    """The refusal by the first layer of this name that refuses."""
+def _refused(
+    name: str, layers: Sequence[Layer], allowed: subscriptions.Allowed | None, *, account: Account, ask: Ask, now: datetime
+) -> Refused:
+    """The refusal by the first layer of this name that refuses, which is kept."""
     REFUSALS.labels(name).inc()
     decision = limits.in_order(layers)
     layer = next(layer for layer in decision.layers if layer.name == name and not layer.allowed and layer.mode == Entitlement.Mode.HARD)
+    refusals.note(account=account, layer=layer, decision=decision, model=ask.model, feature=ask.feature or "", user=ask.user or "", now=now)
     return Refused(layer, decision, allowed)
 
 

@@ -33,6 +33,7 @@ OF_ACCOUNT = [
     "/api/v1/usage/current",
     "/api/v1/usage/history",
     "/api/v1/usage/limits",
+    "/api/v1/usage/refusals",
     "/api/v1/billing/balance",
     "/api/v1/billing/ledger",
     "/api/v1/billing/subscription",
