@@ -179,7 +179,8 @@ def _jobs(item: Item, product: Product | None, now: datetime) -> _Found:
 def _environment(item: Item, product: Product | None, now: datetime) -> _Found:
     found = checks.run_checks(include_deployment_checks=True)
     wrong = [one for one in found if one.level >= checks.WARNING]
-    return not wrong, "; ".join(f"{one.id}: {one.msg}" for one in wrong[:3])[:300] or "manage.py check --deploy finds nothing"
+    named = ", ".join(dict.fromkeys(one.id or "?" for one in wrong))[:200]
+    return not wrong, f"manage.py check --deploy finds {named or 'nothing'}"
 
 
 def _schema(item: Item, product: Product | None, now: datetime) -> _Found:
