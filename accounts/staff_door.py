@@ -63,4 +63,4 @@ def forget_factor(*, user: User, actor: User, reason: str, now: datetime) -> boo
         removed, _ = Authenticator.objects.filter(user=user).delete()
         if removed:
             acts.note(actor=actor, subject=user, what=f"Forgot the second factor of {user.email}: {reason}", reason=reason, now=now)
-    return removed > 0
+    return bool(removed)

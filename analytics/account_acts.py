@@ -16,7 +16,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
 
-from accounts import staff_door
+from accounts import approvals, staff_door
 from accounts.models import Account
 from accounts.pages import signed_in
 from analytics.forms import PlanForm, RefundForm
@@ -32,7 +32,8 @@ log = structlog.get_logger(__name__)
 
 def refund(admin: AccountAdmin, request: HttpRequest, account_id: int, payment_id: str) -> HttpResponse:
     """Gives a payment back, or a part of it: the amount, then what it takes of the credits, then the act."""
-    account = _account(request, account_id, "billing.refund_stripepayment")
+    alone = request.user.has_perm("billing.refund_stripepayment")
+    account = _account(request, account_id, "billing.refund_stripepayment" if alone else "billing.add_operation")
     payment = StripePayment.objects.select_related("account__product__unit").filter(account=account, pk=payment_id).first()
     if payment is None:
         raise Http404
@@ -47,10 +48,10 @@ def refund(admin: AccountAdmin, request: HttpRequest, account_id: int, payment_i
     if form.is_valid() and "edit" not in request.POST:
         said = form.cleaned_data
         if "confirm" in request.POST:
-            return _give_back(admin, request, payment, said)
+            return _give_back(admin, request, payment, said) if alone else _request(admin, request, payment, said)
         context |= {
             "preview": refunds.preview(payment=payment, cents=said["amount"], now=now), "unit": account.product.unit,
-            "amount": cents(said["amount"], payment.currency),
+            "amount": cents(said["amount"], payment.currency), "alone": alone,
         }  # fmt: skip
     return admin._page(request, account, f"Refund · {account.name}", "admin/accounts/refund.html", form=form, **context)
 
@@ -75,6 +76,19 @@ def _give_back(admin: AccountAdmin, request: HttpRequest, payment: StripePayment
         except stripe.StripeError as error:  # its event is on its way
             log.warning("payment not read after its refund", payment=payment.pk, why=str(error))
     return _back(payment.account)
+
+
+def _request(admin: AccountAdmin, request: HttpRequest, payment: StripePayment, said: dict[str, Any]) -> HttpResponse:
+    """Of somebody who may not give money back: it waits for somebody who may."""
+    try:
+        asked = refunds.request(
+            payment=payment, cents=said["amount"], mark=said["token"], by=signed_in(request), reason=said["reason"], now=timezone.now()
+        )
+    except (refunds.NotRefundable, approvals.ApprovalError) as error:
+        admin.message_user(request, str(error), messages.WARNING)
+        return _back(payment.account)
+    admin.message_user(request, f"Nothing is given back yet: somebody else has to approve “{asked}” within a day.", messages.WARNING)
+    return HttpResponseRedirect(reverse("admin:accounts_approval_decide", args=[asked.pk]))
 
 
 def change_plan(admin: AccountAdmin, request: HttpRequest, account_id: int) -> HttpResponse:

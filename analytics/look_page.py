@@ -20,18 +20,24 @@ from accounts.models import Account, Membership
 from accounts.pages import signed_in
 
 
+class PersonField(forms.ModelChoiceField):  # type: ignore[type-arg]
+    """One of an account's people, with their role."""
+
+    def label_from_instance(self, obj: Any) -> str:
+        return f"{obj.user}, {obj.get_role_display().lower()}"
+
+
 class LookForm(ReasonForm):
     """Whose eyes, and why."""
 
-    member = forms.ModelChoiceField(Membership.objects.none(), label="Look as", empty_label=None, widget=UnfoldAdminSelectWidget)
+    member = PersonField(Membership.objects.none(), label="Look as", empty_label=None, widget=UnfoldAdminSelectWidget)
     field_order = ("member", "reason")
 
     def __init__(self, *args: Any, account: Account, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         field = self.fields["member"]
-        assert isinstance(field, forms.ModelChoiceField)
+        assert isinstance(field, PersonField)
         field.queryset = account.memberships.filter(user__is_active=True, user__is_staff=False).select_related("user").order_by("id")
-        field.label_from_instance = lambda membership: f"{membership.user}, {membership.get_role_display().lower()}"
 
 
 def look(request: HttpRequest, account_id: int) -> tuple[Account, LookForm] | HttpResponse:

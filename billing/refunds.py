@@ -3,6 +3,7 @@
     left      how much of a payment may still be given back
     preview   what giving some of it back would take
     ask       writes the refund into the outbox, with who and why; :func:`billing.stripe_requests.send` gives it back
+    request   whoever may not give back asks somebody who may; approved, it is in the outbox
 
 Nothing is taken from a wallet here: the payment is read anew once Stripe has answered, or by the event that it sends, and the ledger
 follows it (:mod:`billing.stripe_payments`). Amounts of money are in the smallest unit of their currency, credit is nanos.
@@ -10,16 +11,17 @@ follows it (:mod:`billing.stripe_payments`). Amounts of money are in the smalles
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from django.db import transaction
 
-from accounts import acts
-from accounts.models import Account, User
+from accounts import acts, approvals
+from accounts.models import Account, Approval, User
+from accounts.templatetags.amounts import plain_amount
 from billing import balances, stripe_payments, stripe_requests
 from billing.models import Grant, Operation, StripePayment, StripeRequest
 
@@ -90,6 +92,52 @@ def ask(*, payment: StripePayment, cents: int, mark: UUID, by: User, reason: str
         what = f"Refund of {_money(cents, locked.currency)} of {locked.pk}: {reason}"
         acts.note(account=account, actor=by, what=what, kind=acts.Kind.MONEY, reason=reason, now=now)
     return request
+
+
+def request(*, payment: StripePayment, cents: int, mark: UUID, by: User, reason: str, now: datetime) -> Approval:
+    """Asks a second person to give ``cents`` of it back; the same of one payment is asked for once.
+
+    :raises NotRefundable: see :func:`left`.
+    :raises approvals.NotAllowed, approvals.AlreadyAsked:
+    """
+    if not 0 < cents <= left(payment=payment):
+        raise NotRefundable(f"At most {_money(left(payment=payment), payment.currency)} can be given back.")
+    same = {"payment": payment.pk, "cents": cents}
+    return approvals.ask(kind=KIND, payload=same | {"mark": str(mark)}, same=same, actor=by, reason=reason[:300], now=now)
+
+
+def _asked(payload: Mapping[str, Any]) -> StripePayment:
+    return StripePayment.objects.select_related("account__product__unit").get(pk=payload["payment"])
+
+
+def _change(payload: Mapping[str, Any], now: datetime) -> approvals.Change:
+    payment, cents = _asked(payload), payload["cents"]
+    seen, unit = preview(payment=payment, cents=cents, now=now), payment.account.product.unit
+    return approvals.Change(
+        before=f"{payment.account} paid {_money(payment.paid, payment.currency)} by {payment.pk}, and can spend"
+        f" {plain_amount(seen.free_before, unit)}. It takes {plain_amount(seen.taken, unit)} of that"
+        + (f", and leaves a debt of {plain_amount(seen.debt_after, unit)}." if seen.debt_after else "."),
+        after=f"Give {_money(cents, payment.currency)} back to {payment.account}",
+    )
+
+
+def _approved(approval: Approval, actor: User, now: datetime) -> str:
+    """Into the outbox, which is sent within a minute: nobody talks to Stripe while this is decided."""
+    payload = approval.payload
+    try:
+        ask(payment=_asked(payload), cents=payload["cents"], mark=UUID(payload["mark"]), by=actor, reason=approval.reason, now=now)
+    except NotRefundable as error:
+        raise approvals.Impossible(str(error)) from error
+    return f"{approval.after}: it is on its way."
+
+
+approvals.register(
+    kind=KIND,
+    act=approvals.Act(
+        name="A refund", permission="billing.add_operation", decides="billing.refund_stripepayment", change=_change, carry_out=_approved,
+        account=lambda payload: _asked(payload).account,
+    ),
+)  # fmt: skip
 
 
 def _lots(payment: StripePayment) -> Sequence[Grant]:

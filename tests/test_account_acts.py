@@ -10,9 +10,10 @@ from uuid import uuid4
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 
-from accounts.models import Account, User
+from accounts.models import Account, Approval, User
 from analytics import account_search
 from analytics.forms import RefundForm
 from billing import audit, ledger, subscriptions
@@ -115,14 +116,34 @@ class TestRefund:
         assert "Stripe refused" in words(response)
 
     def test_only_who_may_gives_back_and_only_of_this_account(self, shop: Shop, bought: StripePayment) -> None:
-        support = staff("accounts.view_account", "billing.add_operation")
-        assert refund(support, bought, confirm="1").status_code == 403
+        assert refund(staff("accounts.view_account"), bought, confirm="1").status_code == 403
         finance = staff("accounts.view_account", "billing.refund_stripepayment")
         assert finance.get(page(shop.account(), "refund", bought.pk)).status_code == 404
         assert finance.get(page(bought.account, "refund", "pi_nobody")).status_code == 404
         StripePayment.objects.filter(pk=bought.pk).update(disputed=True)
         response = finance.get(page(bought.account, "refund", bought.pk), follow=True)
         assert "The bank disputes it" in words(response)
+
+    def test_support_asks_for_it_and_finance_gives_it_back_once(self, bought: StripePayment) -> None:
+        support = staff("accounts.view_account", "accounts.view_approval", "billing.add_operation")
+        finance = staff("accounts.view_account", "accounts.view_approval", "billing.refund_stripepayment")
+        assert page(bought.account, "refund", bought.pk) in text(support, page(bought.account))
+        shown = words(refund(support, bought))
+        assert ("Ask a second person" in shown, "Give it back" in shown) == (True, False)
+        refund(support, bought, confirm="1")
+        refund(support, bought, confirm="1")  # another form, the same refund
+        asked = Approval.objects.get(kind="refund", payload__payment=bought.pk)
+        assert "It takes $2.40 of that." in asked.before
+        assert not StripeRequest.objects.filter(kind="refund", account=bought.account).exists()
+        decide = reverse("admin:accounts_approval_decide", args=[asked.pk])
+        assert support.post(decide, {"decision": "approve"}).status_code == 403
+        for _ in range(2):
+            finance.post(decide, {"decision": "approve", "note": ""})
+        [sent] = StripeRequest.objects.filter(kind="refund", account=bought.account)
+        assert (sent.params["amount"], sent.state) == (200, "pending")
+        for amount in ("3.01", "0", "-1", "x", "9" * 40):
+            refund(support, bought, amount=amount, confirm="1")
+        assert Approval.objects.filter(kind="refund", payload__payment=bought.pk).count() == 1
 
 
 def test_a_charge_and_its_refund_are_asked_of_stripe_to_find_the_account(superuser: Client, shop: Shop, bought: StripePayment) -> None:

@@ -15,6 +15,7 @@ from allauth.account.models import EmailAddress
 from django.contrib import admin
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.models import Group
+from django.contrib.contenttypes.models import ContentType
 from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.urls import reverse
@@ -123,7 +124,7 @@ class TestLines:
         assert len(writing) >= 8
 
     def test_nothing_is_deleted_in_bulk(self) -> None:
-        assert "delete_selected" not in dict(admin.site.actions)
+        assert "delete_selected" not in [name for name, _ in admin.site.actions]
 
 
 class TestKept:
@@ -243,7 +244,7 @@ class TestExports:
         owner = person(is_staff=False)
         account.memberships.create(user=owner, role="owner")
         answer = signed_in(owner).get(f"/a/{account.public_id}/statement.csv")
-        assert (answer.status_code, b"".join(answer.streaming_content)[:4] != b"") == (200, True)
+        assert (answer.status_code, len(answer.getvalue()) > 4) == (200, True)
         assert line(account=account, kind="exported").entry.user == owner
 
 
@@ -264,7 +265,7 @@ def test_a_key_names_no_account_of_another(settings: Any) -> None:
     account = make_account()
     issued = api_keys.issue(product=account.product, account=account, name="x", scopes=["usage:read"], now=NOW)
     entry = LogEntry.objects.create(
-        user=person(), content_type=acts.ContentType.objects.get_for_model(issued.key), object_id=str(issued.key.pk), object_repr="x",
+        user=person(), content_type=ContentType.objects.get_for_model(issued.key), object_id=str(issued.key.pk), object_repr="x",
         action_flag=CHANGE,
     )  # fmt: skip
     assert line(pk=entry.pk).account == Account.objects.get(pk=account.pk)

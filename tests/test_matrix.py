@@ -1,7 +1,7 @@
 """Who may do what: every cell of the matrix is asked of the real surface, of one's own account and of a stranger's.
 
 The table is read as a page: rows are things, columns are people, keys and staff. ``R`` reads, ``C`` makes, ``U`` changes, ``D`` ends or
-deletes, ``A`` approves what another asked for; an empty cell is refused. ``own`` in the audit log: one's own acts alone.
+deletes, ``A`` approves what another asked for; an empty cell is refused. ``own``: one's own acts alone; ``ask``: a second person does it.
 
 Where it says more or less than one might think:
 
@@ -29,7 +29,7 @@ from django.utils import timezone
 
 from accounts import acts, api_keys, approvals
 from accounts.models import Account, Membership, User
-from billing import staff_credit
+from billing import refunds, staff_credit
 from tests.factories import NANOS, make_account, make_key, make_product
 
 pytestmark = pytest.mark.django_db
@@ -50,6 +50,7 @@ people and roles     |        | RU    | R      | RU    | RU    |             |  
 API keys             |        | RCD   | R      | RCD   | RCD   |             |            |              | RD      | RD      | RCD
 webhook endpoints    |        |       |        |       |       |             |            |              | R       |         | RC
 credit               |        |       |        |       |       |             |            |              | C       | CA      | CA
+refund               |        |       |        |       |       |             |            |              | ask     | C       | C
 ledger rows          |        |       |        |       |       |             |            |              |         |         |
 plans' versions      |        |       |        |       |       |             |            |              | R       | R       | R
 price proposals      |        |       |        |       |       |             |            |              |         | RU      | RU
@@ -215,6 +216,7 @@ SURFACES: dict[str, dict[str, tuple[Ask, Ask, Ask]]] = {
         "C": (NONE, api(API + "webhooks/endpoints", "post"), desk("accounts_webhookendpoint_add")),
     },
     "credit": {"C": (NONE, NONE, desk("accounts_account_grant", args=team)), "A": (NONE, NONE, may_approve)},
+    "refund": {"C": (NONE, NONE, lambda world, who: world.staff[who].has_perm("billing.refund_stripepayment"))},
     "ledger rows": {
         "U": (NONE, NONE, desk("billing_grant_change", method="post", args=lambda world: [f"{world.team.pk}-1"], granted="1")),
         "D": (NONE, NONE, desk("billing_grant_delete", method="post", args=lambda world: [f"{world.team.pk}-1"], post="yes")),
@@ -236,6 +238,8 @@ def cell(world: World, thing: str, who: str) -> str:
     found = "".join(letter for letter, asks in SURFACES[thing].items() if asks[surface](world, who))
     if thing == "audit log" and not found and who in STAFF:
         return "own" if world.desk(who, "get", "admin_logentry_changelist") else ""
+    if thing == "refund" and not found and who in STAFF:
+        return "ask" if approvals.act(kind=refunds.KIND).may_ask(world.staff[who]) else ""
     return found
 
 

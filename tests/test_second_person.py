@@ -190,9 +190,8 @@ def test_staff_grants_above_the_cap_and_a_second_person_approves(browser: Browse
     other = open_as(browser, server, fin, "/admin/")
     other.get_by_role("link", name=re.compile("wait.* for a second person")).click()
     other.goto(server + reverse("admin:accounts_approval_decide", args=[asked.pk]))
-    for width, scheme in ((360, "light"), (1440, "dark"), (1440, "light")):
+    for width in (360, 1440):
         other.set_viewport_size({"width": width, "height": 800})
-        other.emulate_media(color_scheme=scheme)
         assert other.evaluate("document.documentElement.scrollWidth") <= width
     if folder := os.environ.get("TOLLGATE_SCREENSHOTS"):
         other.screenshot(path=Path(folder) / "approval.png")
