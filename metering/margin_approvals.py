@@ -3,8 +3,7 @@
     ask_lever   these terms, as a lever would change them
     ask_file    this document, as ``manage.py catalog apply`` would
 
-Approved, it takes effect at once, with who asked as its author; the arithmetic stands with the approval. What was not below the floor needs
-nobody, and is refused here.
+Approved, it takes effect at once, with who asked as its author; the arithmetic stands with the approval.
 """
 
 from __future__ import annotations
@@ -15,11 +14,9 @@ from typing import Any
 from uuid import UUID
 
 import tomli_w
-from django.contrib.admin.models import ADDITION, LogEntry
-from django.contrib.contenttypes.models import ContentType
 
-from accounts import approvals
-from accounts.models import Approval, User
+from accounts import acts, approvals
+from accounts.models import Approval, AuditEvent, User
 from metering import levers
 from pricing import catalog, catalog_file, margin_terms
 from pricing.margin_lint import Finding
@@ -70,9 +67,10 @@ def _pull(approval: Approval, actor: User, now: datetime) -> str:
     except levers.InvalidLever as error:
         raise approvals.Impossible(str(error)) from error
     for lever in pulled:
-        LogEntry.objects.create(
-            user=actor, content_type=ContentType.objects.get_for_model(Lever), object_id=str(lever.pk), object_repr=str(lever)[:200],
-            action_flag=ADDITION, change_message=f"Accepted below the floor: {_terms(_changes(payload))}; {lever.reason}", action_time=now,
+        said = [(".".join(path), was, is_) for path, was, is_ in lever.changes]
+        acts.note(
+            actor=actor, subject=lever, what=f"Accepted below the floor: {_terms(_changes(payload))}; {lever.reason}", reason=lever.reason,
+            kind=AuditEvent.Kind.ADDED, before={path: was for path, was, _ in said}, after={path: is_ for path, _, is_ in said}, now=now,
         )  # fmt: skip
     return f"{_terms(_changes(payload))}."
 
