@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from datetime import timedelta
@@ -159,6 +160,26 @@ def test_the_first_pages_are_quiet_in_the_dark(server: str, ada: Account, contex
         page.goto(server + path)
         page.wait_for_selector("html.dark")
         keep(page, f"admin-{name}-dark-{page.viewport_size['width']}")  # type: ignore[index]
+    assert complaints == []
+
+
+def test_a_charge_is_explained_from_its_components_to_its_entry(server: str, context: BrowserContext) -> None:
+    page, complaints = watched(context, server)
+    page.goto(server + _explained())
+    told = page.locator("section[aria-labelledby=explained]")
+    assert told.locator("h2").inner_text().startswith("Charged $")
+    assert "re-derives" in told.locator("header").inner_text()
+    for words in ("1,845 input tokens and 668 output tokens", "markup of 50 %", "equal to the nano"):
+        assert words in told.inner_text()
+    assert [table.locator("tbody tr").count() for table in told.locator("table").all()] == [2, 1]
+    told.locator("summary").click()
+    assert told.locator("details code").first.inner_text().startswith("1|")
+    told.locator("summary").click()
+    keep(page, f"admin-charge-{page.viewport_size['width']}")  # type: ignore[index]
+    if folder := os.environ.get("TOLLGATE_SCREENSHOTS"):
+        told.screenshot(path=f"{folder}/charge-{page.viewport_size['width']}.png")  # type: ignore[index]
+    told.get_by_role("link", name="3 per 1,000,000").click()
+    page.wait_for_url("**/pricerow/**")
     assert complaints == []
 
 
