@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from django.db import connection
 
@@ -19,7 +19,7 @@ _TOKENS: Final = [position for position, component in enumerate(COMPONENTS, star
 
 def use(provider: str, model: str, component: str, level: str, now: datetime) -> Use:
     """Of the last 30 days."""
-    asked = {
+    asked: dict[str, Any] = {
         "provider": provider, "model": model, "level": level, "position": COMPONENTS.index(component) + 1,
         "since": now - timedelta(days=DAYS),
     }  # fmt: skip

@@ -163,7 +163,7 @@ class _LiteLlm:
             return
         theirs = entry.get("litellm_provider")
         provider = _PROVIDERS.get(theirs, theirs) if isinstance(theirs, str) else None
-        if provider not in self.providers:
+        if provider is None or provider not in self.providers:
             return
         model = name.removeprefix(f"{theirs}/")
         prices: dict[tuple[str, int, str], tuple[int, int]] = {}

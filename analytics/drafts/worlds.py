@@ -383,7 +383,7 @@ class World:
         for limit in terms.limits:
             amount = _amount(use, limit.key, charge.cost, asked=True)
             if amount and self.counters[limit.key, limit.window].used + amount > limit.limit:
-                return f"{limit.layer} {limit.key}/{limit.window}"
+                return f"{limit.key}/{limit.window}"
         broke = self.free < max(charge.price, terms.least_balance) or (self.debt and not terms.work_in_debt)
         return "credits" if charge.price and broke else ""
 
