@@ -10,7 +10,7 @@ payment provider kept. All are exact sums of integers, live: see :mod:`analytics
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -48,7 +48,7 @@ class Row:
     revenue_nanos: int
     cash_nanos: int
     fee_nanos: int
-    fees_in: bool = False
+    fees_in: bool = field(default=False, kw_only=True)
 
     @property
     def costs_nanos(self) -> int:
