@@ -26,7 +26,7 @@ from analytics import alert_admin as alert_admin  # registers its pages
 from analytics import bill_admin as bill_admin  # and these
 from analytics import checklist_page as checklist_page  # and these
 from analytics import growth_admin as growth_admin  # and these
-from analytics import growth_page, margin, margin_lint_page, projection_page, revenue_page, risk_page
+from analytics import growth_page, margin, margin_lint_page, projection_page, revenue_page, review_page, risk_page
 from analytics.account_page import AccountAdmin
 from analytics.drafts.page import DraftReplayAdmin
 from analytics.forms import MarginForm
@@ -120,6 +120,7 @@ class MarginAdmin(ReadOnlyAdmin):
         return [
             path("risk/", view(risk_page.risk_view), name="analytics_risk"),
             path("lint/", view(margin_lint_page.margin_lint_view), name="analytics_margin_lint"),
+            path("reviews/", view(review_page.review_view), name="analytics_reviews"),
             path("growth/", view(growth_page.growth_view), name="analytics_growth"),
             path("growth/rows/", view(growth_page.rows_view), name="analytics_growth_rows"),
             path("growth/file/", view(growth_page.file_view), name="analytics_growth_file"),

@@ -550,3 +550,22 @@ class ChecklistTick(models.Model):
 
     def __str__(self) -> str:
         return f"{self.checklist}: {self.item}"
+
+
+class Review(models.Model):
+    """That somebody went through one point of a review list, for one day, week or month: who, when, and the figure that stood there."""
+
+    item = models.CharField(max_length=64)
+    period = models.DateField(help_text="The first day of the day, week or month.")
+    figure = models.CharField(max_length=200)
+    note = models.CharField(max_length=500, blank=True)
+    reviewed_by = models.CharField(max_length=150)
+    reviewed_at = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ("add", "view")
+        constraints = [models.UniqueConstraint(fields=["item", "period"], name="review_once")]
+        ordering = ["-reviewed_at"]
+
+    def __str__(self) -> str:
+        return f"{self.item}, {self.period}"

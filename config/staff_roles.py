@@ -30,7 +30,7 @@ _MONEY: Final = """
     billing: stripeevent striperequest stripereconciliation
     metering: shadowrefusal killswitch
     analytics: margin alert alertrule alertchannel alertnotice providerbill jobrun auditfinding draftreplay
-    analytics: marketingspend billmapping
+    analytics: marketingspend billmapping hourlyfigures review
     pricing: ratecard ratecardmodel ratecardprice pricerow priceproposal catalogchange lever
 """
 
@@ -46,7 +46,7 @@ _FINANCE: Final = """
     billing: add_operation approve_operation refund_stripepayment change_subscription change_pricemove change_stripeevent
     billing: change_striperequest
     metering: add_throttle change_throttle change_guardstate
-    analytics: change_alert add_providerbill add_draftreplay change_draftreplay add_marketingspend
+    analytics: change_alert add_providerbill add_draftreplay change_draftreplay add_marketingspend add_review
     analytics: add_billmapping change_billmapping
     pricing: change_priceproposal add_lever change_lever
 """

@@ -76,6 +76,12 @@ UNFOLD: dict[str, Any] = {
                         "permission": _may("analytics.view_margin"),
                     },
                     {
+                        "title": "Reviews",
+                        "icon": "fact_check",
+                        "link": reverse_lazy("admin:analytics_reviews"),
+                        "permission": _may("analytics.view_review"),
+                    },
+                    {
                         "title": "Projection",
                         "icon": "calculate",
                         "link": reverse_lazy("admin:analytics_projection"),
