@@ -193,7 +193,7 @@ def _hold_ends(wallet: Wallet, now: datetime) -> list[tuple[datetime, int]]:
             " and state = 'open' and held > 0 and coalesce(extended_to, expires_at) <= %s order by ended_at, id",
             [wallet.account_id, wallet.unit_id, now],
         )
-        return cursor.fetchall()
+        return list(cursor.fetchall())
 
 
 def _due_grants(schedule: Schedule | None) -> Iterator[_Grant]:
