@@ -24,9 +24,9 @@ from accounts import acts
 from accounts.models import Account
 from analytics import alert_admin as alert_admin  # registers its pages
 from analytics import bill_admin as bill_admin  # and these
+from analytics import billing_events_page, growth_page, margin, margin_lint_page, projection_page, revenue_page, review_page, risk_page
 from analytics import checklist_page as checklist_page  # and these
 from analytics import growth_admin as growth_admin  # and these
-from analytics import growth_page, margin, margin_lint_page, projection_page, revenue_page, review_page, risk_page
 from analytics.account_page import AccountAdmin
 from analytics.drafts.page import DraftReplayAdmin
 from analytics.forms import MarginForm
@@ -127,6 +127,7 @@ class MarginAdmin(ReadOnlyAdmin):
             path("revenue/", view(revenue_page.revenue_view), name="analytics_revenue"),
             path("revenue/journal.csv", view(revenue_page.journal_view), name="analytics_journal"),
             path("projection/", view(projection_page.projection_view), name="analytics_projection"),
+            path("billing-log/", view(billing_events_page.billing_events_view), name="analytics_billing_log"),
             *super().get_urls(),
         ]
 

@@ -3,7 +3,7 @@
     look    the money of a period, the credit that customers hold, and who is active, throttled or a risk
 
 Money is nano-USD, credit nanos of its unit. All is live (:mod:`analytics.rollups`): time grows with days, models and accounts, not with
-what they used. What is said of a month (MRR, who is a risk) is of the calendar month under way, in UTC (:mod:`analytics.risk`).
+what they used. MRR is as of now (:mod:`analytics.growth`); who is a risk is of the calendar month so far (:mod:`analytics.risk`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from django.db import connection
 
-from analytics import margin, risk, rollups
+from analytics import growth, margin, recognition, risk, rollups
 from billing.admin import unit
 from pricing.models import Product, Unit
 
@@ -60,8 +60,8 @@ class Active:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """``before`` is the period of the same length before this one. ``packs`` were sold for ``packs_nanos``; ``fees_nanos`` is what the
-    payment provider kept of what was paid for credit. ``machine_records`` 0: no machine is metered."""
+    """``before`` is the period of the same length before this one. ``packs`` were sold for ``packs_nanos``. ``earned`` are the movements of
+    cash, with the fees and with what is owed at the end. ``machine_records`` 0: no machine is metered."""
 
     since: date
     until: date
@@ -72,9 +72,11 @@ class Overview:
     by_account: margin.Report
     machine_nanos: int
     machine_records: int
+    mrr_nanos: int
+    payers: int
     packs_nanos: int
     packs: int
-    fees_nanos: int
+    earned: recognition.Report
     credits: tuple[Credits, ...]
     active: tuple[Active, ...]
     months: tuple[risk.Month, ...]
@@ -87,10 +89,6 @@ class Overview:
     def ai_nanos(self) -> int:
         """What usage cost us, but for machines."""
         return self.days.totals.cost_nanos - self.machine_nanos
-
-    @property
-    def mrr_nanos(self) -> int:
-        return sum(month.subscriptions_nanos for month in self.months)
 
     @property
     def month_cost_nanos(self) -> int:
@@ -116,17 +114,19 @@ def look(*, products: Sequence[Product], one: Product | None, days: int, now: da
     product_id = one.pk if one else None
     asked: dict[str, Any] = {"product": product_id, "since": since, "until": until}
     [(machine_nanos, machine_records)] = _rows("overview_machines", asked | {"components": MACHINE_COMPONENTS})
-    [(packs_nanos, packs, fees_nanos)] = _rows("overview_sales", asked)
+    [(packs,)] = _rows("overview_packs", asked)
+    paid = growth.standing(at=now, product_id=product_id)
 
     def of(by: margin.By, limit: int = margin.MAX_ROWS) -> margin.Report:
         return margin.report(by=by, since=since, until=until, product_id=product_id, limit=limit)
 
-    credits = tuple(Credits(unit(unit_id), *figures, days) for unit_id, *figures in _rows("overview_credits", asked))
+    credits = tuple(Credits(unit(unit_id), *map(int, figures), days) for unit_id, *figures in _rows("overview_credits", asked))
     before = margin.report(by="product", since=since - timedelta(days=days), until=since, product_id=product_id, limit=1)
     return Overview(
         since, until, days=of("day"), before=before.totals, by_product=of("product", TOP), by_model=of("model", TOP),
-        by_account=of("account", TOP), machine_nanos=machine_nanos, machine_records=machine_records, packs_nanos=packs_nanos, packs=packs,
-        fees_nanos=fees_nanos, credits=credits,
+        by_account=of("account", TOP), machine_nanos=machine_nanos, machine_records=machine_records, mrr_nanos=paid.mrr_nanos,
+        payers=paid.accounts, packs_nanos=growth.credit_revenue(since=since, until=until, product_id=product_id), packs=packs,
+        earned=recognition.report(since=since, until=until, product_id=product_id, limit=1), credits=credits,
         active=_active(dict(_rows("overview_active", asked)), since, days),
         months=tuple(risk.look(product=product, now=now) for product in ([one] if one else products)),
     )  # fmt: skip

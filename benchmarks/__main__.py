@@ -36,7 +36,7 @@ def main() -> int:
             return 1
         embedded.remove(NAME)
         servers = embedded.borrow(NAME)
-        machine = _machine(servers.database_url)
+        machine = machine_line(servers.database_url)
         print(machine, flush=True)
         rows: list[Row] = []
         for title, found in suite.run(servers.database_url, servers.redis_url, sizes, migrated=None):
@@ -50,7 +50,7 @@ def main() -> int:
     return 0
 
 
-def _machine(url: str) -> str:
+def machine_line(url: str) -> str:
     with psycopg.connect(url) as connection:
         [(version,)] = connection.execute("show server_version").fetchall()
     memory = psutil.virtual_memory().total / 2**30

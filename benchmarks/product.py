@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 from django.core.management import call_command
 from django.db import connection, transaction
 from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 from psycopg import sql
 
@@ -28,7 +29,7 @@ from analytics.drafts import replays
 from billing import audit as billing_audit
 from billing import balances, ledger
 from metering import limits, names, usage
-from metering.models import OpenAuthorization
+from metering.models import OpenAuthorization, UsageRecord
 from pricing import catalog_file
 from pricing.models import Entitlement, Product
 from tests import factories
@@ -48,11 +49,11 @@ def migrate() -> None:
     call_command("migrate", interactive=False, verbosity=0, stdout=io.StringIO())
 
 
-def make() -> dict[str, Any]:
+def make(*, credit: int = CREDIT) -> dict[str, Any]:
     """A product, its models and features, a key for all its accounts, and the account that the others will be like."""
     with transaction.atomic():
         product = factories.make_product(flags={f"feature-{number}": True for number in range(FEATURES)})
-    account = factories.make_account(product, credit=CREDIT)
+    account = factories.make_account(product, credit=credit)
     models = [factories.make_model() for _ in range(MODELS)]
     for model in models:
         names.model_id(model)
@@ -312,3 +313,48 @@ def replay_draft(*, account: int, days: int, changed: bool) -> dict[str, Any]:
         "wrong": said["wrong_accounts"],
         "changed": said["changed"],
     }
+
+
+def staff_addresses(*, account: int) -> dict[str, str]:
+    """Staff's pages by name, with a superuser to look at them; ``account`` is the busy one."""
+    User.objects.create_superuser("boss@example.com", secrets.token_hex(16))
+    one = Account.objects.get(pk=account)
+    record = UsageRecord.objects.filter(account=one).latest("recorded_at")
+    product = one.product.slug
+    return {
+        "Dashboard, all products, 30 days": reverse("admin:index"),
+        "Dashboard, all products, 90 days": reverse("admin:index") + "?days=90",
+        "Dashboard, one product, 30 days": reverse("admin:index") + f"?product={product}",
+        "Account 360°, with a tenth of all records": reverse("admin:accounts_account_change", args=[account]),
+        "Account found by a name that many have": reverse("admin:accounts_account_find") + "?q=Ada",
+        "Account found by an Idempotency-Key": reverse("admin:accounts_account_find") + "?q=4c6b1d0e-no-such-key",
+        "Accounts": reverse("admin:accounts_account_changelist"),
+        "Margin by account, 30 days": reverse("admin:analytics_margin_changelist") + "?by=account",
+        "Margin by model, a year": reverse("admin:analytics_margin_changelist")
+        + f"?by=model&since={timezone.now().date() - timedelta(days=364)}",
+        "Risk": reverse("admin:analytics_risk") + f"?product={product}",
+        "Usage records": reverse("admin:metering_usagerecord_changelist") + "?within=30",
+        "Usage records of the account": reverse("admin:metering_usagerecord_changelist") + f"?account__id__exact={account}",
+        "A usage record, explained": reverse("admin:metering_usagerecord_change", args=[f"{account}-{record.pk}"]),
+        "Ledger entries": reverse("admin:analytics_entry_changelist"),
+        "Operations": reverse("admin:billing_operation_changelist"),
+        "Grants": reverse("admin:billing_grant_changelist"),
+        "Throttled accounts": reverse("admin:metering_costthrottle_changelist"),
+        "Shadow limits": reverse("admin:metering_shadowrefusal_changelist"),
+        "Alerts": reverse("admin:analytics_alert_changelist"),
+        "Jobs": reverse("admin:analytics_jobrun_changelist"),
+        "Kill switches": reverse("admin:metering_killswitch_changelist"),
+        "Projection": reverse("admin:analytics_projection"),
+    }
+
+
+def staff_page(*, client: int, address: str) -> Call:
+    """A page as staff get it; without the web server."""
+    browser = Client()
+    browser.force_login(User.objects.get(email="boss@example.com"))
+
+    def call() -> None:
+        answer = browser.get(address, follow=True)
+        assert answer.status_code == 200, (address, answer.status_code)
+
+    return call

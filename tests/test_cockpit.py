@@ -19,7 +19,7 @@ from accounts.models import Account, Mail, Membership, User, WebhookEvent
 from analytics import account_search
 from analytics.tests.world import NANOS, World
 from billing import ledger, stripe_api
-from billing.models import StripeCustomer, StripeInvoice, StripePayment, StripeSubscription
+from billing.models import StripeCustomer, StripeEvent, StripeInvoice, StripePayment, StripeSubscription, Subscription
 from metering import usage
 from metering.models import UsageModel, UsageRecord
 from pricing.models import PriceRow
@@ -68,9 +68,10 @@ class TestDashboard:
         found = figures(dashboard(superuser, rover))
         assert found["Gross margin"].startswith("33.33 %; $1.00 of list value; the target is 40 %, missed")
         assert found["Charged, list value"] == "$3.00; nothing in the 30 days before"
-        assert found["Cash behind what was used"].startswith("$2.40")
+        assert found["Recognised revenue"] == "$2.25; cash that was earned, after fees"
+        assert found["Owed to customers"].startswith("$13.60; paid and not yet earned: $13.60 of credit")
         assert found["AI cost"].startswith("$2.00; 2 requests")
-        assert found["Payment fees"].startswith("$1.00")
+        assert found["Payment fees"].startswith("$0.15")
         assert found["Outstanding credit"].startswith("$17.00; of 2 accounts")
         assert found["Burn rate"] == "$0.10; a day; what is outstanding lasts 170 days"
         assert found["Accounts"] == "2; 2 active in 30 days"
@@ -298,3 +299,54 @@ class TestPeople:
         user.refresh_from_db()
         assert not user.is_active
         assert LogEntry.objects.filter(object_id=str(user.pk)).exists()
+
+
+LOG = reverse("admin:analytics_billing_log")
+
+
+class TestBillingLog:
+    @pytest.fixture
+    def happened(self, ada: Account) -> Account:
+        now = timezone.now()
+        StripeEvent.objects.create(
+            event_id=f"evt_{uuid4().hex}", endpoint="/x", type="payment_intent.succeeded", object_id="pi_Ada1", payload="{}",
+            received_at=now, next_attempt_at=now, state="done", done_at=now,
+        )  # fmt: skip
+        version = factories.make_account().subscriptions.get().plan_version
+        Subscription.objects.create(
+            account=ada, plan_version=version, anchor_at=now, current_period_start=now, current_period_end=now + timedelta(days=30),
+            started_at=now, status="canceled", ended_at=now,
+        )  # fmt: skip
+        return ada
+
+    def test_one_list_has_the_ledgers_acts_stripes_events_and_plans(self, superuser: Client, happened: Account) -> None:
+        shown = text(superuser, f"{LOG}?account={happened.public_id}")
+        for part in ("grant", "payment_intent.succeeded", "subscription began", "subscription ended", "Ada Lovelace"):
+            assert part in shown, part
+        for link in re.findall(r'nowrap"><a href="([^"]+)"', shown):
+            assert superuser.get(link).status_code == 200
+        only = text(superuser, f"{LOG}?account={happened.public_id}&kind=stripe").partition('class="tg"')[2]
+        assert "payment_intent.succeeded" in only
+        assert "subscription began" not in only
+
+    def test_older_ones_are_on_the_next_page_none_twice(self, superuser: Client, rover: World) -> None:
+        account = rover.account()
+        for number in range(60):
+            rover.grant(account, number + 1)
+        first = text(superuser, f"{LOG}?account={account.public_id}&kind=credit")
+        older = re.search(r'href="([^"]+)">Older', first)
+        assert older
+        second = text(superuser, LOG + html.unescape(older[1]))
+        keys = [re.findall(r'nowrap"><a href="([^"]+)"', shown) for shown in (first, second)]
+        assert len(keys[0]) == 50
+        assert not set(keys[0]) & set(keys[1])
+
+    @pytest.mark.parametrize(
+        "query", ["kind=x", "account=nobody", "account=%00", "before=x", "before=0001-01-01T00:00Z", "before=2026-02-30T00:00Z"]
+    )
+    def test_garbage_is_answered_as_nothing_asked(self, superuser: Client, happened: Account, query: str) -> None:
+        text(superuser, f"{LOG}?{query}")
+
+    def test_it_takes_the_rights_of_all_its_sources(self, db: None) -> None:
+        assert staff("billing.view_operation", "billing.view_stripeevent").get(LOG).status_code == 403
+        assert staff("billing.view_operation", "billing.view_stripeevent", "billing.view_subscription").get(LOG).status_code == 200
