@@ -10,8 +10,8 @@ from django.templatetags.static import static
 from django.urls import reverse, reverse_lazy
 
 
-def _may(permission: str) -> Callable[[HttpRequest], bool]:
-    return lambda request: request.user.has_perm(permission)
+def _may(*permissions: str) -> Callable[[HttpRequest], bool]:
+    return lambda request: request.user.has_perms(permissions)
 
 
 def _list(title: str, icon: str, app: str, model: str) -> dict[str, Any]:
@@ -23,6 +23,19 @@ def _list(title: str, icon: str, app: str, model: str) -> dict[str, Any]:
         "permission": _may(f"{app}.view_{model}"),
     }
 
+
+def _page(title: str, icon: str, name: str, *permissions: str) -> dict[str, Any]:
+    """A link to a page of ours, for those who have all of ``permissions``."""
+    return {"title": title, "icon": icon, "link": reverse_lazy(f"admin:{name}"), "permission": _may(*permissions)}
+
+
+def _group(title: str, *items: dict[str, Any]) -> dict[str, Any]:
+    """Links under a heading, what is needed most on top. The documents name places as ``Group → Title``; a test holds them together."""
+    return {"title": title, "separator": title != "Today", "items": list(items)}
+
+
+#: Of the billing log: the rights of each of its sources.
+PERMISSIONS = ("billing.view_operation", "billing.view_stripeevent", "billing.view_subscription")
 
 UNFOLD: dict[str, Any] = {
     "SITE_TITLE": "Tollgate",
@@ -52,140 +65,92 @@ UNFOLD: dict[str, Any] = {
         "command_search": True,
         "show_all_applications": False,
         "navigation": [
-            {
-                "items": [
-                    {"title": "Dashboard", "icon": "space_dashboard", "link": reverse_lazy("admin:index")},
-                    _list("Margin", "monitoring", "analytics", "margin")
-                    | {"active": lambda request: request.path == reverse("admin:analytics_margin_changelist")},
-                    {
-                        "title": "Revenue",
-                        "icon": "account_balance",
-                        "link": reverse_lazy("admin:analytics_revenue"),
-                        "permission": _may("analytics.view_margin"),
-                    },
-                    {
-                        "title": "Risk",
-                        "icon": "crisis_alert",
-                        "link": reverse_lazy("admin:analytics_risk"),
-                        "permission": _may("analytics.view_margin"),
-                    },
-                    {
-                        "title": "Growth",
-                        "icon": "trending_up",
-                        "link": reverse_lazy("admin:analytics_growth"),
-                        "permission": _may("analytics.view_margin"),
-                    },
-                    {
-                        "title": "Reviews",
-                        "icon": "fact_check",
-                        "link": reverse_lazy("admin:analytics_reviews"),
-                        "permission": _may("analytics.view_review"),
-                    },
-                    {
-                        "title": "Projection",
-                        "icon": "calculate",
-                        "link": reverse_lazy("admin:analytics_projection"),
-                        "permission": _may("analytics.view_margin"),
-                    },
-                    {
-                        "title": "Margin lint",
-                        "icon": "price_check",
-                        "link": reverse_lazy("admin:analytics_margin_lint"),
-                        "permission": _may("analytics.view_margin"),
-                    },
-                    _list("Alerts", "notifications", "analytics", "alert"),
-                ],
-            },
-            {
-                "title": "Customers",
-                "separator": True,
-                "items": [
-                    _list("Accounts", "account_balance_wallet", "accounts", "account"),
-                    _list("Users", "person", "accounts", "user"),
-                    _list("API keys", "key", "accounts", "apikey"),
-                    _list("Brands", "palette", "accounts", "brand"),
-                    _list("Mails", "outgoing_mail", "accounts", "mail"),
-                    _list("Webhook endpoints", "webhook", "accounts", "webhookendpoint"),
-                    _list("Webhook events", "campaign", "accounts", "webhookevent"),
-                    _list("Webhook deliveries", "send", "accounts", "webhookdelivery"),
-                ],
-            },
-            {
-                "title": "Money",
-                "separator": True,
-                "items": [
-                    _list("Grants", "redeem", "billing", "grant"),
-                    _list("Ledger entries", "receipt_long", "analytics", "entry"),
-                    _list("Operations", "gavel", "billing", "operation"),
-                    _list("Subscriptions", "autorenew", "billing", "subscription"),
-                    {
-                        "title": "Stopped schedules",
-                        "icon": "event_busy",
-                        "link": reverse_lazy("admin:billing_schedule_stopped"),
-                        "permission": _may("billing.view_subscription"),
-                    },
-                    _list("Invoices", "description", "billing", "stripeinvoice"),
-                    _list("Payments", "payments", "billing", "stripepayment"),
-                    _list("Checkouts", "shopping_cart", "billing", "checkout"),
-                    _list("Top-ups", "add_card", "billing", "topup"),
-                    _list("Top-up rules", "tune", "billing", "autotopup"),
-                    _list("Agreements", "handshake", "billing", "agreement"),
-                    _list("Price moves", "price_change", "billing", "pricemove"),
-                    _list("Plan changes", "trending_down", "billing", "planchange"),
-                    _list("Stripe inbox", "inbox", "billing", "stripeevent"),
-                    _list("Asked of Stripe", "outbox", "billing", "striperequest"),
-                    _list("Stripe comparisons", "compare_arrows", "billing", "stripereconciliation"),
-                ],
-            },
-            {
-                "title": "Usage",
-                "separator": True,
-                "items": [
-                    _list("Records", "bolt", "metering", "usagerecord"),
-                    _list("Open authorizations", "hourglass_top", "metering", "openauthorization"),
-                    _list("Throttled accounts", "front_hand", "metering", "costthrottle"),
-                    _list("Refusals", "block", "metering", "refusal"),
-                    _list("Shadow limits", "visibility", "metering", "shadowrefusal"),
-                    _list("Levers", "tune", "pricing", "lever"),
-                    _list("Kill switches", "power_settings_new", "metering", "killswitch"),
-                    _list("Guard states", "speed", "metering", "guardstate"),
-                    _list("Spooled usage", "hourglass_bottom", "metering", "spooledusage"),
-                ],
-            },
-            {
-                "title": "Catalog",
-                "separator": True,
-                "items": [
-                    _list("Products", "storefront", "pricing", "product"),
-                    _list("Plans", "workspace_premium", "pricing", "plan"),
-                    _list("Credit packs", "package_2", "pricing", "creditpack"),
-                    _list("Rate cards", "sell", "pricing", "ratecard"),
-                    _list("Price book", "menu_book", "pricing", "pricerow"),
-                    _list("Price proposals", "rule", "pricing", "priceproposal"),
-                    _list("Replays under a draft", "replay", "analytics", "draftreplay"),
-                    _list("Catalog changes", "history", "pricing", "catalogchange"),
-                ],
-            },
-            {
-                "title": "System",
-                "separator": True,
-                "items": [
-                    _list("Approvals", "approval", "accounts", "approval"),
-                    _list("Jobs", "schedule", "analytics", "jobrun"),
-                    _list("Audit findings", "rule_folder", "analytics", "auditfinding"),
-                    _list("Alert rules", "rule_settings", "analytics", "alertrule"),
-                    _list("Alert channels", "campaign", "analytics", "alertchannel"),
-                    _list("Alert notices", "outgoing_mail", "analytics", "alertnotice"),
-                    _list("Hourly figures", "schedule", "analytics", "hourlyfigures"),
-                    _list("Marketing spend", "ads_click", "analytics", "marketingspend"),
-                    _list("Provider bills", "request_quote", "analytics", "providerbill"),
-                    _list("Checklists", "checklist", "analytics", "checklisttick"),
-                    _list("Staff roles", "badge", "auth", "group"),
-                    _list("Audit log", "policy", "admin", "logentry"),
-                    _list("Feature flags", "flag", "waffle", "flag"),
-                    _list("Switches", "toggle_on", "waffle", "switch"),
-                ],
-            },
+            _group(
+                "Today",
+                {"title": "Dashboard", "icon": "space_dashboard", "link": reverse_lazy("admin:index")},
+                _list("Alerts", "notifications", "analytics", "alert"),
+                _list("Approvals", "approval", "accounts", "approval"),
+                _list("Jobs", "schedule", "analytics", "jobrun"),
+                _list("Checklists", "checklist", "analytics", "checklisttick"),
+                _page("Reviews", "fact_check", "analytics_reviews", "analytics.view_review"),
+                _page("Risk", "crisis_alert", "analytics_risk", "analytics.view_margin"),
+            ),
+            _group(
+                "Customers",
+                _list("Accounts", "account_balance_wallet", "accounts", "account"),
+                _list("Users", "person", "accounts", "user"),
+                _list("API keys", "key", "accounts", "apikey"),
+                _list("Mails", "outgoing_mail", "accounts", "mail"),
+                _list("Brands", "palette", "accounts", "brand"),
+                _list("Webhook endpoints", "webhook", "accounts", "webhookendpoint"),
+                _list("Webhook events", "campaign", "accounts", "webhookevent"),
+                _list("Webhook deliveries", "send", "accounts", "webhookdelivery"),
+            ),
+            _group(
+                "Usage",
+                _list("Records", "bolt", "metering", "usagerecord"),
+                _list("Open authorizations", "hourglass_top", "metering", "openauthorization"),
+                _list("Throttled accounts", "front_hand", "metering", "costthrottle"),
+                _list("Guard states", "speed", "metering", "guardstate"),
+                _list("Shadow limits", "visibility", "metering", "shadowrefusal"),
+                _list("Spooled usage", "hourglass_bottom", "metering", "spooledusage"),
+            ),
+            _group(
+                "Money",
+                _list("Margin", "monitoring", "analytics", "margin")
+                | {"active": lambda request: request.path == reverse("admin:analytics_margin_changelist")},
+                _page("Revenue", "account_balance", "analytics_revenue", "analytics.view_margin"),
+                _page("Growth", "trending_up", "analytics_growth", "analytics.view_margin"),
+                _page("Projection", "calculate", "analytics_projection", "analytics.view_margin"),
+                _page("Billing log", "history_edu", "analytics_billing_log", *PERMISSIONS),
+                _list("Grants", "redeem", "billing", "grant"),
+                _list("Ledger entries", "receipt_long", "analytics", "entry"),
+                _list("Operations", "gavel", "billing", "operation"),
+                _list("Subscriptions", "autorenew", "billing", "subscription"),
+                _page("Stopped schedules", "event_busy", "billing_schedule_stopped", "billing.view_subscription"),
+                _list("Agreements", "handshake", "billing", "agreement"),
+                _list("Plan changes", "trending_down", "billing", "planchange"),
+                _list("Price moves", "price_change", "billing", "pricemove"),
+                _list("Invoices", "description", "billing", "stripeinvoice"),
+                _list("Payments", "payments", "billing", "stripepayment"),
+                _list("Checkouts", "shopping_cart", "billing", "checkout"),
+                _list("Top-ups", "add_card", "billing", "topup"),
+                _list("Top-up rules", "tune", "billing", "autotopup"),
+                _list("Marketing spend", "ads_click", "analytics", "marketingspend"),
+                _list("Hourly figures", "schedule", "analytics", "hourlyfigures"),
+            ),
+            _group(
+                "Prices",
+                _list("Price proposals", "rule", "pricing", "priceproposal"),
+                _list("Price book", "menu_book", "pricing", "pricerow"),
+                _list("Rate cards", "sell", "pricing", "ratecard"),
+                _list("Plans", "workspace_premium", "pricing", "plan"),
+                _list("Credit packs", "package_2", "pricing", "creditpack"),
+                _page("Margin lint", "price_check", "analytics_margin_lint", "analytics.view_margin"),
+                _list("Replays under a draft", "replay", "analytics", "draftreplay"),
+                _list("Provider bills", "request_quote", "analytics", "providerbill"),
+                _list("Products", "storefront", "pricing", "product"),
+                _list("Catalog changes", "history", "pricing", "catalogchange"),
+            ),
+            _group(
+                "Control",
+                _list("Kill switches", "power_settings_new", "metering", "killswitch"),
+                _list("Levers", "tune", "pricing", "lever"),
+                _list("Feature flags", "flag", "waffle", "flag"),
+                _list("Switches", "toggle_on", "waffle", "switch"),
+                _list("Alert rules", "rule_settings", "analytics", "alertrule"),
+                _list("Alert channels", "campaign", "analytics", "alertchannel"),
+            ),
+            _group(
+                "System",
+                _list("Stripe inbox", "inbox", "billing", "stripeevent"),
+                _list("Asked of Stripe", "outbox", "billing", "striperequest"),
+                _list("Stripe comparisons", "compare_arrows", "billing", "stripereconciliation"),
+                _list("Alert notices", "outgoing_mail", "analytics", "alertnotice"),
+                _list("Audit findings", "rule_folder", "analytics", "auditfinding"),
+                _list("Audit log", "policy", "admin", "logentry"),
+                _list("Staff roles", "badge", "auth", "group"),
+            ),
         ],
     },
 }

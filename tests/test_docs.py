@@ -12,6 +12,7 @@ import pytest
 
 from config.celery import app as celery
 from config.jobs import JOBS
+from config.unfold import UNFOLD
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -172,3 +173,15 @@ class TestNoMachine:
             if (ROOT / name).is_file() and (match := machine.search((ROOT / name).read_bytes()))
         ]
         assert wrong == []
+
+
+def test_every_place_of_admin_that_the_documents_name_is_in_its_sidebar() -> None:
+    groups = {group["title"]: {str(item["title"]) for item in group["items"]} for group in UNFOLD["SIDEBAR"]["navigation"]}
+    documents = [ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+    named = [
+        (path.name, *place)
+        for path in documents
+        for place in re.findall(rf"\b({'|'.join(groups)}|Catalog)\s+→\s+(\w[\w-]*(?: [a-z][\w-]*| keys| of Stripe)*)", path.read_text())
+    ]
+    assert len(named) > 15
+    assert [one for one in named if not any(one[2].startswith(title) for title in groups.get(one[1], ()))] == []
