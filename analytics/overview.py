@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from django.db import connection
 
-from analytics import growth, margin, recognition, risk, rollups
+from analytics import growth, margin, risk, rollups
 from billing.admin import unit
 from pricing.models import Product, Unit
 
@@ -60,8 +60,8 @@ class Active:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """``before`` is the period of the same length before this one. ``packs`` were sold for ``packs_nanos``. ``earned`` are the movements of
-    cash, with the fees and with what is owed at the end. ``machine_records`` 0: no machine is metered."""
+    """``before`` is the period of the same length before this one. ``packs`` were sold for ``packs_nanos``; ``owed_nanos`` is the cash
+    behind credit that is not used yet, now. ``machine_records`` 0: no machine is metered."""
 
     since: date
     until: date
@@ -76,7 +76,7 @@ class Overview:
     payers: int
     packs_nanos: int
     packs: int
-    earned: recognition.Report
+    owed_nanos: int
     credits: tuple[Credits, ...]
     active: tuple[Active, ...]
     months: tuple[risk.Month, ...]
@@ -84,6 +84,11 @@ class Overview:
     @property
     def last_day(self) -> date:
         return self.until - timedelta(days=1)
+
+    @property
+    def recognised_nanos(self) -> int:
+        """The cash behind the credit that was used, after the fees that it cost to collect."""
+        return self.days.totals.cash_nanos - self.days.totals.fee_nanos
 
     @property
     def ai_nanos(self) -> int:
@@ -115,6 +120,7 @@ def look(*, products: Sequence[Product], one: Product | None, days: int, now: da
     asked: dict[str, Any] = {"product": product_id, "since": since, "until": until}
     [(machine_nanos, machine_records)] = _rows("overview_machines", asked | {"components": MACHINE_COMPONENTS})
     [(packs,)] = _rows("overview_packs", asked)
+    [(owed,)] = _rows("overview_owed", asked)
     paid = growth.standing(at=now, product_id=product_id)
 
     def of(by: margin.By, limit: int = margin.MAX_ROWS) -> margin.Report:
@@ -126,7 +132,7 @@ def look(*, products: Sequence[Product], one: Product | None, days: int, now: da
         since, until, days=of("day"), before=before.totals, by_product=of("product", TOP), by_model=of("model", TOP),
         by_account=of("account", TOP), machine_nanos=machine_nanos, machine_records=machine_records, mrr_nanos=paid.mrr_nanos,
         payers=paid.accounts, packs_nanos=growth.credit_revenue(since=since, until=until, product_id=product_id), packs=packs,
-        earned=recognition.report(since=since, until=until, product_id=product_id, limit=1), credits=credits,
+        owed_nanos=int(owed), credits=credits,
         active=_active(dict(_rows("overview_active", asked)), since, days),
         months=tuple(risk.look(product=product, now=now) for product in ([one] if one else products)),
     )  # fmt: skip

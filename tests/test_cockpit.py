@@ -68,8 +68,8 @@ class TestDashboard:
         found = figures(dashboard(superuser, rover))
         assert found["Gross margin"].startswith("33.33 %; $1.00 of list value; the target is 40 %, missed")
         assert found["Charged, list value"] == "$3.00; nothing in the 30 days before"
-        assert found["Recognised revenue"] == "$2.25; cash that was earned, after fees"
-        assert found["Owed to customers"].startswith("$13.60; paid and not yet earned: $13.60 of credit")
+        assert found["Recognised revenue"].startswith("$2.25; of credit that was used, after fees")
+        assert found["Owed to customers"].startswith("$13.60; paid for credit that is not used yet")
         assert found["AI cost"].startswith("$2.00; 2 requests")
         assert found["Payment fees"].startswith("$0.15")
         assert found["Outstanding credit"].startswith("$17.00; of 2 accounts")
