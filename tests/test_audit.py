@@ -8,7 +8,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from allauth.account.models import EmailAddress
@@ -147,7 +147,7 @@ class TestKept:
         ("forget", "forgotten", "message"),
         [
             ("x@example.com", "forgotten-1", "forgotten-1 did something else"),
-            ("did it", f"forgotten-{uuid4()}", f"x@example.com forgotten-{uuid4()}"),
+            ("did it", f"forgotten-{UUID(int=1)}", f"x@example.com forgotten-{UUID(int=2)}"),
             ("x@example.com", "nobody", "nobody did it"),
             ("", "", "nothing"),
         ],
