@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import stripe
 import structlog
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
@@ -20,7 +19,7 @@ from accounts import approvals, staff_door
 from accounts.models import Account
 from accounts.pages import signed_in
 from analytics.forms import PlanForm, RefundForm
-from billing import checkout, refunds, staff_plans, stripe_inbox, stripe_requests, subscriptions
+from billing import checkout, refunds, staff_plans, stripe_api, stripe_inbox, stripe_requests, subscriptions
 from billing.models import StripePayment
 from pricing.admin import cents
 
@@ -67,13 +66,13 @@ def _give_back(admin: AccountAdmin, request: HttpRequest, payment: StripePayment
         admin.message_user(request, str(error), messages.WARNING)
     except stripe_requests.Refused as error:
         admin.message_user(request, f"Stripe refused: {error}", messages.ERROR)
-    except (stripe_requests.Unanswered, stripe.StripeError):
+    except (stripe_requests.Unanswered, stripe_api.StripeError):
         admin.message_user(request, f"Stripe has not answered yet. The refund of {amount} is sent again by itself.", messages.WARNING)
     else:
         admin.message_user(request, f"{amount} are given back.", messages.SUCCESS)
         try:
             stripe_inbox.look_at(intent=payment.pk, now=now)
-        except stripe.StripeError as error:  # its event is on its way
+        except stripe_api.StripeError as error:  # its event is on its way
             log.warning("payment not read after its refund", payment=payment.pk, why=str(error))
     return _back(payment.account)
 

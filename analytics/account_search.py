@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-import stripe
 from django.db import connection
 from django.db.models import Q
 
 from accounts import api_keys
 from accounts.models import Account, ApiKey
 from analytics import rollups
-from billing import ledger, stripe_dashboard
+from billing import ledger, stripe_api, stripe_dashboard
 from billing.models import StripeInvoice
 from metering import usage
 from metering.models import OpenAuthorization, UsageRecord
@@ -73,7 +72,7 @@ def _ours(text: str) -> Found:
 def _at_stripe(text: str) -> Found:
     try:
         account = stripe_dashboard.account(text)
-    except stripe.StripeError:
+    except stripe_api.StripeError:
         return Found(note="Stripe did not answer. Look for the customer (cus_…) or the payment (pi_…) instead.")
     return Found((account,)) if account else Found()
 
@@ -112,7 +111,7 @@ def _by_words(text: str) -> Found | None:
 
 
 def _by_key(text: str) -> Found:
-    asked = {"key_hash": ledger.key_hash("usage", text), "most": MOST_FOR_A_KEY, "limit": MOST}
+    asked: dict[str, Any] = {"key_hash": ledger.key_hash("usage", text), "most": MOST_FOR_A_KEY, "limit": MOST}
     with connection.cursor() as cursor:
         cursor.execute(rollups.query("usage_by_key"), asked)
         found = cursor.fetchall()

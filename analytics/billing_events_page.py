@@ -72,7 +72,7 @@ def _before(text: str) -> datetime | None:
 
 
 def _events(*, before: datetime, kind: str, account: Account | None) -> list[Event]:
-    asked = {"before": before, "kind": kind, "account": account.pk if account else None, "limit": ROWS}
+    asked: dict[str, Any] = {"before": before, "kind": kind, "account": account.pk if account else None, "limit": ROWS}
     with connection.cursor() as cursor:
         cursor.execute(rollups.query("billing_events"), asked)
         return [Event(*row) for row in cursor.fetchall()]

@@ -126,7 +126,10 @@ def look(*, products: Sequence[Product], one: Product | None, days: int, now: da
     def of(by: margin.By, limit: int = margin.MAX_ROWS) -> margin.Report:
         return margin.report(by=by, since=since, until=until, product_id=product_id, limit=limit)
 
-    credits = tuple(Credits(unit(unit_id), *map(int, figures), days) for unit_id, *figures in _rows("overview_credits", asked))
+    credits = tuple(
+        Credits(unit(unit_id), int(balance), int(held), int(debt), int(holders), int(burnt), days)
+        for unit_id, balance, held, debt, holders, burnt in _rows("overview_credits", asked)
+    )
     before = margin.report(by="product", since=since - timedelta(days=days), until=since, product_id=product_id, limit=1)
     return Overview(
         since, until, days=of("day"), before=before.totals, by_product=of("product", TOP), by_model=of("model", TOP),
@@ -149,4 +152,4 @@ def _active(found: dict[date, int], since: date, days: int) -> tuple[Active, ...
 def _rows(name: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute(rollups.query(name), parameters)
-        return cursor.fetchall()
+        return list(cursor.fetchall())

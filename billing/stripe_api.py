@@ -236,6 +236,10 @@ class _Http(stripe.RequestsClient):
         """The SDK sets what it is constructed with."""
 
 
+#: What Stripe's SDK raises, for the apps that know Stripe only through this one.
+StripeError = stripe.StripeError
+
+
 class Unsettled(stripe.StripeError):
     """Stripe answers, and is between two states of an object. A little later it is not: to be asked again, as if it had not answered."""
 

@@ -26,7 +26,7 @@ _ID: Final = re.compile(r"(cus|sub|pi|in|cs|ch|py|re|dp|du)_[A-Za-z0-9_]{1,120}"
 def page(object_id: str) -> str:
     """In the mode, live or test, of our key; empty where Stripe shows no such thing, or a local double stands for it."""
     kind = _PAGES.get(object_id.partition("_")[0])
-    if kind is None or getattr(settings, "STRIPE_API_HOST", ""):
+    if kind is None or getattr(settings, "STRIPE_API_HOST", None):
         return ""
     return f"https://dashboard.stripe.com/{'' if settings.STRIPE_LIVE_MODE else 'test/'}{kind}/{object_id}"
 

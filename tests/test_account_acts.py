@@ -72,6 +72,7 @@ class TestRefund:
         for _ in range(2):
             assert refund(superuser, bought, confirm="1", token=token).status_code == 302
         [made] = shop.client.v1.refunds.list({"payment_intent": bought.pk}).data
+        assert made.metadata
         assert (made.amount, made.metadata["tollgate_request"]) == (200, f"refund:{token}")
         assert free(bought.account) == (3_600_000_000, 0)
         assert shop.settle() == set()

@@ -43,7 +43,7 @@ def rover(db: None) -> World:
 
 
 def dashboard(client: Client, world: World | None = None, **query: object) -> str:
-    asked = ({"product": world.product.slug} if world else {}) | query
+    asked: dict[str, Any] = ({"product": world.product.slug} if world else {}) | query
     response = client.get(reverse("admin:index"), asked)
     assert response.status_code == 200
     return response.content.decode()
