@@ -33,6 +33,7 @@ from analytics.bill_records import midnight
 from analytics.bill_variance import Billed, Key, Variance
 from analytics.models import AlertRule, ProviderBill
 from metering.models import UsageModel
+from pricing import price_import
 from pricing.models import PriceProposal, PriceRow
 from pricing.rating import NANOS, PPM
 
@@ -361,7 +362,8 @@ def _propose(bill: ProviderBill, finding: Finding, now: datetime) -> str:
     for one in proposals.filter(state__in=[PriceProposal.State.PENDING, PriceProposal.State.REJECTED], valid_from=None):
         if one.state == PriceProposal.State.PENDING:
             return "A price proposal for it is waiting already."
-        if one.price_nanos * per_units == price_nanos * one.per_units:
+        same = one.price_nanos * per_units == price_nanos * one.per_units
+        if same and price_import.stands(one, PriceRow.objects.filter(**identity, withdrawn_at=None)):
             return "This price was proposed and rejected before."
     PriceProposal.objects.create(
         **identity, price_nanos=price_nanos, per_units=per_units, previous=current, proposed_at=now,

@@ -33,6 +33,8 @@ SOURCES = ("genai-prices",)
 #: Sources that differ by no more than this say the same.
 AGREES_PPM = 10_000
 PROVIDERS = ("anthropic", "openai", "google")
+#: How the reason begins of what was not taken because another source's figure was.
+_BESIDE = "Another source was approved:"
 
 #: genai-prices' price keys that have a component here, and for how many units their figure is.
 COMPONENT_OF_KEY = {
@@ -262,7 +264,8 @@ def _propose(
     wanted = [proposal for stretch in stretches for proposal in _differences(stretch, book.get(stretch.key, []), now=now, since=since)]
     for proposal in wanted:
         proposal.source = source
-    rejected = {_figure(row) for row in PriceProposal.objects.filter(provider__in=providers, state=PriceProposal.State.REJECTED)}
+    decided = PriceProposal.objects.filter(provider__in=providers, state=PriceProposal.State.REJECTED)
+    rejected = {_figure(row) for row in decided if stands(row, book.get(_key(row), []))}
     wanted = [proposal for proposal in wanted if _figure(proposal) not in rejected]
     kept = {_figure(proposal) for proposal in wanted}
     pending = [proposal for proposal in mine if proposal.state == PriceProposal.State.PENDING]
@@ -271,6 +274,15 @@ def _propose(
     new = [proposal for proposal in wanted if _figure(proposal) not in there]
     PriceProposal.objects.bulk_create(new, batch_size=1000)
     return Report(proposed=len(new), unchanged=len(stretches) - len(wanted), skipped=tuple(skipped))
+
+
+def stands(rejected: PriceProposal, rows: Iterable[PriceRow]) -> bool:
+    """Whether the same figure is still not proposed again. What staff rejected never is; what only lost to another source is once the price
+    has changed since: ``rows`` are those of its key that were not withdrawn."""
+    if not rejected.reason.startswith(_BESIDE) or rejected.decided_at is None:
+        return True
+    since = max(rejected.decided_at, rejected.valid_from or rejected.decided_at)
+    return not any(row.valid.lower > since for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,7 +410,7 @@ def approve(*, ids: Iterable[int] | None, actor: str, reason: str, effective: da
     approved = {(_key(proposal), proposal.valid_from) for proposal in proposals}
     pending = PriceProposal.objects.filter(state=PriceProposal.State.PENDING, provider__in={p.provider for p in proposals})
     beside = [other for other in pending if (_key(other), other.valid_from) in approved]
-    _decide(beside, PriceProposal.State.REJECTED, actor, f"Another source was approved: {reason}"[:300], now)
+    _decide(beside, PriceProposal.State.REJECTED, actor, f"{_BESIDE} {reason}"[:300], now)
     catalog.clear()
     transaction.on_commit(catalog.clear)
     return len(proposals)

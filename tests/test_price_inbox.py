@@ -71,6 +71,24 @@ class TestFiles:
         other = PriceProposal.objects.get(source="LiteLLM l.json")
         assert (other.state, other.reason) == ("rejected", "Another source was approved: their page")
 
+    def test_a_figure_that_only_lost_to_another_source_is_proposed_again_once_the_price_has_changed(self) -> None:
+        row()
+
+        def litellm() -> int:
+            entry = {"litellm_provider": "openai", "input_cost_per_token": 5e-06}
+            return price_inbox.take(json.dumps({"m": entry}).encode(), name="l.json", now=timezone.now()).proposed
+
+        assert litellm() == 1
+        take("openai,m,input_tokens,4.00,1000000")
+        price_import.approve(ids=[PriceProposal.objects.get(source="CSV prices.csv").pk], actor="ada", reason="their page")
+        lost = PriceProposal.objects.filter(state="rejected")
+        assert litellm() == 0, "what lost is not said again while the other figure counts"
+        lost.update(decided_at=timezone.now() - timedelta(days=30))  # the row that counts began since
+        assert litellm() == 1
+        PriceProposal.objects.filter(state="pending").delete()
+        lost.update(reason="staff found it wrong")
+        assert litellm() == 0, "what staff rejected is not said again"
+
     def test_two_figures_for_one_price_are_not_approved_together(self) -> None:
         row()
         take("openai,m,input_tokens,4.00,1000000")
