@@ -84,6 +84,10 @@ def ask(*, payment: StripePayment, cents: int, mark: UUID, by: User, reason: str
         account = Account.objects.get(pk=payment.account_id)
         locked = StripePayment.objects.select_for_update().get(pk=payment.pk)
         if (asked := StripeRequest.objects.filter(key=key).first()) is not None:
+            if (asked.params["payment_intent"], asked.params["amount"]) != (locked.pk, cents):
+                raise NotRefundable(
+                    f"This form gave {_money(asked.params['amount'], locked.currency)} back already. Open it anew for more."
+                )
             return asked
         if not 0 < cents <= left(payment=locked):
             raise NotRefundable(f"At most {_money(left(payment=locked), locked.currency)} can be given back.")

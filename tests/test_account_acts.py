@@ -80,6 +80,18 @@ class TestRefund:
         assert LogEntry.objects.filter(object_id=str(bought.account_id), change_message__contains="Refund of 2.00 USD").count() == 1
         assert audit.run() == []
 
+    def test_a_form_that_is_sent_again_with_another_amount_says_what_was_given_back(
+        self, superuser: Client, shop: Shop, bought: StripePayment
+    ) -> None:
+        token = str(uuid4())
+        refund(superuser, bought, confirm="1", token=token)
+        response = superuser.post(
+            page(bought.account, "refund", bought.pk), {"amount": "1.00", "reason": "x", "token": token, "confirm": "1"}, follow=True
+        )
+        assert "This form gave 2.00 USD back already" in words(response)
+        assert "1.00 USD are given back" not in words(response)
+        assert [made.amount for made in shop.client.v1.refunds.list({"payment_intent": bought.pk}).data] == [200]
+
     def test_what_was_spent_already_is_shown_as_debt_and_is_that(self, superuser: Client, shop: Shop, bought: StripePayment) -> None:
         ledger.adjust(
             account_id=bought.account_id, unit_id=shop.product.unit_id, amount_nanos=-5 * NANOS, key="x", actor="test", reason="spent"
