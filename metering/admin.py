@@ -87,8 +87,10 @@ class UsageRecordAdmin(LedgerAdmin):
             return super().change_view(request, object_id, form_url, extra_context)
         assert isinstance(record, UsageRecord)
         [found] = charges.with_ratings(record.account, [record])
-        explained = explanation.explain(account=record.account, record=found, burnt=charges.burnt(found), staff=True)
+        costs = request.user.has_perm("analytics.view_margin")
+        explained = explanation.explain(account=record.account, record=found, burnt=charges.burnt(found), staff=True, margins=costs)
         context = {
+            "costs": costs,
             "explained": explained,
             "record_id": usage.public_id(record.account, record.pk, kind="rec"),
             "lines": [_line(line) for line in explained.rated.lines] if explained.rated else (),
@@ -293,7 +295,8 @@ class RefusalAdmin(ReadOnlyAdmin):
         refusal = self.get_object(request, object_id)
         context: dict[str, Any] = {}
         if refusal is not None and self.has_view_permission(request, refusal):
-            told = explanation.Told(True, Product.Visibility(refusal.account.product.visibility), UTC)
+            costs = request.user.has_perm("analytics.view_margin")
+            told = explanation.Told(True, Product.Visibility(refusal.account.product.visibility), UTC, costs)
             context["steps"] = refusal_explanation.explain(refusal=refusal, account=refusal.account, told=told, now=timezone.now())
         response: HttpResponse = super().change_view(request, object_id, form_url, (extra_context or {}) | context)
         return response

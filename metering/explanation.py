@@ -4,7 +4,8 @@
     compare      what of a record differs from what its stored terms give when they are applied again
 
 The same sentences stand on the customer's page, on the staff's, in the API and in ``manage.py explain``. A customer is told as much as the
-product's visibility allows; what the work cost us, what we add to it and the seal (which would give the cost away) are for staff alone.
+product's visibility allows; what the work cost us, what we add to it and the seal (which would give the cost away) are for staff who read
+the margin report alone.
 
 ``explain`` reads terms and names, which no tenant's role may: call it after the wall, with a record and entries from behind it.
 """
@@ -54,11 +55,18 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Who is told, and where: ``visibility`` is the product's, ``zone`` what instants are written in."""
+    """Who is told, and where: ``visibility`` is the product's, ``zone`` what instants are written in, ``margins`` whether of staff this is
+    somebody who reads the margin report."""
 
     staff: bool
     visibility: Product.Visibility
     zone: tzinfo
+    margins: bool = True
+
+    @property
+    def costs(self) -> bool:
+        """What the work cost us, what we add to it, and the seal, which would give both away."""
+        return self.staff and self.margins
 
     @property
     def components(self) -> bool:
@@ -113,14 +121,16 @@ class Explanation:
 
 
 def explain(
-    *, account: Account, record: UsageRecord, burnt: Sequence[tuple[LedgerEntry, Grant | None]], staff: bool, zone: tzinfo = UTC
-) -> Explanation:
-    """The charge of ``record``, told to ``staff`` or to the account's own people. What does not re-derive is logged too.
+    *, account: Account, record: UsageRecord, burnt: Sequence[tuple[LedgerEntry, Grant | None]], staff: bool, zone: tzinfo = UTC,
+    margins: bool = True,
+) -> Explanation:  # fmt: skip
+    """The charge of ``record``, told to ``staff`` (those who read the margin report, or not) or to the account's own people. What does not
+    re-derive is logged too.
 
     ``rated`` is there where the reader may see how the price came about; its lines may be told where ``told.components`` says so.
     """
-    charge = _gather(account, record, burnt, staff)
-    told = Told(staff, Product.Visibility(charge.product.visibility), zone)
+    charge = _gather(account, record, burnt, staff and margins)
+    told = Told(staff, Product.Visibility(charge.product.visibility), zone, margins)
     differences = tuple(_differences(charge))
     if differences:
         log.error("charge does not re-derive", usage=str(record.id), account=account.public_id, differences=differences)
@@ -152,7 +162,7 @@ def compare(*, record: UsageRecord, cost_nanos: int | None, value_nanos: int | N
 # Reading ----------------------------------------------------------------------------------------------------------------------
 
 
-def _gather(account: Account, record: UsageRecord, burnt: Sequence[tuple[LedgerEntry, Grant | None]], staff: bool) -> Charge:
+def _gather(account: Account, record: UsageRecord, burnt: Sequence[tuple[LedgerEntry, Grant | None]], costs: bool) -> Charge:
     product = catalog.product_by_id(product_id=account.product_id)
     model = str(UsageModel.objects.get(pk=record.model_id))
     rated, trouble = None, ""
@@ -169,7 +179,7 @@ def _gather(account: Account, record: UsageRecord, burnt: Sequence[tuple[LedgerE
         unit=Unit.objects.get(pk=record.unit_id) if record.unit_id else product.unit,
         burnt=burnt,
         rated=rated,
-        rows=PriceRow.objects.in_bulk(record.price_ids or ()) if staff else {},
+        rows=PriceRow.objects.in_bulk(record.price_ids or ()) if costs else {},
         reversal=charges.reversal(record),
         stored=_stored(record),
         trouble=trouble,
@@ -223,7 +233,7 @@ def _steps(charge: Charge, told: Told, differences: Sequence[str]) -> Iterator[S
         if charge.stored.rated_at:
             yield Step("later", f"It had no price then. One was set, and it was rated by it on {told.on(charge.stored.rated_at)}.")
         if rated is not None and told.price:
-            lines = tuple(_line(charge, told, line) for line in rated.lines) if told.components and (rated.price or told.staff) else ()
+            lines = tuple(_line(charge, told, line) for line in rated.lines) if told.components and (rated.price or told.costs) else ()
             yield Step("terms", _terms(charge, told, rated), lines)
             if rated.card.mode not in ("byo", "included"):
                 yield Step("rounding", _rounding(charge, told, rated))
@@ -288,7 +298,7 @@ def _terms(charge: Charge, told: Told, rated: charges.Rated) -> str:
     if card.mode == "included":
         return f"{'The' if told.staff else 'Your'} plan includes this use, so it costs nothing."
     said = f"It was priced by the terms that held when it began: rate card {rated.rate_card}, version {rated.version}"
-    return f"{said}: {_how(card, charge.model)}." if told.staff else f"{said}."
+    return f"{said}: {_how(card, charge.model)}." if told.costs else f"{said}."
 
 
 def _how(card: rating.RateCard, model: str) -> str:
@@ -309,7 +319,7 @@ def _line(charge: Charge, told: Told, line: rating.Line) -> str:
     assert charge.rated is not None
     counted, card = _counted(line.component, line.quantity), charge.rated.card
     came_to = _exact(charge.unit, line.charge)
-    if not told.staff:
+    if not told.costs:
         return f"{counted} × {_exact(charge.unit, line.charge * line.per_units / line.quantity)} per {line.per_units:,} = {came_to}"
     if card.mode == "byo":
         return f"{counted}, on the account's own provider key"
@@ -387,9 +397,9 @@ def _reversal(charge: Charge, told: Told, act: Operation) -> str:
 def _check(charge: Charge, told: Told, differences: Sequence[str]) -> str:
     support = charge.product.support_email or "support"
     if differences:
-        return f"DOES NOT RE-DERIVE: {'; '.join(differences)}." if told.staff else f"This does not re-derive. Please tell {support}."
+        return f"DOES NOT RE-DERIVE: {'; '.join(differences)}." if told.costs else f"This does not re-derive. Please tell {support}."
     rated = charge.rated
-    if not told.staff:
+    if not told.costs:
         again = "Applied again, the stored terms give the same amount, and n" if rated else "N"
         return f"{again}othing of the record has changed since it was written."
     seals = " and ".join(seal.stored.hex for seal in charge.stored.seals)

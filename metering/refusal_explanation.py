@@ -24,7 +24,7 @@ _NOT_CREDITS = ("throttle", "guard", "cost", "requests", "concurrency", "quota")
 
 
 def explain(*, refusal: Refusal, account: Account, told: Told, now: datetime) -> tuple[Step, ...]:
-    """``refusal.costs``, which no tenant may read, is read for staff alone."""
+    """``refusal.costs``, which no tenant may read, is read for staff alone who read the margin report."""
     return tuple(_steps(refusal, account, told, now))
 
 
@@ -32,7 +32,7 @@ def _layers(refusal: Refusal, told: Told) -> Iterator[Layer]:
     for place, kept in enumerate(refusal.layers):
         resets_at = kept["resets_at"] and datetime.fromisoformat(kept["resets_at"])
         limit, used, remaining = kept["limit"], kept["used"], kept["remaining"]
-        if kept["name"] == "cost" and told.staff:
+        if kept["name"] == "cost" and told.costs:
             limit, used, remaining = refusal.costs[place]
         yield Layer(
             kept["name"], allowed=kept["allowed"], mode=kept["mode"], meter=kept["meter"], limit=limit, used=used, remaining=remaining,

@@ -29,8 +29,9 @@ from django.utils import timezone
 
 from accounts import acts, api_keys, approvals
 from accounts.models import Account, Membership, User
-from billing import refunds, staff_credit
-from tests.factories import NANOS, make_account, make_key, make_product
+from billing import ledger, refunds, staff_credit
+from metering import usage
+from tests.factories import NANOS, make_account, make_key, make_model, make_product
 
 pytestmark = pytest.mark.django_db
 
@@ -267,6 +268,20 @@ def test_support_sees_no_cost_and_no_margin_on_any_page_of_theirs() -> None:
         assert not re.search(r"\b[Mm]argin\b(?![-:])", pages["support"]), name
         if name != "index":
             assert "Margin" in pages["finance"], name
+
+
+def test_support_is_told_how_a_charge_came_about_without_what_it_cost_us() -> None:
+    world, now = World(), timezone.now()
+    [done] = usage.record(events=[usage.Event("explained", world.team, now, make_model(), {"input_tokens": 1_234})], now=now)
+    assert isinstance(done, ledger.Usage)
+    address = reverse("admin:metering_usagerecord_change", args=[f"{world.team.pk}-{done.id}"])
+    pages = {who: world.clients[who].get(address).content.decode() for who in ("support", "finance")}
+    for words in ("markup of 50 %", "$0.003702", "We pay", "What was sealed", "3702000"):
+        assert words not in pages["support"], words
+    for words in ("markup of 50 %", "$0.003702", "We pay", "What was sealed"):
+        assert words in pages["finance"], words
+    for page in pages.values():
+        assert "$0.005553" in page
 
 
 def test_no_group_of_the_program_is_edited_and_one_of_ones_own_is() -> None:

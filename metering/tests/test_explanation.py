@@ -63,6 +63,18 @@ class TestStaff:
             assert sentence in text, (sentence, text)
         assert re.search(r"What is stored gives the seal that was written with it, [0-9a-f]{32}\.", text)
 
+    def test_those_who_do_not_read_the_margin_report_are_told_no_cost_no_markup_and_no_seal(self) -> None:
+        account = bought(visibility="depletion_only")
+        record = charges.record(account, report(account))
+        assert record is not None
+        told = explanation.explain(account=account, record=record, burnt=charges.burnt(record), staff=True, margins=False)
+        text = "\n".join(text for step in told.steps for text in (step.text, *step.parts))
+        assert f"for {account.name} on" in text
+        assert "1,234 input tokens × $4.5 per 1,000,000 = $0.005553" in text
+        assert "rate card standard, version 1." in text
+        for word in ("0.003702", "markup", "price row", "seal", "wholesale"):
+            assert word not in text, word
+
     def test_the_one_rounding_and_the_minimum(self) -> None:
         account = bought(quantum_nanos=10_000_000)
         assert "Together that is $0.0555525. The total is rounded up, once, to a multiple of $0.01: $0.06." in said(
