@@ -27,14 +27,16 @@ from billing.models import Operation
 from metering import charges, explanation, guard, kill_switches, ladder, refusal_explanation, switch_preview, usage
 from metering.forms import ISO_MINUTE, ThrowForm
 from metering.models import CostThrottle, GuardState, GuardStep, KillSwitch, OpenAuthorization, Refusal, SpooledUsage, UsageRecord
+from metering.proposal_pages import AskingProposalAdmin
 from metering.throttle_pages import CostThrottleAdmin, LeverAdmin
 from pricing import rating
 from pricing.admin import CappedPaginator, ReadOnlyAdmin
-from pricing.models import Lever, Product, RateCard, Unit
+from pricing.models import Lever, PriceProposal, Product, RateCard, Unit
 from pricing.rating import COMPONENTS
 
 admin.site.register(CostThrottle, CostThrottleAdmin)
 admin.site.register(Lever, LeverAdmin)
+admin.site.register(PriceProposal, AskingProposalAdmin)
 DOLLAR = Unit(code="USD", name="US dollar", decimals=2)
 OUTCOMES = {
     "captured": "success", "recorded": "success", "released": "info", "timed out": "warning", "unpriced": "danger",

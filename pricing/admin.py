@@ -6,10 +6,12 @@ approved or rejected here.
 
 from __future__ import annotations
 
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.paginator import Paginator
@@ -371,9 +373,11 @@ class ApprovalForm(DecisionForm):
     )  # fmt: skip
 
 
-@admin.register(PriceProposal)
 class PriceProposalAdmin(InboxPages, ReadOnlyAdmin):
-    """Pending proposals are chosen in the list and decided on a page that shows what changes and asks why."""
+    """Pending proposals are chosen in the list and decided on a page that shows what changes and asks why.
+
+    ``metering`` registers it, with what happens above the cap of one person: approvals are not known here.
+    """
 
     list_display = ("__str__", "before", "after", "level", "valid_from", "source", "decided_by")
     list_filter = ("state", "provider", "service_level")
@@ -410,7 +414,7 @@ class PriceProposalAdmin(InboxPages, ReadOnlyAdmin):
         return self._decide(request, chosen, "reject")
 
     def _decide(self, request: HttpRequest, chosen: QuerySet[PriceProposal], verb: str) -> HttpResponse | None:
-        form = (ApprovalForm if verb == "approve" else DecisionForm)(request.POST if "confirm" in request.POST else None)
+        form: Any = (ApprovalForm if verb == "approve" else DecisionForm)(request.POST if "confirm" in request.POST else None)
         if form.is_valid():
             ids = list(chosen.values_list("pk", flat=True))
             by: dict[str, Any] = {"ids": ids, "actor": request.user.get_username()[:150], "reason": form.cleaned_data["reason"]}
@@ -419,28 +423,42 @@ class PriceProposalAdmin(InboxPages, ReadOnlyAdmin):
                     count = price_import.approve(effective=form.cleaned_data["effective"], **by)
                 else:
                     count = price_import.reject(**by)
+            except price_import.AboveCap:
+                said = form.cleaned_data
+                asked = self.above_cap(request, ids=ids, effective=said["effective"], reason=said["reason"], form=form)
+                if asked is not None:
+                    return asked
             except price_import.NotApprovable as error:
                 form.add_error(None, str(error))
             else:
                 decided = "approved" if verb == "approve" else "rejected"
                 self.message_user(request, f"{count} proposal{'' if count == 1 else 's'} {decided}.", messages.SUCCESS)
                 return None
+        now = timezone.now()
+        effective = form.cleaned_data.get("effective") if form.is_bound and hasattr(form, "cleaned_data") else None
         context: dict[str, Any] = self.admin_site.each_context(request) | {
             "title": f"{verb.capitalize()} {chosen.count()} price proposal{'' if chosen.count() == 1 else 's'}",
             "opts": self.model._meta,
             "proposals": [(proposal, self.before(proposal), self.after(proposal)) for proposal in chosen],
             "beside": [
-                (proposal, price_import.agree(proposal), price_inbox.effect_of(proposal, now=timezone.now()))
-                for proposal in chosen[:EXPLAINED]
+                (proposal, price_import.agree(proposal), price_inbox.effect_of(proposal, now=now)) for proposal in chosen[:EXPLAINED]
             ],
             "explained": EXPLAINED,
             "dollar": DOLLAR,
             "form": form,
             "verb": verb,
             "checkbox": ACTION_CHECKBOX_NAME,
-            "fallen": price_effects.fallen(proposals=chosen, at=timezone.now()) if verb == "approve" else [],
+            "fallen": price_effects.fallen(proposals=chosen, at=now) if verb == "approve" else [],
+            "above": price_import.above_cap(proposals=chosen, effective=effective, now=now) if verb == "approve" else [],
+            "cap": settings.PRICE_CHANGE_CAP_PERCENT,
         }
         return TemplateResponse(request, "admin/pricing/decide.html", context)
+
+    def above_cap(
+        self, request: HttpRequest, *, ids: list[int], effective: datetime | None, reason: str, form: ApprovalForm
+    ) -> HttpResponse | None:
+        """Asks a second person; None with the error at ``form``, where nobody can be asked."""
+        raise NotImplementedError
 
 
 @admin.register(CatalogChange)

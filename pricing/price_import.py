@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from django.db import connection, transaction
 from django.db.backends.postgresql.psycopg_any import DateTimeTZRange
 
-from pricing import catalog
+from pricing import catalog, change_cap
 from pricing.models import PriceProposal, PriceRow
 
 if TYPE_CHECKING:
@@ -71,6 +71,13 @@ class NotApprovable(Exception):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+class AboveCap(NotApprovable):
+    """A second person has to approve these: they are above the cap of :mod:`pricing.change_cap`. Nothing was approved."""
+
+    def __init__(self, moves: Iterable[change_cap.Move]) -> None:
+        super().__init__([f"{move.words}: above the cap, a second person has to approve it" for move in moves])
 
 
 class Key(NamedTuple):
@@ -382,17 +389,22 @@ def _book(rows: Iterable[PriceRow]) -> dict[Key, list[PriceRow]]:
 
 
 @transaction.atomic
-def approve(*, ids: Iterable[int] | None, actor: str, reason: str, effective: datetime | None = None) -> int:
+def approve(*, ids: Iterable[int] | None, actor: str, reason: str, effective: datetime | None = None, accepted: bool = False) -> int:
     """Make rows of these proposals, of all pending ones with ``ids=None``; how many. All or none.
 
     :param effective: when proposals without a date of their own begin; by default now, by the database's clock. Earlier than now only
         where the book has nothing yet: what it has is never changed into the past.
+    :param accepted: a second person approved what is above the cap.
+    :raises AboveCap: one of them changes a price by more than one person alone may, and nobody else approved it.
     :raises NotApprovable: an unknown or decided proposal, or one that would change the past.
     """
     proposals = _undecided(ids)
     now = _database_now()
     found = PriceRow.objects.select_for_update().filter(provider__in={p.provider for p in proposals}, withdrawn_at=None)
-    plan = _Plan(_book(found.order_by("id")), now)
+    rows = list(found.order_by("id"))
+    if not accepted and (moves := change_cap.far(proposals=proposals, rows=rows, effective=effective or now, now=now)):
+        raise AboveCap(moves)
+    plan = _Plan(_book(rows), now)
     begun: dict[tuple[Key, datetime | None], int] = {}
     for proposal in proposals:
         other = begun.setdefault((_key(proposal), proposal.valid_from), proposal.id)
@@ -414,6 +426,15 @@ def approve(*, ids: Iterable[int] | None, actor: str, reason: str, effective: da
     catalog.clear()
     transaction.on_commit(catalog.clear)
     return len(proposals)
+
+
+def above_cap(*, proposals: Iterable[PriceProposal], effective: datetime | None, now: datetime) -> list[change_cap.Move]:
+    """Those that one person alone may not approve, as the book is now."""
+    chosen = list(proposals)
+    rows = PriceRow.objects.filter(
+        provider__in={one.provider for one in chosen}, model__in={one.model for one in chosen}, withdrawn_at=None
+    )
+    return change_cap.far(proposals=chosen, rows=rows, effective=effective or now, now=now)
 
 
 @transaction.atomic

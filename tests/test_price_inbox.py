@@ -93,7 +93,7 @@ class TestFiles:
         row()
         take("openai,m,input_tokens,4.00,1000000")
         price_inbox.take(
-            json.dumps({"m": {"litellm_provider": "openai", "input_cost_per_token": 5e-06}}).encode(), name="l", now=timezone.now()
+            json.dumps({"m": {"litellm_provider": "openai", "input_cost_per_token": 4.4e-06}}).encode(), name="l", now=timezone.now()
         )
         with pytest.raises(price_import.NotApprovable, match="approve one of them"):
             price_import.approve(ids=None, actor="ada", reason="x")

@@ -109,7 +109,7 @@ class Shop:
                 provider="acme", model=row.model, component=row.component, context_above=row.context_above, service_level=row.service_level,
                 price_nanos=self.figure(), per_units=1_000, source="test", proposed_at=self.begins,
             )  # fmt: skip
-            price_import.approve(ids=[proposal.pk], actor="ann", reason="it changed", effective=effective)
+            price_import.approve(ids=[proposal.pk], actor="ann", reason="it changed", effective=effective, accepted=True)
 
     def price_what_had_none(self) -> None:
         for component in COMPONENTS:

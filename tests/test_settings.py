@@ -72,6 +72,12 @@ def test_production_does_not_take_another_key_for_stripes_secret_key(key: str) -
     assert "STRIPE_SECRET_KEY is no secret key" in started.stderr
 
 
+@pytest.mark.parametrize("said", ["", "-1", "50 %", "0.5", "1000000", "none", "٥٠"])
+def test_production_does_not_take_garbage_for_the_cap_on_price_changes(said: str) -> None:
+    started = production("-c", "import config.settings.base", **REQUIRED | {"PRICE_CHANGE_CAP_PERCENT": said})
+    assert "PRICE_CHANGE_CAP_PERCENT is a whole number from 0 to 999999, or off" in started.stderr
+
+
 def test_the_example_with_its_required_variables_filled_starts_and_has_a_broker() -> None:
     example = dict(re.findall(r"^([A-Z][A-Z0-9_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
     started = production("-c", "from config.settings import base; print(base.CELERY_BROKER_URL)", **example | REQUIRED)

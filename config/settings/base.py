@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,12 @@ MFA_SUPPORTED_TYPES = ["totp", "recovery_codes"]
 MFA_TOTP_ISSUER = "Tollgate"
 MFA_TOTP_TOLERANCE = 1  # a phone's clock may be half a minute off
 STAFF_MFA_REQUIRED = env.bool("STAFF_MFA_REQUIRED", default=True)
+
+# By how much one of staff alone changes a price; None: by any. See pricing/change_cap.py.
+_cap = env("PRICE_CHANGE_CAP_PERCENT", default="50")
+if not re.fullmatch("[0-9]{1,6}|off", _cap):
+    raise ImproperlyConfigured("PRICE_CHANGE_CAP_PERCENT is a whole number from 0 to 999999, or off.")
+PRICE_CHANGE_CAP_PERCENT = None if _cap == "off" else int(_cap)
 
 # Security -------------------------------------------------------------------------------------------------------------------
 

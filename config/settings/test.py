@@ -18,6 +18,7 @@ os.environ |= {
     "STRIPE_WEBHOOK_SECRET": "whsec_test_main",
     "STRIPE_PLAYGROUND_WEBHOOK_SECRET": "whsec_test_playground",
     "DEFAULT_PRODUCT": "",
+    "PRICE_CHANGE_CAP_PERCENT": "50",
     "SENTRY_DSN": "",
     "RESEND_API_KEY": "",
     "ENCRYPTION_KEY": "",

@@ -10,9 +10,9 @@ from django.utils import timezone
 
 from accounts import approvals
 from accounts.models import User
+from config.management.commands.prices import instant
 from metering import margin_approvals
 from pricing import catalog, catalog_file, margin_terms
-from pricing.management.commands.prices import instant
 from pricing.margin_lint import Finding
 from pricing.models import CatalogChange, Product
 

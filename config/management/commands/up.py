@@ -24,6 +24,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
 from config import local_stripe
+from pricing import price_import
 
 WEB_SECONDS = 60
 #: What our processes count together, for /metrics.
@@ -81,7 +82,8 @@ class Command(BaseCommand):
         for line in lines[:CHANGES_SHOWN] + ([f"… and {len(lines) - CHANGES_SHOWN} more"] if len(lines) > CHANGES_SHOWN else []):
             self.stdout.write(line)
         call_command("prices", "propose", stdout=StringIO())  # its list of what it left out is for those who decide
-        call_command("prices", "approve", all=True, actor=ACTOR, reason="The prices that Tollgate comes with")
+        count = price_import.approve(ids=None, actor=ACTOR, reason="The prices that Tollgate comes with", accepted=True)
+        self.stdout.write(f"{count} approved.")
         self._say("Making the demo accounts")
         log_ins = StringIO()
         call_command("demo_accounts", stdout=log_ins)

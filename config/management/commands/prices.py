@@ -5,15 +5,17 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from pricing import price_effects, price_files, price_import, price_inbox
-from pricing.models import PriceProposal, PriceRow
+from accounts import approvals
+from accounts.models import User
+from metering import price_approvals
+from pricing import change_cap, price_effects, price_files, price_import, price_inbox
+from pricing.models import PriceProposal
 
 
 def instant(text: str) -> datetime:
@@ -46,6 +48,7 @@ class Command(BaseCommand):
             decide.add_argument("--actor", required=True, help="Who decides; kept with the proposal.")
             decide.add_argument("--reason", required=True, help="Why; kept with the proposal.")
             if verb == "approve":
+                decide.add_argument("--ask", action="store_true", help="Ask a second person for what is above the cap of one.")
                 decide.add_argument("--effective", type=instant, help="When prices without a date begin (ISO 8601); now, if left out.")
 
     def handle(self, *, verb: str, **options: Any) -> None:
@@ -87,11 +90,11 @@ class Command(BaseCommand):
         pending = PriceProposal.objects.filter(state=PriceProposal.State.PENDING).select_related("previous")
         for proposal in pending:
             above = f" above {proposal.context_above}" if proposal.context_above else ""
-            before = _figure(proposal.previous) if proposal.previous else "new"
+            before = change_cap.figure(proposal.previous) if proposal.previous else "new"
             begins = f" from {proposal.valid_from:%Y-%m-%d}" if proposal.valid_from else ""
             self.stdout.write(
                 f"{proposal.id}: {proposal.provider}:{proposal.model} {proposal.component}{above} ({proposal.service_level}) "
-                f"{before} → {_figure(proposal)}{begins}"
+                f"{before} → {change_cap.figure(proposal)}{begins}"
             )
         self.stdout.write(f"{len(pending)} pending.")
 
@@ -108,9 +111,23 @@ class Command(BaseCommand):
                 count = price_import.approve(ids=ids, actor=actor, reason=reason, effective=options["effective"])
             else:
                 count = price_import.reject(ids=ids, actor=actor, reason=reason)
+        except price_import.AboveCap as error:
+            if not options["ask"]:
+                raise CommandError(f"{error}\nNothing was approved. --ask asks a second person for it.") from error
+            raise CommandError(f"{error}\n{self.ask(ids, actor, reason, options['effective'])}") from error
         except price_import.NotApprovable as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"{count} {verb}{'d' if verb.endswith('e') else 'ed'}.")
+
+    def ask(self, ids: Iterable[int] | None, actor: str, reason: str, effective: datetime | None) -> str:
+        person = User.objects.filter(email__iexact=actor).first()
+        if person is None:
+            raise CommandError("--ask: expected as --actor the email of a member of staff.")
+        try:
+            approval = price_approvals.ask(ids=ids, effective=effective, actor=person, reason=reason, now=timezone.now())
+        except (approvals.ApprovalError, price_import.NotApprovable) as error:
+            raise CommandError(str(error)) from error
+        return f"Nothing was approved yet; it waits under Approvals for somebody else, until {approval.expires_at:%Y-%m-%d %H:%M} UTC."
 
     def warn(self, ids: Iterable[int] | None) -> None:
         """What these prices bring under its floor, a line each, marked with ``!``."""
@@ -118,7 +135,3 @@ class Command(BaseCommand):
         chosen = proposals if ids is None else proposals.filter(pk__in=ids)
         for product, finding in price_effects.fallen(proposals=chosen, at=timezone.now()):
             self.stdout.write(f"! {product}: {finding.headline}")
-
-
-def _figure(row: PriceRow | PriceProposal) -> str:
-    return f"${Decimal(row.price_nanos).scaleb(-9).normalize():f} per {row.per_units:,}"
