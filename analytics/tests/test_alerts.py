@@ -130,7 +130,9 @@ class TestFiring:
         ledger.record(world.event(world.account(), cost=NANOS, price=0, at=NOW))
         look(0)
         alert = Alert.objects.get(rule=rule)
-        assert alert.text == "Rover's margin of the last day is -1,000,000 %, below 0 %: payments received $0.00, cost $1.00."
+        assert (
+            alert.text == "Rover's margin of the last day is beyond measure (no revenue), below 0 %: payments received $0.00, cost $1.00."
+        )
 
     def test_each_product_has_an_alert_of_its_own_and_one_without_a_threshold_none(self, rule: AlertRule, world: World) -> None:
         AlertRule.objects.filter(pk=rule.pk).update(
