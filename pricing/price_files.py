@@ -14,10 +14,11 @@ import csv
 import io
 import json
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal, DecimalException
+from itertools import pairwise
 from typing import Any, Final
 
 from pricing import catalog
@@ -237,9 +238,23 @@ class _Csv:
             self.problems.append(f"line {line + 1}: not CSV: {error}")
         if not found and not self.problems:
             self.problems.append("expected at least one price below the headings")
+        stretches = list(self._in_turn(found.values()))
         if self.problems:
             raise InvalidPriceFile(self.problems)
-        return PriceFile("CSV", tuple(stretch for _, stretch in found.values()), ())
+        return PriceFile("CSV", tuple(stretches), ())
+
+    def _in_turn(self, found: Iterable[tuple[int, Stretch]]) -> Iterator[Stretch]:
+        """One price of a thing at a time: one without an end ends where its next begins, and one with an end must end by then."""
+        by_key: dict[Key, list[tuple[int, Stretch]]] = {}
+        for line, stretch in found:
+            by_key.setdefault(stretch.key, []).append((line, stretch))
+        for prices in by_key.values():
+            prices.sort(key=lambda one: one[1].start or datetime.min.replace(tzinfo=UTC))
+            for (line, stretch), (after, following) in pairwise(prices):
+                if stretch.end is not None and following.start is not None and stretch.end > following.start:
+                    self.problems.append(f"line {after}: expected a price that begins when that of line {line} has ended")
+                yield stretch if stretch.end else replace(stretch, end=following.start)
+            yield prices[-1][1]
 
     def _head(self, head: list[str]) -> None:
         missing, unknown = [name for name in _COLUMNS if name not in head], [name for name in head if name not in _COLUMNS + _MORE]

@@ -17,7 +17,7 @@ from django.utils import timezone
 from analytics import price_desk
 from metering import rerating, usage
 from metering.tests.limited import Shop
-from pricing import price_import, price_inbox
+from pricing import price_files, price_import, price_inbox
 from pricing.models import PriceProposal, PriceRow
 from tests.factories import NANOS, START
 from tests.test_admin import staff, superuser
@@ -55,6 +55,17 @@ class TestFiles:
         assert take("openai,m,input_tokens,5.00,1000000").proposed == 1
         [proposal] = PriceProposal.objects.all()
         assert (proposal.price_nanos, proposal.source, proposal.previous is not None) == (5 * NANOS, "CSV prices.csv", True)
+
+    def test_of_two_prices_of_one_thing_that_have_both_begun_the_later_one_counts(self) -> None:
+        lines = "openai,m,input_tokens,4.00,1000000,\nopenai,m,input_tokens,5.00,1000000,2020-01-01\n"
+        report = price_inbox.take(f"{HEAD},valid_from\n{lines}".encode(), name="p.csv", now=timezone.now())
+        assert report.proposed == 1
+        assert PriceProposal.objects.get().price_nanos == 5 * NANOS
+
+    def test_prices_of_one_thing_for_the_same_time_are_refused_with_their_lines(self) -> None:
+        lines = "openai,m,input_tokens,4.00,1000000,,2021-01-01\nopenai,m,input_tokens,5.00,1000000,2020-01-01,\n"
+        with pytest.raises(price_files.InvalidPriceFile, match=r"line 3: expected .* of line 2"):
+            price_inbox.take(f"{HEAD},valid_from,valid_until\n{lines}".encode(), name="p.csv", now=timezone.now())
 
     def test_sources_keep_their_own_proposals_and_say_whether_they_agree(self) -> None:
         row()
