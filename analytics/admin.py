@@ -26,6 +26,7 @@ from analytics import alert_admin as alert_admin  # registers its pages
 from analytics import bill_admin as bill_admin  # and these
 from analytics import billing_events_page, growth_page, margin, margin_lint_page, projection_page, revenue_page, review_page, risk_page
 from analytics import checklist_page as checklist_page  # and these
+from analytics import cohort_admin as cohort_admin  # and these
 from analytics import growth_admin as growth_admin  # and these
 from analytics.account_page import AccountAdmin
 from analytics.drafts.page import DraftReplayAdmin

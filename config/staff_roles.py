@@ -28,7 +28,7 @@ _CUSTOMERS: Final = """
 _MONEY: Final = """
     accounts: auditevent
     billing: stripeevent striperequest stripereconciliation
-    metering: shadowrefusal killswitch
+    metering: shadowrefusal killswitch cohort
     analytics: margin alert alertrule alertchannel alertnotice providerbill jobrun auditfinding draftreplay
     analytics: marketingspend billmapping hourlyfigures review
     pricing: ratecard ratecardmodel ratecardprice pricerow priceproposal catalogchange lever
@@ -45,7 +45,7 @@ _FINANCE: Final = """
     accounts: change_account change_apikey change_mail
     billing: add_operation approve_operation refund_stripepayment change_subscription change_pricemove change_stripeevent
     billing: change_striperequest
-    metering: add_throttle change_throttle change_guardstate
+    metering: add_throttle change_throttle change_guardstate add_cohort change_cohort
     analytics: change_alert add_providerbill add_draftreplay change_draftreplay add_marketingspend add_review
     analytics: add_billmapping change_billmapping
     pricing: change_priceproposal add_lever change_lever

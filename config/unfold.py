@@ -136,6 +136,7 @@ UNFOLD: dict[str, Any] = {
                 "Control",
                 _list("Kill switches", "power_settings_new", "metering", "killswitch"),
                 _list("Levers", "tune", "pricing", "lever"),
+                _list("Beta cohorts", "science", "metering", "cohort"),
                 _list("Feature flags", "flag", "waffle", "flag"),
                 _list("Switches", "toggle_on", "waffle", "switch"),
                 _list("Alert rules", "rule_settings", "analytics", "alertrule"),

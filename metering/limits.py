@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 from accounts.models import Account
 from accounts.templatetags.amounts import plain_amount
 from billing import ledger, periods, subscriptions
-from metering import feature_flags, kill_switches
+from metering import cohorts, feature_flags, kill_switches
 from metering.kill_switches import Kind, Switches
 from metering.models import KillSwitch
 from pricing import catalog, rating
@@ -129,6 +129,8 @@ def _entitlement(account: Account, allowed: subscriptions.Allowed | None, featur
         return Layer("entitlement", allowed=False, reason="The account has no active plan.")
     if feature is not None and (instead := feature_flags.off(product=account.product, feature=feature)) is not None:
         return Layer("entitlement", allowed=False, meter=feature, reason=instead, switched=True)
+    if feature is not None and (not_yet := cohorts.closed(account=account, feature=feature)) is not None:
+        return Layer("entitlement", allowed=False, meter=feature, reason=not_yet, switched=True)
     if feature is not None and not allowed.plan.flags.get(feature, False) and feature in catalog.flags(product_id=account.product_id):
         return Layer(
             "entitlement", allowed=False, meter=feature, reason=f"The plan {allowed.plan.version.plan.name} does not include {feature}."

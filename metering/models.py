@@ -14,6 +14,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import models
 
 from accounts.models import Account, Approval
+from metering import cohort_models as cohort_models  # registers its models
 from pricing.models import Product
 
 
