@@ -82,6 +82,19 @@ class TestThrottled:
         assert "cost/period free-2" in page
         assert "0.0001" in page
 
+    def test_who_does_not_read_the_margin_report_sees_who_is_throttled_and_not_what_the_work_cost(self, shop: Shop) -> None:
+        rights = ("accounts.view_account", "metering.view_costthrottle", "metering.change_throttle")
+        support, finance = staff(*rights), staff(*rights, "analytics.view_margin")
+        lifted = {"product": shop.product.pk, "reason": "x"}
+        account = reverse("admin:accounts_account_change", args=[shop.account.pk])
+        for said, cost in ((text(support, THROTTLED), "0.0001"), (text(support, account), "Cost so far")):
+            assert "The usage limit for this billing period is reached." in said
+            assert cost not in said
+        assert "0.0001" not in support.post(LIFT, lifted).content.decode()
+        assert "0.0001" in finance.post(LIFT, lifted).content.decode()
+        assert "0.0001" in text(finance, THROTTLED)
+        assert "Cost so far" in text(finance, account)
+
     def test_one_account_is_resumed_for_the_rest_of_its_window(self, superuser: Client, shop: Shop) -> None:
         resume = reverse("admin:accounts_account_resume", args=[shop.account.pk])
         assert "when that window ends, the limit does not count" in text(superuser, resume)
