@@ -9,6 +9,7 @@
     price_back      plans, packs and rate cards back to the price that they had before
     preview         what a lever would change, and whom it would throttle or free
     below_floor     what it would sell below a product's floor, which only a second person may
+    above_cap       the prices that it would move further than one person alone may
     pull            changes it, from now on
     taken_back      what undoing would change, or why it cannot be
     undo            restores exactly what was before
@@ -31,7 +32,7 @@ from django.db.models import Case, CharField, Count, F, When
 
 from billing import subscriptions
 from billing.models import StripeSubscription, Subscription
-from metering import throttles
+from metering import term_caps, throttles
 from metering.models import ShadowRefusal
 from pricing import catalog, catalog_file, margin_terms
 from pricing.margin_lint import Finding
@@ -279,20 +280,27 @@ def below_floor(*, kind: str, changes: Sequence[Change], now: datetime) -> list[
     return found
 
 
+def above_cap(*, kind: str, changes: Sequence[Change], now: datetime) -> list[str]:
+    """In words, see :func:`term_caps.far`. Prices that go back need nobody."""
+    return [] if kind == Lever.Kind.PRICE_BACK else term_caps.far(changes=changes, now=now)
+
+
 def pull(
     *, kind: Lever.Kind, changes: Sequence[Change], token: UUID, actor: str, reason: str, now: datetime, accepted: bool = False
 ) -> list[Lever]:
     """Changes these terms, in one transaction for all products; the levers, one a product. The same token again changes nothing.
 
-    :param accepted: a second person accepted what it sells below the floor.
-    :raises InvalidLever: a term is not any more what it was at the preview, a catalog file that said so would be refused, or it sells
-        something below the floor.
+    :param accepted: a second person accepted what it sells below the floor, or moves by more than the cap.
+    :raises InvalidLever: a term is not any more what it was at the preview, a catalog file that said so would be refused, it sells
+        something below the floor, or it moves a price by more than the cap.
     """
     with transaction.atomic():
         catalog_file.alone()
         if done := list(Lever.objects.filter(token=token)):
             return done
         _unchanged(changes)
+        if not accepted and (far := above_cap(kind=kind, changes=changes, now=now)):
+            raise InvalidLever(f"A second person has to approve it, above the cap: {'; '.join(far)}")
         levers = []
         for product in sorted({change.product for change in changes}, key=lambda one: one.pk):
             theirs = [change for change in changes if change.product == product]

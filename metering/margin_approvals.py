@@ -1,4 +1,5 @@
-"""The second person for what sells below a product's floor: a lever, or a whole catalog file, that :mod:`pricing.margin_terms` refused.
+"""The second person for what sells below a product's floor, a lever or a whole catalog file that :mod:`pricing.margin_terms` refused, and
+for a lever that moves a price above the cap (:mod:`metering.term_caps`).
 
     ask_lever   these terms, as a lever would change them
     ask_file    this document, as ``manage.py catalog apply`` would
@@ -22,16 +23,21 @@ from pricing import catalog, catalog_file, margin_terms
 from pricing.margin_lint import Finding
 from pricing.models import Lever, Product
 
-LEVER, FILE = "lever_below_floor", "catalog_below_floor"
+LEVER, FILE, CAP = "lever_below_floor", "catalog_below_floor", "lever_above_cap"
 PERMISSION = "pricing.add_lever"
 
 
-def ask_lever(*, kind: Lever.Kind, changes: Sequence[levers.Change], token: UUID, actor: User, reason: str, now: datetime) -> Approval:
-    """:raises approvals.NotAllowed, approvals.AlreadyAsked:"""
+def ask_lever(
+    *, kind: Lever.Kind, changes: Sequence[levers.Change], token: UUID, actor: User, reason: str, now: datetime, why: str = LEVER
+) -> Approval:
+    """``why`` is ``LEVER`` or ``CAP``.
+
+    :raises approvals.NotAllowed, approvals.AlreadyAsked:
+    """
     said = [[change.product.slug, list(change.path), change.before, change.after] for change in changes]
     payload = {"kind": str(kind), "token": str(token), "changes": said}
     same = {"kind": str(kind), "changes": said}
-    return approvals.ask(kind=LEVER, payload=payload, same=same, actor=actor, reason=reason, now=now)
+    return approvals.ask(kind=why, payload=payload, same=same, actor=actor, reason=reason, now=now)
 
 
 def ask_file(*, document: catalog_file.Document, effective: datetime | None, actor: User, reason: str, now: datetime) -> Approval:
@@ -52,13 +58,17 @@ def _lever_change(payload: Mapping[str, Any], now: datetime) -> approvals.Change
     changes = _changes(payload)
     try:
         found = levers.below_floor(kind=payload["kind"], changes=changes, now=now)
+        far = levers.above_cap(kind=payload["kind"], changes=changes, now=now)
     except levers.InvalidLever as error:
         return approvals.Change(before=str(error), after=_terms(changes))
-    return approvals.Change(before=_terms(changes, before=True), after=f"{_terms(changes)}\n{_arithmetic(found)}")
+    return approvals.Change(before=_terms(changes, before=True), after="\n".join([_terms(changes), *far, *margin_terms.report(found)]))
 
 
 def _pull(approval: Approval, actor: User, now: datetime) -> str:
     payload = approval.payload
+    if approval.kind == CAP and not approval.note:
+        raise approvals.Impossible("Say in the note why you approve it.")
+    accepted = "above the cap" if approval.kind == CAP else "below the floor"
     try:
         pulled = levers.pull(
             kind=Lever.Kind(payload["kind"]), changes=_changes(payload), token=UUID(payload["token"]), accepted=True,
@@ -69,7 +79,7 @@ def _pull(approval: Approval, actor: User, now: datetime) -> str:
     for lever in pulled:
         said = [(".".join(path), was, is_) for path, was, is_ in lever.changes]
         acts.note(
-            actor=actor, subject=lever, what=f"Accepted below the floor: {_terms(_changes(payload))}; {lever.reason}", reason=lever.reason,
+            actor=actor, subject=lever, what=f"Accepted {accepted}: {_terms(_changes(payload))}; {lever.reason}", reason=lever.reason,
             kind=AuditEvent.Kind.ADDED, before={path: was for path, was, _ in said}, after={path: is_ for path, _, is_ in said}, now=now,
         )  # fmt: skip
     return f"{_terms(_changes(payload))}."
@@ -110,6 +120,10 @@ def _apply(approval: Approval, actor: User, now: datetime) -> str:
 approvals.register(
     kind=LEVER,
     act=approvals.Act(name="Terms below the product's floor", permission=PERMISSION, change=_lever_change, carry_out=_pull),
+)
+approvals.register(
+    kind=CAP,
+    act=approvals.Act(name="A price above the cap of one person", permission=PERMISSION, change=_lever_change, carry_out=_pull),
 )
 approvals.register(
     kind=FILE,

@@ -153,23 +153,27 @@ class LeverAdmin(ReadOnlyAdmin):
             raise Http404
         form_class, says = FORMS[kind]
         form, label = form_class(request.POST or None, initial={"token": uuid4()}), Lever.Kind(kind).label
-        now, seen, preview, below = timezone.now(), "", None, list[Finding]()
+        now, seen, preview, below, far = timezone.now(), "", None, list[Finding](), list[str]()
         if form.is_valid():
             try:
                 if "confirm" in request.POST and Lever.objects.filter(token=form.cleaned_data["token"]).exists():
                     return self._done(request, f"This was done already: {label}.")
                 changes = form.changes()
                 below = levers.below_floor(kind=kind, changes=changes, now=now)
+                far = levers.above_cap(kind=kind, changes=changes, now=now)
                 seen, preview = _digest(changes, below), levers.preview(changes=changes, now=now)
                 if "confirm" in request.POST and request.POST.get("seen") == seen:
-                    return self._ask_second(request, kind, changes, form) if below else self._pull(request, kind, changes, form)
+                    if below or far:
+                        why = margin_approvals.LEVER if below else margin_approvals.CAP
+                        return self._ask_second(request, kind, changes, form, why)
+                    return self._pull(request, kind, changes, form)
                 if "confirm" in request.POST:
                     self.message_user(request, "Something changed since you looked. Look again.", messages.WARNING)
             except (levers.InvalidLever, approvals.ApprovalError) as error:
                 form.add_error(None, str(error))
                 preview = None
-        button = "Ask a second person" if below else "Pull the lever"
-        context = {"says": f"{says} It holds within a minute, until somebody undoes it.", "button": button, "below": below}
+        button = "Ask a second person" if below or far else "Pull the lever"
+        context = {"says": f"{says} It holds within a minute, until somebody undoes it.", "button": button, "below": below, "far": far}
         return self._ask(request, f"Pull a lever: {label}", form, None if "edit" in request.POST else preview, seen, **context)
 
     def _pull(self, request: HttpRequest, kind: str, changes: Sequence[Change], form: LeverForm) -> HttpResponse:
@@ -182,10 +186,10 @@ class LeverAdmin(ReadOnlyAdmin):
                 self.log_addition(request, lever, f"Pulled: {_in_words(lever)}; {said['reason']}")
         return self._done(request, f"{Lever.Kind(kind).label.capitalize()}: changed, and felt within a minute.")
 
-    def _ask_second(self, request: HttpRequest, kind: str, changes: Sequence[Change], form: LeverForm) -> HttpResponse:
+    def _ask_second(self, request: HttpRequest, kind: str, changes: Sequence[Change], form: LeverForm, why: str) -> HttpResponse:
         said, person = form.cleaned_data, signed_in(request)
         approval = margin_approvals.ask_lever(
-            kind=Lever.Kind(kind), changes=changes, token=said["token"], actor=person, reason=said["reason"], now=timezone.now()
+            kind=Lever.Kind(kind), changes=changes, token=said["token"], actor=person, reason=said["reason"], now=timezone.now(), why=why
         )
         self.message_user(request, "Nothing is changed yet: somebody else has to approve it within a day.", messages.WARNING)
         return HttpResponseRedirect(reverse("admin:accounts_approval_decide", args=[approval.pk]))

@@ -150,7 +150,7 @@ class TestLevers:
 
     def test_undoing_a_better_price_needs_nobody(self) -> None:
         catalog_file.apply(document("rover"), actor="test")
-        lever = self.pull(self.pack(Product.objects.get(slug="rover"), price="200.00"))
+        lever = self.pull(self.pack(Product.objects.get(slug="rover"), price="140.00"))
         levers.undo(lever=lever, actor="grace", reason="too dear", now=timezone.now())
         assert CreditPack.objects.filter(slug="enterprise").latest("version").price_cents == 100_00
 
