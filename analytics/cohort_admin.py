@@ -25,6 +25,7 @@ from analytics import cohort_forms, rollout
 from analytics.margin import percent
 from metering import cohorts
 from metering.cohort_models import Cohort, CohortCriterion, CohortFeedback
+from pricing.margin_lint import money
 
 FEEDBACK_SHOWN: Final = 50
 #: Columns of the members' table.
@@ -177,7 +178,7 @@ class CohortAdmin(acts.Audited, ModelAdmin):  # type: ignore[misc]
         shares = (found.without_fee, found.with_fee)
         without, with_fee = (percent(share.numerator, share.denominator) for share in shares)
         cost = rollout.words("dollars", standing.cost_nanos)
-        return {"cost": cost, "price": rollout.money(found.price), "without_fee": without, "with_fee": with_fee}
+        return {"cost": cost, "price": money(found.price), "without_fee": without, "with_fee": with_fee}
 
 
 def _page(cohort: Cohort) -> str:

@@ -17,7 +17,7 @@ from analytics.rollout import METRICS, Stand, Standing
 from analytics.tests.world import World
 from billing import ledger
 from metering import cohorts
-from metering.cohort_models import Cohort, CohortCriterion, CohortSample
+from metering.cohort_models import Cohort, CohortCriterion, CohortMember, CohortSample
 from metering.tests.limited import Shop, plan
 from pricing.margin_lint import Fee
 from pricing.models import Product
@@ -67,7 +67,7 @@ class TestCriteria:
 
     def test_one_figure_comes_of_many_samples(self) -> None:
         samples = {"count": 3, "total": 2_000_000, "p95": 7, "latest": 1}
-        assert [rollout.reckon(how=how, **samples) for how in ("mean", "p95", "sum", "latest")] == [666_666, 7, 2_000_000, 1]  # type: ignore[arg-type]
+        assert [rollout.reckon(how=how, **samples) for how in ("mean", "p95", "sum", "latest")] == [666_666, 7, 2_000_000, 1]
 
     def test_cost_is_a_mean_over_members_of_thirty_days_each(self) -> None:
         assert rollout.monthly([(10 * NANOS, 30), (2 * NANOS, 3)]) == 15 * NANOS
@@ -106,11 +106,11 @@ class Beta:
         made = Cohort(product=self.product, feature="cloud_execution", name="Cloud beta", capacity=capacity)
         self.cohort = rollout.begin(cohort=made, now=self.now - timedelta(days=days_ago))
 
-    def invited(self, account: Account | None = None) -> cohorts.CohortMember:
+    def invited(self, account: Account | None = None) -> CohortMember:
         account = account or make_account(self.product)
         return cohorts.invite(cohort_id=self.cohort.pk, account=account, actor="ada", now=self.now - timedelta(days=20))
 
-    def measured(self, metric: str, *values: int, member: cohorts.CohortMember | None = None) -> None:
+    def measured(self, metric: str, *values: int, member: CohortMember | None = None) -> None:
         for number, value in enumerate(values):
             cohorts.record(
                 cohort=self.cohort, member=member, metric=metric, value=value, measured_at=self.now - timedelta(hours=1 + number),
@@ -209,7 +209,7 @@ class TestCohorts:
             rollout.begin(cohort=Cohort(product=beta.product, feature="cloud_execution", name="Again", capacity=1), now=beta.now)
 
 
-def give_cost(beta: Beta, member: cohorts.CohortMember, cost: int) -> None:
+def give_cost(beta: Beta, member: CohortMember, cost: int) -> None:
     world = World.new()
     world.product = beta.product
     ledger.record(world.event(member.account, cost=cost, price=0, at=beta.now))
