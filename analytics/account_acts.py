@@ -1,11 +1,12 @@
-"""Acts on an account that reach beyond its wallet: giving a payment back, and another plan. Each shows first what it would do.
+"""Acts on an account that reach beyond its wallet: giving a payment back, another plan, another limit. Each shows first what it would do.
 
-They talk to Stripe, so none of them runs inside a transaction: what is wanted is a row first (:mod:`billing.stripe_requests`).
+The first two talk to Stripe, so neither runs inside a transaction: what is wanted is a row first (:mod:`billing.stripe_requests`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import structlog
@@ -16,15 +17,20 @@ from django.urls import reverse
 from django.utils import timezone
 
 from accounts import approvals, staff_door
+from accounts.admin import actor
 from accounts.models import Account
 from accounts.pages import signed_in
-from analytics.forms import PlanForm, RefundForm
+from analytics.forms import EndOverrideForm, OverrideForm, PlanForm, RefundForm
 from billing import checkout, refunds, staff_plans, stripe_api, stripe_inbox, stripe_requests, subscriptions
 from billing.models import StripePayment
+from metering import overrides
 from pricing.admin import cents
 
 if TYPE_CHECKING:
     from analytics.account_page import AccountAdmin
+
+#: So long does an override last unless staff say otherwise.
+OVERRIDE_DAYS: Final = 7
 
 log = structlog.get_logger(__name__)
 
@@ -112,6 +118,59 @@ def change_plan(admin: AccountAdmin, request: HttpRequest, account_id: int) -> H
         request, account, f"Change the plan of {account.name}", "admin/accounts/change_plan.html", form=form, says=says,
         subscription=subscriptions.current(account_id=account.pk), plan=dict(plans).get(form.data.get("plan", "")),
     )  # fmt: skip
+
+
+def override(admin: AccountAdmin, request: HttpRequest, account_id: int) -> HttpResponse:
+    """Sets one limit of the account to another value until a day, after what that does was seen."""
+    account, now = _account(request, account_id, "billing.add_limitoverride"), timezone.now()
+    choices = overrides.choices(account=account)
+    week = now.date() + timedelta(days=OVERRIDE_DAYS)
+    form = OverrideForm(request.POST or None, choices=choices, initial={"token": uuid4(), "until": week})
+    says: list[str] = []
+    if form.is_valid() and "edit" not in request.POST:
+        said = form.cleaned_data
+        wanted: dict[str, Any] = {"account": account, "meter": said["meter"], "value": said["value"], "ends_at": said["until"], "now": now}
+        try:
+            if "confirm" in request.POST:
+                row = overrides.override(
+                    **wanted, token=said["token"], by=signed_in(request), actor=actor(request), reason=said["reason"]
+                )  # fmt: skip
+                told = f"{overrides.name(row.meter)}: {overrides.said(row.meter, row.value)} until {row.ends_at:%Y-%m-%d %H:%M} UTC."
+                admin.message_user(request, told, messages.SUCCESS)
+                return _back(account)
+            _, says = overrides.check(**wanted)
+        except overrides.InvalidOverride as error:
+            form.add_error({"ends_at": "until"}.get(error.field, error.field), str(error))
+    running = overrides.in_force(account=account, now=now)
+    return admin._page(
+        request, account, f"Override a limit of {account.name}", "admin/accounts/override.html", form=form, says=says, running=running,
+        choices=choices,
+    )  # fmt: skip
+
+
+def end_override(admin: AccountAdmin, request: HttpRequest, account_id: int, override_id: int) -> HttpResponse:
+    """Has the plan's limit count again, before the override's date."""
+    account, now = _account(request, account_id, "billing.change_limitoverride"), timezone.now()
+    found = next((one for one in overrides.in_force(account=account, now=now) if one.row.pk == override_id), None)
+    if found is None:
+        if not account.limit_overrides.filter(pk=override_id).exists():
+            raise Http404
+        admin.message_user(request, "It has ended already.", messages.WARNING)
+        return _back(account)
+    form = EndOverrideForm(request.POST or None)
+    if form.is_valid():
+        overrides.end(
+            account=account,
+            override_id=override_id,
+            by=signed_in(request),
+            actor=actor(request),
+            reason=form.cleaned_data["reason"],
+            now=now,
+        )
+        admin.message_user(request, f"{found.name}: the plan counts again.", messages.SUCCESS)
+        return _back(account)
+    says = f"{found.name}: {found.value} until {found.row.ends_at:%Y-%m-%d %H:%M} UTC, by {found.row.actor}: {found.row.reason}"
+    return admin._ask(request, account, "End the override", form, f"{says} — without it: {found.plans}.", "End it now")
 
 
 def _account(request: HttpRequest, account_id: int, permission: str) -> Account:

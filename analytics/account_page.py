@@ -137,6 +137,8 @@ class AccountAdmin(acts.Audited, ModelAdmin):  # type: ignore[misc]
             ("<int:account_id>/look/", "look", self.look_view),
             ("look/end/", "look_end", look_page.end),
             ("<int:account_id>/reverse/<uuid:usage_id>/", "reverse", self.reverse_view),
+            ("<int:account_id>/override/", "override", partial(account_acts.override, self)),
+            ("<int:account_id>/override/<int:override_id>/end/", "end_override", partial(account_acts.end_override, self)),
             ("<int:account_id>/refund/<str:payment_id>/", "refund", partial(account_acts.refund, self)),
             ("<int:account_id>/plan/", "plan", partial(account_acts.change_plan, self)),
         ]

@@ -23,7 +23,7 @@ from billing import balances, stripe_dashboard, subscriptions
 from billing.admin import unit
 from billing.balances import ENDS_AT
 from billing.models import Grant, LedgerEntry, Operation, StripeCustomer
-from metering import pages, standing, throttles
+from metering import overrides, pages, standing, throttles
 from metering.admin import charged, earned
 from metering.models import CostThrottle, OpenAuthorization, Throttle, UsageRecord
 from pricing.admin import cents
@@ -53,6 +53,7 @@ ACTS: Final[list[Act]] = [
     Act("Adjust", _on_page("adjust"), "billing.add_operation"),
     Act("Change plan…", _on_page("plan"), "billing.change_subscription"),
     Act("Agree terms…", _on_page("agree"), "billing.change_subscription"),
+    Act("Override a limit…", _on_page("override"), "billing.add_limitoverride"),
     Act("Issue an API key", lambda account: f"{reverse('admin:accounts_apikey_add')}?account={account.public_id}", "accounts.add_apikey"),
     Act("Resume…", _on_page("resume"), "metering.change_throttle", offered=lambda standing: bool(standing.stops)),
     Act("Stop…", _on_page("stop"), "metering.add_throttle", offered=lambda standing: not standing.stopped),
@@ -93,6 +94,7 @@ def everything(account: Account, *, request: HttpRequest, now: datetime) -> dict
         "throttles": Throttle.objects.filter(account=account).order_by("-id")[:SHOWN],
         "standing": stands,
         "limits": [limit for limit in standing.of_account(account, product=account.product, now=now).limits if not limit.hidden],
+        "overrides": overrides.in_force(account=account, now=now),
         "cost_throttles": CostThrottle.objects.filter(account=account)[:SHOWN],
         "keys": keys,
         "memberships": memberships,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from unfold.widgets import UnfoldAdminDateWidget, UnfoldAdminSelectWidget, Unfol
 from analytics import margin
 from billing import agreements
 from billing.models import Agreement
+from metering import overrides
 from pricing.models import PlanVersion, Product
 
 MAX_NANOS = 2**63 - 1
@@ -144,6 +146,56 @@ class PlanForm(ReasonForm):
         if not 1 <= day.year <= 9_998:
             raise forms.ValidationError("Write a day such as 2026-12-31.")
         return datetime.combine(day + timedelta(days=1), time(), tzinfo=UTC)
+
+
+class OverrideForm(ReasonForm):
+    """One limit of one account, set to another value until a day."""
+
+    meter = forms.ChoiceField(label="Limit", widget=UnfoldAdminSelectWidget)
+    value = forms.CharField(
+        max_length=40, label="Allows now", widget=UnfoldAdminTextInputWidget(attrs={"inputmode": "decimal", "autocomplete": "off"}),
+        help_text="A whole number; of a limit on cost, dollars of what it costs us, such as 12.50. 0 allows nothing.",
+    )  # fmt: skip
+    until = forms.DateField(
+        input_formats=[ISO_DAY], label="Until the end of", widget=UnfoldAdminDateWidget(attrs={"type": "date"}, format=ISO_DAY),
+        help_text="The last day (UTC). Then the plan’s limit counts again by itself.",
+    )  # fmt: skip
+    field_order = ("token", "meter", "value", "until", "reason")
+
+    def __init__(self, *args: Any, choices: Mapping[str, overrides.Choice], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["meter"].choices = [(one.meter, f"{one.name}: {one.said(one.own)}") for one in choices.values()]  # type: ignore[attr-defined]
+        self.fields["reason"].help_text = "Kept in the audit log, with your name."
+
+    def clean_until(self) -> datetime:
+        """Midnight after the last day."""
+        day = self.cleaned_data["until"]
+        if not 1 <= day.year <= 9_998:
+            raise forms.ValidationError("Write a day such as 2026-12-31.")
+        return datetime.combine(day + timedelta(days=1), time(), tzinfo=UTC)
+
+    def clean_value(self) -> int:
+        """Nano-USD of a limit on cost, else a count."""
+        text = self.cleaned_data["value"]
+        if overrides.is_cost(self.cleaned_data.get("meter", "")):
+            try:
+                nanos = parse_amount(text)
+            except ValueError as error:
+                raise forms.ValidationError(str(error)) from None
+            if nanos < 0:
+                raise forms.ValidationError("Write an amount from 0.")
+            return nanos
+        if not re.fullmatch(r"[0-9]{1,16}", text, re.ASCII):
+            raise forms.ValidationError("Write a whole number such as 500.")
+        return int(text)
+
+
+class EndOverrideForm(forms.Form):
+    """Why the plan's limit counts again."""
+
+    reason = forms.CharField(
+        max_length=500, widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}), help_text="Kept in the audit log, with your name."
+    )
 
 
 class MarginForm(forms.Form):

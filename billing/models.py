@@ -568,6 +568,42 @@ class Agreement(models.Model):
         return f"{self.plan_version} of {self.account}"
 
 
+class LimitOverride(models.Model):
+    """Staff set one limit of one account to another value until ``ends_at``. Never edited: another value is another row.
+
+    It counts by time alone: from ``created_at`` until ``ends_at``, or until somebody ends it (``ended_at``). ``value`` and ``was`` are
+    counts; of a limit on cost nano-USD. ``was``: what the limit was without it, None no limit.
+    """
+
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="limit_overrides")
+    meter = models.CharField(max_length=80)
+    value = models.BigIntegerField()
+    was = models.BigIntegerField(null=True)
+    created_at = models.DateTimeField()
+    ends_at = models.DateTimeField()
+    actor = models.CharField(max_length=150)
+    reason = models.CharField(max_length=500)
+    token = models.UUIDField(unique=True, help_text="The mark of the form: sent twice, it is one act.")
+    ended_at = models.DateTimeField(null=True)
+    ended_by = models.CharField(max_length=150, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["account", "meter"], condition=Q(ended_at=None), name="limit_override_once"),
+            models.CheckConstraint(name="limit_override_value", condition=Q(value__gte=0) & (Q(was=None) | ~Q(was=F("value")))),
+            models.CheckConstraint(name="limit_override_ends", condition=Q(ends_at__gt=F("created_at"))),
+            models.CheckConstraint(name="limit_override_has_a_reason", condition=~Q(reason="") & ~Q(actor="")),
+            models.CheckConstraint(
+                name="limit_override_ended_by_somebody",
+                condition=Q(ended_at=None, ended_by="") | (Q(ended_at__isnull=False) & ~Q(ended_by="")),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.meter} of account {self.account_id}"
+
+
 class StripeReconciliation(models.Model):
     """One comparison with Stripe of what changed since ``since``. Unfinished: Stripe did not answer to the end."""
 

@@ -7,6 +7,7 @@
     payer     the open account that a request names, its plan read along
     payers    the accounts, open or closed, whose work is reported; payer_of for one
     allowed   what its plan allows, and the rate card that prices its usage; allowed_many for several accounts at once
+    forget    forgets what this process keeps of one account's plan, because it changed
     clear     forgets what this process keeps of them
 
 A plan version is kept for the whole subscription: a later version is for later subscribers.
@@ -15,9 +16,9 @@ A plan version is kept for the whole subscription: a later version is for later 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -52,6 +53,18 @@ class Allowed:
     anchor_at: datetime
     period_start: datetime
     period_end: datetime
+    #: Limits that staff set for this account alone, by meter: to how much, and whether that is more than it was.
+    overrides: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def limit_of(self, meter: str, own: int | None) -> int | None:
+        """How much a limit allows, which is ``own`` by the plan; None is no limit. What staff raised never allows less than the plan does,
+        and what they lowered never more: so another plan takes nothing of either away."""
+        if meter not in self.overrides:
+            return own
+        value, raises = self.overrides[meter]
+        if own is None:
+            return None if raises else value
+        return max(own, value) if raises else min(own, value)
 
     def period_at(self, at: datetime) -> tuple[datetime, datetime]:
         """The billing period that contains ``at``, also while the job that moves the subscription on is late."""
@@ -266,6 +279,11 @@ def allowed_many(*, accounts: Collection[Account]) -> dict[int, Allowed]:
     return {id_: _allowed(by_id[id_], *terms) for id_, terms in found.items()}
 
 
+def forget(*, account: Account) -> None:
+    """For whoever changed what counts for the account: this process knows once the transaction is done, others within a second."""
+    transaction.on_commit(lambda: _terms.forget(account.pk))
+
+
 def clear() -> None:
     """Forgets every account and plan that this process keeps: for whoever moves the clock, by which they are kept for a second."""
     _payers.clear()
@@ -281,9 +299,10 @@ def _allowed(
     end: datetime,
     seats: int,
     lapsed_at: datetime | None,
+    overrides: Mapping[str, Sequence[int]] | None,
 ) -> Allowed:
     """``lapsed_at``: when a plan that is not paid, or a trial, ended, while the job that makes it so is late: the default plan counts since
-    then."""
+    then. ``overrides``: see :class:`Allowed`."""
     plan = catalog.plan_version_by_id(plan_version_id=plan_version_id)
     if lapsed_at is not None:
         default = catalog.product_by_id(product_id=account.product_id).default_plan
@@ -294,7 +313,7 @@ def _allowed(
         plan = replace(plan, cost_tier=catalog.cost_tier(product_id=account.product_id, slug=account.cost_tier))
     if seats > 1 and plan.version.per_seat:
         plan = _for_members(plan, seats, own_tier=not account.cost_tier)
-    return Allowed(plan, account.rate_card or plan.version.rate_card, id_, anchor_at, start, end)
+    return Allowed(plan, account.rate_card or plan.version.rate_card, id_, anchor_at, start, end, overrides or {})
 
 
 def _for_members(plan: catalog.PlanTerms, seats: int, *, own_tier: bool) -> catalog.PlanTerms:
@@ -356,7 +375,11 @@ def _kept() -> tuple[_Payers, _Terms]:
 
 
 _LAPSED_AT = "case when coalesce(s.grace_ends_at, s.trial_ends_at) <= app_now() then coalesce(s.grace_ends_at, s.trial_ends_at) end"
-_TERMS = f"s.id, s.plan_version_id, s.anchor_at, s.current_period_start, s.current_period_end, s.seats, {_LAPSED_AT}"
+_OVERRIDES = (
+    "(select json_object_agg(o.meter, json_build_array(o.value, coalesce(o.value > o.was, false))) from billing_limitoverride o"
+    " where o.account_id = s.account_id and o.ended_at is null and o.ends_at > app_now())"
+)
+_TERMS = f"s.id, s.plan_version_id, s.anchor_at, s.current_period_start, s.current_period_end, s.seats, {_LAPSED_AT}, {_OVERRIDES}"
 _ENTITLED = f"s.status in {tuple(status.value for status in ENTITLED)}"
 _ENTITLED_TERMS = f"select s.account_id, {_TERMS} from billing_subscription s where s.account_id = any(%s::bigint[]) and {_ENTITLED}"  # noqa: S608
 _ACCOUNT_FIELDS = [field.attname for field in Account._meta.concrete_fields]

@@ -18,7 +18,7 @@ from django.db import transaction
 #: What whoever talks to customers looks at: what they have, what they used and paid, why they were refused. No cost, no margin.
 _CUSTOMERS: Final = """
     accounts: account apikey brand mail approval
-    billing: grant operation subscription stripeinvoice stripepayment checkout topup autotopup agreement pricemove planchange
+    billing: grant operation subscription stripeinvoice stripepayment checkout topup autotopup agreement pricemove planchange limitoverride
     metering: usagerecord openauthorization costthrottle guardstate spooledusage
     analytics: entry
     pricing: product plan planversion entitlement creditpack
@@ -44,7 +44,7 @@ _SUPPORT: Final = """
 _FINANCE: Final = """
     accounts: change_account change_apikey change_mail
     billing: add_operation approve_operation refund_stripepayment change_subscription change_pricemove change_stripeevent
-    billing: change_striperequest
+    billing: change_striperequest add_limitoverride change_limitoverride
     metering: add_throttle change_throttle change_guardstate add_cohort change_cohort
     analytics: change_alert add_providerbill add_draftreplay change_draftreplay add_marketingspend add_review
     analytics: add_billmapping change_billmapping

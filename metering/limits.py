@@ -144,7 +144,9 @@ def _request_size(account: Account, allowed: subscriptions.Allowed | None, quant
     What the product sets for all plans comes first where it is less, or refuses what the plan would only warn of.
     """
     limit = allowed.plan.limit("request_tokens", Entitlement.Window.REQUEST) if allowed else None
-    at_most, mode = (limit.limit, mode_of(account, limit)) if limit else (None, str(Entitlement.Mode.OFF))
+    at_most, mode = None, str(Entitlement.Mode.OFF)
+    if allowed is not None and limit is not None:
+        at_most, mode = allowed.limit_of("request_tokens/request", limit.limit), mode_of(account, limit)
     if mode == Entitlement.Mode.OFF:
         at_most = None
     asked = sum(quantity for name, quantity in (quantities or {}).items() if name in rating.TOKEN_COMPONENTS)
@@ -179,7 +181,8 @@ def counted(
     lifted: Collection[str] = (),
     switches: Switches = kill_switches.NOTHING,
 ) -> list[Counted]:
-    """The limits of the account's plan and cost tier, in order. ``cost_nanos`` is the wholesale estimate of what is asked.
+    """The limits of the account's plan and cost tier, or what staff set in their place, in order. ``cost_nanos`` is the wholesale estimate
+    of what is asked.
 
     ``objects``: also those on objects, which no request uses; they are there to be looked at. ``lifted``: meters of cost whose limits do
     not count for this account until their windows end, because staff lifted them. ``switches`` may let limits on cost only watch, and may
@@ -199,22 +202,24 @@ def counted(
 
     tier = allowed.plan.cost_tier
     if tier is not None:
-        add("requests", "requests", Entitlement.Window.HOUR, tier.requests_per_hour, 1, Entitlement.Mode.HARD)
+        hourly = allowed.limit_of("requests/hour", tier.requests_per_hour)
+        add("requests", "requests", Entitlement.Window.HOUR, hourly, 1, Entitlement.Mode.HARD)
     for limit in allowed.plan.limits:
+        at_most = allowed.limit_of(f"{limit.key}/{limit.window}", limit.limit) if allowed.overrides else limit.limit
         if limit.window == Entitlement.Window.OPEN:
-            add("concurrency", limit.key, limit.window, limit.limit, 1, mode_of(account, limit))
+            add("concurrency", limit.key, limit.window, at_most, 1, mode_of(account, limit))
         elif limit.window in _WINDOWS and limit.key == "requests":
-            add("requests", limit.key, limit.window, limit.limit, 1, mode_of(account, limit))
+            add("requests", limit.key, limit.window, at_most, 1, mode_of(account, limit))
         elif limit.window in _WINDOWS:
-            add("quota", limit.key, limit.window, limit.limit, counts.get(limit.key, 0), mode_of(account, limit))
+            add("quota", limit.key, limit.window, at_most, counts.get(limit.key, 0), mode_of(account, limit))
         elif limit.window == Entitlement.Window.COUNT and objects:
-            add("quota", limit.key, limit.window, limit.limit, 0, mode_of(account, limit))
+            add("quota", limit.key, limit.window, at_most, 0, mode_of(account, limit))
     cap = switches.cap() if switches.found else None
     if tier is not None or cap is not None:
         enforced = tier is not None and tier.throttle_on_exceed and not switches.first(Kind.THROTTLING)
         mode = Entitlement.Mode.HARD if enforced else Entitlement.Mode.SHADOW
-        daily = tier.daily_cost_nanos if tier is not None and f"cost/{Entitlement.Window.DAY}" not in lifted else None
-        monthly = tier.monthly_cost_nanos if tier is not None and f"cost/{Entitlement.Window.PERIOD}" not in lifted else None
+        daily = allowed.limit_of("cost/day", tier.daily_cost_nanos) if tier is not None and "cost/day" not in lifted else None
+        monthly = allowed.limit_of("cost/period", tier.monthly_cost_nanos) if tier is not None and "cost/period" not in lifted else None
         by, monthly_mode = None, mode
         if cap is not None and cap.cap_nanos is not None:
             capped = kill_switches.effective_cap_nanos(limit=monthly, mode=mode, cap=cap.cap_nanos)

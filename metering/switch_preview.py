@@ -107,7 +107,7 @@ def _cut_off(accounts: QuerySet[Account], cap: int, now: datetime) -> tuple[list
         periods = {id_: allowed.period_at(now) for id_, allowed in plans.items()}
         for id_, used in ledger.costs(windows=periods).items():
             tier = plans[id_].plan.cost_tier
-            own = tier.monthly_cost_nanos if tier and tier.throttle_on_exceed else None
+            own = plans[id_].limit_of("cost/period", tier.monthly_cost_nanos) if tier and tier.throttle_on_exceed else None
             mode = Entitlement.Mode.HARD if own is not None else Entitlement.Mode.OFF
             effective = kill_switches.effective_cap_nanos(limit=own, mode=mode, cap=cap)
             if used >= effective and (own is None or used < own):

@@ -28,6 +28,7 @@ from django.db.models import Min, Q, QuerySet
 from accounts import acts, webhooks
 from accounts.models import Account, Membership, User
 from billing import ledger, subscriptions
+from billing.models import LimitOverride
 from metering import kill_switches, limits
 from metering.kill_switches import Kind
 from metering.models import CostThrottle, Throttle, UsageCounter
@@ -394,7 +395,8 @@ def _accounts(
 ) -> Iterator[tuple[Account, subscriptions.Allowed, Costs, Collection[str]]]:
     """Accounts with what they have used and what was lifted for them; with ``ppm`` only who may have used that much of a limit.
 
-    No limit is lower than the lowest of the product's tiers, so whoever is below that is left out by the database.
+    No limit is lower than the lowest of the product's tiers, or than what staff set for the account: who is below that is left out by the
+    database.
     """
     least = Q() if ppm is None else Q(pk__in=[])
     if ppm is not None:
@@ -420,6 +422,9 @@ def _lowest(product: Product | None, now: datetime) -> Iterator[tuple[Q, str, in
         lowest = tiers.filter(**{f"{column}__isnull": False}).values_list("product_id").annotate(Min(column)).order_by()
         for product_id, limit in lowest:
             yield Q(account__product_id=product_id), meter, limit
+    lowered = LimitOverride.objects.filter(meter__in=_METERS, ended_at=None, ends_at__gt=now)
+    for account_id, meter, limit in lowered.values_list("account_id", "meter", "value"):
+        yield Q(account_id=account_id), meter, limit
     for switch in kill_switches.all_in_force(now=now):
         if switch.kind == Kind.COST_CAP and switch.cap_nanos is not None:
             of = (

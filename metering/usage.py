@@ -302,7 +302,9 @@ def reserve(*, account: Account, meter: str, object_ref: str, now: datetime) -> 
         others = [Layer("entitlement", allowed=False, meter=f"{meter}/count", reason=reason)]
     layers = [kill_switch, *others]
     refusal = Decision(tuple(layers)).refusal
-    at_most, mode = (limit.limit, limits.mode_of(account, limit)) if limit else (None, str(Entitlement.Mode.OFF))
+    at_most, mode = None, str(Entitlement.Mode.OFF)
+    if allowed is not None and limit is not None:
+        at_most, mode = allowed.limit_of(f"{meter}/count", limit.limit), limits.mode_of(account, limit)
     try:
         with ledger.throttling_off() if switches.first(Kind.THROTTLING) else nullcontext():
             places = ledger.reserve(
@@ -332,7 +334,8 @@ def unreserve(*, account: Account, meter: str, object_ref: str) -> tuple[ledger.
     """Gives an object's place back. :raises ledger.NotFound: there never was such an object."""
     allowed = subscriptions.allowed(account=account)
     limit = allowed.plan.limit(meter, Entitlement.Window.COUNT) if allowed else None
-    return ledger.unreserve(account_id=account.pk, meter=meter, object_ref=object_ref), limit.limit if limit else None
+    at_most = allowed.limit_of(f"{meter}/count", limit.limit) if allowed and limit else None
+    return ledger.unreserve(account_id=account.pk, meter=meter, object_ref=object_ref), at_most
 
 
 def _passed(account: Account, layer: Layer) -> None:

@@ -3,6 +3,7 @@
     find        every pack, included credit and cost limit of a document, with the prices and the mix that it is given
     look        the same, with the price book of ``at`` and the mix that was observed, or that the catalog expects
     refused     what a change of the document may not do without a second person
+    at_limit    what one customer leaves who costs as much as a limit allows
     report      findings as lines of text
 
 Every pack is looked at under every rate card that a plan may burn it by. Nothing here writes; everything but :func:`look` and
@@ -136,6 +137,15 @@ def _books(document: Document, mix: Mix | None, at: datetime) -> dict[str, ratin
     return {model: catalog.price_book(model=model, at=at) for model in sorted(models(document, mix))}
 
 
+def at_limit(document: Document, *, name: str, price: Fraction, limit: Fraction, months: int) -> Finding:
+    """What ``price`` dollars for ``months`` months leave, each of ``limit`` dollars of cost, by the product's fee and margins."""
+    product = document["product"]
+    target, floor = (_share(product.get(f"{which}_margin_percent")) for which in ("target", "floor"))
+    return margin_lint.at_limit(
+        offer="", name=name, price=price, limit=limit, months=months, is_enforced=True, fee=_fee(product), target=target, floor=floor
+    )  # fmt: skip
+
+
 class _Reader:
     """One document, its fee, its margins and the rates of its cards."""
 
@@ -144,7 +154,7 @@ class _Reader:
         self.product = document["product"]
         self.books = books
         self.mix = mix
-        self.fee = Fee(Fraction(self.product.get("payment_fee_percent", "0")) / 100, Fraction(self.product.get("payment_fee", "0")))
+        self.fee = _fee(self.product)
         self.target, self.floor = (_share(self.product.get(f"{name}_margin_percent")) for name in ("target", "floor"))
         self.cards: dict[str, Rates | str] = {slug: self.rates(card) for slug, card in document.get("rate_cards", {}).items()}
 
@@ -222,6 +232,10 @@ def _card(card: dict[str, Any]) -> rating.RateCard:
         multipliers={model: _ppm(value, 10**6) for model, value in card.get("multipliers", {}).items()},
         retail=retail,
     )
+
+
+def _fee(product: dict[str, Any]) -> Fee:
+    return Fee(Fraction(product.get("payment_fee_percent", "0")) / 100, Fraction(product.get("payment_fee", "0")))
 
 
 def _ppm(value: str, scale: int) -> int:

@@ -44,6 +44,7 @@ balance and entries  |        | R     | R      | R     | R     |             |  
 usage                |        | R     | R      | R     | R     | C           | R          |              | R       | R       | R
 holds                |        |       |        |       |       | C           |            |              |         |         |
 limits               |        | R     | R      | R     | R     |             | R          |              | RU      | RU      | RU
+limit of one account |        |       |        |       |       |             |            |              |         | C       | C
 stop of an account   |        |       |        |       |       |             |            |              |         | C       | C
 plan and checkout    |        | CU    |        | CU    | CU    |             |            |              |         |         |
 invoices             |        | R     | R      | R     | R     |             |            | R            | R       | R       | R
@@ -197,6 +198,7 @@ SURFACES: dict[str, dict[str, tuple[Ask, Ask, Ask]]] = {
         "R": (page(A), api(API + "usage/limits"), desk("metering_costthrottle_changelist")),
         "U": (NONE, NONE, desk("accounts_account_resume", args=team)),
     },
+    "limit of one account": {"C": (NONE, NONE, desk("accounts_account_override", args=team))},
     "stop of an account": {"C": (NONE, NONE, desk("accounts_account_stop", args=team))},
     "plan and checkout": {
         "C": (page(A + "buy/", "post"), api(API + "billing/checkout", "post"), NONE),

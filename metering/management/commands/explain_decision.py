@@ -12,7 +12,7 @@ from django.utils import timezone
 from accounts import api
 from accounts.models import Account
 from billing import subscriptions
-from metering import limits, usage
+from metering import limits, overrides, usage
 from pricing import rating
 
 _SAID = ("feature", "user", "session", "run")
@@ -59,6 +59,11 @@ class Command(BaseCommand):
             )
             self.stdout.write("  " + "  ".join(cells).rstrip())
         self.stdout.write("")
+        for one in overrides.in_force(account=account, now=now):
+            self.stdout.write(
+                f"{one.row.meter} is {one.value} until {one.row.ends_at:%Y-%m-%d %H:%M} UTC, where the plan says {one.plans}: "
+                f"{one.row.actor} set it, {one.row.reason}"
+            )
         for layer in decision.passed:
             if layer.name == "guard":
                 advice = f" It ends {_until(layer.resets_at, now)}." if layer.resets_at else " It ends when spending is low again."
