@@ -52,7 +52,7 @@ def components(quantities: list[int]) -> str:
 @admin.register(UsageRecord)
 class UsageRecordAdmin(LedgerAdmin):
     list_display = ("event_at", "account", "model", "feature", "outcome_", "cost", "price", "margin")
-    list_filter = (within("recorded_at"), "outcome", "account__product")
+    list_filter = (within("event_at"), "outcome", "account__product")  # by the time that is indexed
     list_select_related = ("account__product", "model", "feature")
     ordering = ("-recorded_at", "-id")
     fieldsets = (

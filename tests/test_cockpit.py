@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from accounts import acts, api_keys
 from accounts.models import Account, Mail, Membership, User, WebhookEvent
-from analytics import account_search
+from analytics import account_search, overview, rollups
 from analytics.tests.world import NANOS, World
 from billing import ledger, stripe_api
 from billing.models import StripeCustomer, StripeEvent, StripeInvoice, StripePayment, StripeSubscription, Subscription
@@ -57,6 +57,17 @@ def figures(shown: str) -> dict[str, str]:
 
 def words(markup: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]+>", "", markup)).split())
+
+
+def test_an_account_counts_once_a_day_whether_its_use_is_folded_or_not(rover: World) -> None:
+    now = timezone.now()
+    rollups.fold()
+    for account in (rover.accounts[0], rover.account("Alan Turing")):
+        for _ in range(2):
+            ledger.record(rover.event(account, cost=1, price=1, at=now))
+    for one in (rover.product, None):
+        active = overview.look(products=[rover.product], one=one, days=30, now=now).active
+        assert {day.day: day.accounts for day in active if day.accounts} == {now.date(): 2, now.date() - timedelta(days=20): 1}
 
 
 class TestDashboard:

@@ -12,9 +12,10 @@ with months as (
 ), sizes as (
   select cohort, count(*) as accounts from signed group by 1
 ), used as (
-  select s.cohort, date_trunc('month', l.day)::date as month, count(distinct l.account_id) as active
-  from live_rollup_account l join signed s on s.id = l.account_id
-  where l.day >= %(first)s and l.records > 0
+  select s.cohort, l.month, count(*) as active
+  from (
+    select account_id, date_trunc('month', day::timestamp)::date as month from live_rollup_account where day >= %(first)s and records > 0 group by 1, 2) l
+    join signed s on s.id = l.account_id
   group by 1, 2
 ), kept as (
   select s.cohort, m.month, count(distinct r.account_id) as paying, sum(r.mrr_nanos) as mrr
