@@ -90,6 +90,8 @@ def look(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpR
 
     def middleware(request: HttpRequest) -> HttpResponse:
         path = request.path
+        if settings.SESSION_COOKIE_NAME not in request.COOKIES:  # what nobody is signed in to does not differ by who is
+            return get_response(request)
         if path.startswith((reverse("admin:index"), *_OPEN, settings.STATIC_URL)) or _KEY not in request.session:
             return get_response(request)
         actor, now, looking = request.user, timezone.now(), of(request)

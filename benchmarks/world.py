@@ -142,6 +142,9 @@ def _copy_the_call(connection: psycopg.Connection) -> None:
         "price_ids": "p.price_ids",
         "event_at": "p.at", "recorded_at": "p.at", "authorized_at": "p.at", "expires_at": "p.at + interval '1 hour'",
         "first_seq": "p.seq", "balance_after": "g.granted - (p.seq - 1) * m.price_nanos",
+        "seal": "usage_seal(usage_sealed(p.account_id, p.id, m.outcome::text, p.at, p.at, null, p.model_id, m.service_level, m.quantities,"
+        " m.rate_card_id, p.price_ids, m.unit_id, m.cost_nanos, m.price_nanos, m.value_nanos, m.waived_nanos, m.hold, p.seq,"
+        " (select usage_movement(g.id, e.amount, e.debt_delta, e.cash_nanos, e.fee_nanos) from the_entry e)))",
     }  # fmt: skip
     entry: dict[str, LiteralString] = {
         "account_id": "p.account_id", "seq": "p.seq", "grant_id": "g.id", "usage_id": "p.id", "effective_at": "p.at", "recorded_at": "p.at",

@@ -37,7 +37,7 @@ answer = Client().get("/health/ready", headers={"host": "billing.example.com"})
 print(answer.status_code, answer.json()["checks"])
 """
 #: Set by the system or by whoever runs us or our tests, not by an operator.
-SURROUNDINGS = {"PATH", "CI", "CHROMIUM", "TOLLGATE_SCREENSHOTS", "DJANGO_ALLOW_ASYNC_UNSAFE"}
+SURROUNDINGS = {"PATH", "CI", "CHARGES", "CHROMIUM", "TOLLGATE_SCREENSHOTS", "DJANGO_ALLOW_ASYNC_UNSAFE"}
 
 
 def production(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -31,8 +31,8 @@ TABLES = {
     "account_state": "account_id", "wallet": "unit_id", "credit_grant": "id", "open_authorization": "key_hash", "usage_record": "key_hash",
     "ledger_entry": "seq", "usage_counter": "meter, window_start", "rollup_delta": "t::text", "output_delta": "t::text",
 }  # fmt: skip
-#: Columns that name rows by numbers which are never used twice.
-NAMES = ("id", "grant_id", "usage_id", "operation_id")
+#: Columns that name rows by numbers which are never used twice, or are made of such numbers.
+NAMES = ("id", "grant_id", "usage_id", "operation_id", "seal")
 
 
 def acts(seed: int) -> list[tuple[int, tuple[Any, ...]]]:
