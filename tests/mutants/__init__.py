@@ -263,13 +263,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "another account's hold can be released", "billing/sql/ledger.sql",
-        "where account_id = p_account and id = p_id;\n  if not found then\n    return usage_settled(p_account, p_id, 'released', null);",
-        "where id = p_id;\n  if not found then\n    return usage_settled(p_account, p_id, 'released', null);", (LIVES,),
+        "  a := usage_unfinished(p_account, p_id, v_now);\n  if a.id is null then\n    return usage_settled(p_account, p_id, 'released', null);",
+        "  select * into a from open_authorization where id = p_id;\n  if a.id is null then\n    return usage_settled(p_account, p_id, 'released', null);",
+        (LIVES,),
     ),
     Mutant(
         "hold that timed out is over at once", "billing/sql/ledger.sql",
-        "if a.state = 'open' and usage_end(a) > p_now - interval '7 days' then\n      if a.held > 0 then",
-        "if false then\n      if a.held > 0 then", (VERBS,),
+        "    if usage_end(a) <= p_now - interval '7 days' then\n      select * into a",
+        "    if true then\n      select * into a", (VERBS,),
     ),
     # Refunds and the calendar.
     Mutant(
