@@ -476,7 +476,7 @@ def dollars(nanos: int) -> str:
 def words(unit: Unit, value: Fraction | int) -> str:
     """A value of a metric as people write it: ``61.3 %``, ``$500.00``, ``26 h``, ``12``."""
     match unit:
-        case "share" if abs(value) >= MOST:
+        case "share" if not -MOST < value < MOST:
             return "beyond measure (no revenue)"
         case "share":
             hundredths = round(Fraction(value) / 100)

@@ -263,9 +263,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "another account's hold can be released", "billing/sql/ledger.sql",
-        "  a := usage_unfinished(p_account, p_id, v_now);\n  if a.id is null then\n    return usage_settled(p_account, p_id, 'released', null);",
-        "  select * into a from open_authorization where id = p_id;\n  if a.id is null then\n    return usage_settled(p_account, p_id, 'released', null);",
-        (LIVES,),
+        "  a := usage_unfinished(p_account, p_id, v_now);\n  if a.id is null then\n"
+        "    return usage_settled(p_account, p_id, 'released', null);",
+        "  select * into a from open_authorization where id = p_id;\n  if a.id is null then\n"
+        "    return usage_settled(p_account, p_id, 'released', null);", (LIVES,),
     ),
     Mutant(
         "hold that timed out is over at once", "billing/sql/ledger.sql",
