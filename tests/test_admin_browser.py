@@ -22,6 +22,7 @@ from billing import ledger
 from billing.tests.test_calendar import schedule
 from metering import usage
 from metering.models import ShadowRefusal, UsageRecord
+from metering.tests.limited import PER_TOKEN, Shop
 from pricing.models import CatalogChange, PriceProposal
 from tests import factories
 from tests.test_browser import keep, pytestmark
@@ -194,6 +195,24 @@ def test_a_grant_is_previewed_then_confirmed(server: str, ada: Account, context:
     page.get_by_role("button", name="Confirm").click()
     assert "$12.50 granted." in page.locator("body").inner_text()
     assert "Sorry for the outage on Monday" in page.locator("body").inner_text()
+    assert complaints == []
+
+
+def test_who_is_throttled_is_found_in_the_list_and_works_again(server: str, context: BrowserContext) -> None:
+    shop = Shop.new(tier={"monthly_cost_nanos": 100 * PER_TOKEN})
+    shop.use(tokens=100)
+    page, complaints = watched(context, server)
+    width = page.viewport_size["width"]  # type: ignore[index]
+    page.goto(f"{server}/admin/metering/costthrottle/?product={shop.product.pk}")
+    assert "1 of 1 active account is throttled" in page.locator("body").inner_text()
+    keep(page, f"admin-throttled-{width}")
+    page.locator("table").first.get_by_role("link").first.click()
+    page.get_by_role("link", name="Resume…").click()
+    page.get_by_label("Reason").fill("A loop that they have mended")
+    page.get_by_role("button", name="Resume the account").click()
+    page.get_by_text("works again.").wait_for()
+    assert shop.refused_by() is None
+    assert "A loop that they have mended" in page.locator("body").inner_text()
     assert complaints == []
 
 
