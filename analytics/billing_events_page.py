@@ -8,6 +8,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from django.contrib import admin
+from django.contrib.admin.utils import quote
 from django.core.exceptions import PermissionDenied
 from django.db import connection
 from django.http import HttpRequest, HttpResponse
@@ -42,7 +43,7 @@ class Event:
 
     @property
     def url(self) -> str:
-        return reverse(f"admin:{self.page}_change", args=[self.key])
+        return reverse(f"admin:{self.page}_change", args=[quote(self.key)])
 
 
 def billing_events_view(request: HttpRequest) -> HttpResponse:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from django.apps import apps
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.utils import quote
 from django.contrib.admin.views.main import ChangeList as BaseChangeList
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -67,7 +68,7 @@ def exactly(nanos: int, in_unit: Unit) -> SafeString:
 
 def link(page: str, key: object, text: object) -> SafeString:
     """To the admin page of one row."""
-    return format_html('<a class="tg-link" href="{}">{}</a>', reverse(f"admin:{page}_change", args=[key]), text)
+    return format_html('<a class="tg-link" href="{}">{}</a>', reverse(f"admin:{page}_change", args=[quote(key)]), text)
 
 
 class AccountChangeList(ChangeList):  # type: ignore[misc]

@@ -19,7 +19,7 @@ from django.db import transaction
 _CUSTOMERS: Final = """
     accounts: account apikey brand mail approval
     billing: grant operation subscription stripeinvoice stripepayment checkout topup autotopup agreement pricemove planchange limitoverride
-    metering: usagerecord openauthorization costthrottle guardstate spooledusage
+    metering: usagerecord openauthorization costthrottle guardstate spooledusage refusal
     analytics: entry
     pricing: product plan planversion entitlement creditpack
     admin: logentry

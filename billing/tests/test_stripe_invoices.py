@@ -8,13 +8,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.contrib.admin.utils import quote, unquote
 from django.contrib.auth.models import Permission
 from django.test import Client
-from django.urls import reverse
+from django.urls import resolve, reverse
 
 from accounts import tenancy
 from accounts.models import Account, Membership, User
-from billing import audit, stripe_inbox
+from billing import admin, audit, stripe_inbox
 from billing.models import StripeInvoice, StripePayment
 from billing.tests.stripe_stub import FEBRUARY, JANUARY, MARCH, Obj, Stub
 from billing.tests.test_stripe_inbox import NOW, balance, receive, stub, work
@@ -160,6 +161,13 @@ class TestApi:
         assert balance(shop)[0] > 12 * NANOS
 
 
+@pytest.mark.parametrize("key", ["pi_3F1x", "pi_3AbC", "in_2Fq", "cus_5F", "pi_1"])
+def test_a_link_leads_to_its_row_whatever_its_id_looks_like(key: str) -> None:
+    """Admin reads an underscore with two digits after it as a character that addresses may not have."""
+    address = admin.link("billing_stripepayment", key, "paid").split('"')[3]
+    assert unquote(resolve(address).kwargs["object_id"]) == key
+
+
 def test_staff_find_invoices_and_payments(stub: Stub, shop: Account, customer: str) -> None:
     invoice = stub.invoice(stub.subscription(customer, "price_core"), 2_500)
     intent = stub.pack(customer, "price_pack", 1_000)
@@ -171,6 +179,6 @@ def test_staff_find_invoices_and_payments(stub: Stub, shop: Account, customer: s
     for model, id, words in (("stripeinvoice", invoice["id"], "25.00 USD"), ("stripepayment", intent["id"], "10.00 USD")):
         listed = client.get(reverse(f"admin:billing_{model}_changelist"), {"within": "all", "q": id}).content.decode()
         assert words in listed
-        page = client.get(reverse(f"admin:billing_{model}_change", args=[id])).content.decode()
+        page = client.get(reverse(f"admin:billing_{model}_change", args=[quote(id)])).content.decode()
         assert words in page
         assert "https://stripe.test/" in page
