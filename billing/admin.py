@@ -68,7 +68,7 @@ def exactly(nanos: int, in_unit: Unit) -> SafeString:
 
 def link(page: str, key: object, text: object) -> SafeString:
     """To the admin page of one row."""
-    return format_html('<a class="tg-link" href="{}">{}</a>', reverse(f"admin:{page}_change", args=[quote(key)]), text)
+    return format_html('<a class="tg-link" href="{}">{}</a>', reverse(f"admin:{page}_change", args=[quote(str(key))]), text)
 
 
 class AccountChangeList(ChangeList):  # type: ignore[misc]
