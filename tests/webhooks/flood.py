@@ -51,7 +51,7 @@ WEB_THREADS = 8
 #: So many deliveries come for each customer that lives.
 A_CUSTOMER = 400
 LEAST_CUSTOMERS = 10
-KILL_EVERY_SECONDS = 4
+KILL_EVERY_SECONDS = 1
 WAIT_SECONDS = 60
 HUGE_BYTES = 5_000_000
 
